@@ -1,0 +1,38 @@
+"""Inception networks for high and low resolution, and their training.
+
+>>> model = create_backbone("inception_v3_79", num_classes=21)
+>>> logits = model.eval()(images)  # float [N, 3, 79, 79], normalised by model.spec.mean and .std
+"""
+
+from backbones.errors import UserError
+from backbones.inception import InceptionOutput, InceptionV3, create_backbone
+from backbones.specs import SPECS, BackboneSpec
+from backbones.weights import (
+    from_timm,
+    from_torchvision,
+    load_backbone,
+    load_weights,
+    save_backbone,
+    save_weights,
+    to_timm,
+    to_torchvision,
+    warm_start,
+)
+
+__all__ = [
+    "SPECS",
+    "BackboneSpec",
+    "InceptionOutput",
+    "InceptionV3",
+    "UserError",
+    "create_backbone",
+    "from_timm",
+    "from_torchvision",
+    "load_backbone",
+    "load_weights",
+    "save_backbone",
+    "save_weights",
+    "to_timm",
+    "to_torchvision",
+    "warm_start",
+]

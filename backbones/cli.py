@@ -1,0 +1,31 @@
+"""What every command-line tool does around its work: one-line errors and exit codes."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from backbones.errors import UserError
+from backbones.progress import console_handler
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool: what the user can mend becomes one line on stderr instead of a traceback.
+
+    A `UserError` exits with code 2 and Ctrl-C with 130, as shells expect. Anything else is a
+    defect of this package and keeps its traceback. Log messages go to stderr.
+    """
+    logging.basicConfig(level=logging.INFO, handlers=[console_handler()])
+    try:
+        main()
+    except UserError as error:
+        exit_with_error(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def exit_with_error(error: UserError) -> NoReturn:
+    """Print the error as one line on stderr and exit with code 2."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)

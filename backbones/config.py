@@ -1,0 +1,221 @@
+"""Typed configuration: dataclasses filled from one YAML file plus dotted command-line overrides."""
+
+import dataclasses
+import os
+import sys
+import types
+from argparse import ArgumentError
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from backbones.cli import exit_with_error
+from backbones.errors import UserError
+from backbones.files import atomic_write
+
+Config = TypeVar("Config")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse_config(
+    config_class: type[Config], argv: list[str] | None = None, description: str = ""
+) -> Config:
+    """Read a configuration from the command line.
+
+    `--config FILE.yaml` is applied first wherever it stands, then `--key value` and
+    `--group.key value` in their order. `--help` explains every key from the string below the
+    dataclass field. A mistake prints one line to stderr that names the key and what was expected,
+    and exits with code 2.
+
+    Args:
+        config_class: a dataclass; fields may be dataclasses themselves.
+        argv: arguments without the program name; None takes those of the process.
+        description: what the tool does, for `--help`.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        arguments = _config_file_first(arguments)
+        for path in arguments[1:2] if arguments[:1] == ["--config"] else ():
+            _check_keys(config_class, read_yaml(path), where=path)
+        return _parse(config_class, description, arguments)
+    except UserError as error:
+        exit_with_error(error)
+
+
+def from_dict(config_class: type[Config], values: Mapping[str, Any]) -> Config:
+    """The configuration that `to_dict` was given; missing keys take their defaults.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type.
+    """
+    _check_keys(config_class, values, where="configuration")
+    parser = _parser(config_class, "")
+    try:
+        namespace = parser.parse_object(dict(values))
+    except ArgumentError as error:
+        raise UserError(_one_line(error)) from error
+    return _build(config_class, namespace, "")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts, lists, numbers and strings, fit for YAML and JSON."""
+    return {
+        field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)
+    }
+
+
+def save_config(path: str | os.PathLike[str], config: Any) -> None:
+    """Write a configuration as YAML that `--config` reads back."""
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(to_dict(config), file, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UserError: the file is missing, empty, not YAML, no mapping, or has a key twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read config file: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a YAML file: it is not UTF-8 text") from error
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {error.problem or 'not valid YAML'}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not a YAML file: {_one_line(error)}") from error
+    if values is None:
+        raise UserError(f"{path}: the config file is empty: expected lines `key: value`")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected lines `key: value`, got a {type(values).__name__}")
+    return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; PyYAML would take the last."""
+
+
+def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.value in seen:
+            problem = f"key {key_node.value!r} stands twice, keep one"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        seen.add(key_node.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
+
+
+def _config_file_first(arguments: list[str]) -> list[str]:
+    """Move `--config FILE` to the front, so that overrides win wherever it was written."""
+    files, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--config":
+            path = next(remaining, None)
+            if path is None:
+                raise UserError("--config: expected a YAML file after it")
+            files.append(path)
+        elif argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+        else:
+            rest.append(argument)
+    if len(files) > 1:
+        raise UserError(f"--config: expected one file, got {len(files)}: {', '.join(files)}")
+    return [*(["--config", files[0]] if files else []), *rest]
+
+
+def _parser(config_class: type, description: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False, default_env=False, allow_abbrev=False, description=description
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    parser.add_class_arguments(config_class)
+    return parser
+
+
+def _parse(config_class: type[Config], description: str, arguments: list[str]) -> Config:
+    try:
+        namespace = _parser(config_class, description).parse_args(arguments)
+    except ArgumentError as error:
+        raise UserError(_one_line(error)) from error
+    return _build(config_class, namespace, "")
+
+
+def _build(config_class: type[Config], values: Namespace, prefix: str) -> Config:
+    """Make the dataclass, refusing the `null` that jsonargparse lets through for any key."""
+    hints = get_type_hints(config_class)
+    arguments = {}
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        key, hint, value = prefix + field.name, hints[field.name], values[field.name]
+        if value is None and not _accepts_none(hint):
+            expected = "a group of keys" if dataclasses.is_dataclass(hint) else _type_name(hint)
+            raise UserError(f"{key}: expected {expected}, got null")
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            value = _build(hint, value, f"{key}.")
+        arguments[field.name] = value
+    return config_class(**arguments)
+
+
+def _check_keys(
+    config_class: type, values: Mapping[str, Any], where: str, prefix: str = ""
+) -> None:
+    """Name an unknown key in full, and a group that is not one, before jsonargparse does."""
+    hints = get_type_hints(config_class)
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(
+                f"{where}: unknown key {prefix}{key}: expected one of {', '.join(known)}"
+            )
+        hint = hints[key]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                got = "null" if value is None else repr(value)
+                raise UserError(f"{where}: {prefix}{key}: expected a group of keys, got {got}")
+            _check_keys(hint, value, where, f"{prefix}{key}.")
+
+
+def _accepts_none(hint: Any) -> bool:
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_accepts_none(choice) for choice in get_args(hint))
+    return hint is Any or hint is types.NoneType
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _one_line(error: Exception) -> str:
+    """The parser's message on one line, in the words of YAML rather than of Python."""
+    text = " ".join(str(error).split())
+    for name in ("str", "int", "float", "bool", "tuple", "list", "dict"):
+        text = text.replace(f"<class '{name}'>", name)
+    text = text.replace("typing.", "").replace("Expected a ", "expected ")
+    if text.startswith('Parser key "'):
+        key, _, rest = text.removeprefix('Parser key "').partition('":')
+        text = f"{key}: {rest.strip()}"
+    return text.replace(". Got value: ", ", got ")
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, list | tuple):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _to_plain(item) for key, item in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value

@@ -1,0 +1,13 @@
+"""The one exception that means "the user can fix this", shown by the tools as a single line."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a file, a config key, a box.
+
+    The message is one line that names the culprit, says what was expected, and what to do. The
+    tools print it without a traceback and exit with code 2; library callers catch a `ValueError`.
+    """
+
+
+class ImageError(UserError):
+    """An image file that is missing, truncated, or not an image."""

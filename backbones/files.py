@@ -1,0 +1,89 @@
+"""The one place that opens images and the one place that writes files."""
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from backbones.errors import ImageError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """Read an image file as a `uint8` RGB tensor `[3, H, W]`, upright as its EXIF tag says.
+
+    Grey, palette, CMYK and 16-bit files are converted; transparency is dropped.
+
+    Raises:
+        ImageError: the file is missing, truncated, or no image; the message names it.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot read image: {error.strerror or error}") from error
+    return decode_image(data, name=str(path))
+
+
+def decode_image(data: bytes, name: str) -> Tensor:
+    """Decode an image held in memory; as `read_image`, with `name` used in error messages."""
+    if not data:
+        raise ImageError(f"{name}: the image file is empty")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I;16"):
+                # PIL would clip 16-bit grey to 255 instead of scaling it.
+                grey = (np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)
+                pixels = np.repeat(grey[..., None], 3, axis=2)
+            else:
+                upright = ImageOps.exif_transpose(image)
+                pixels = np.array(upright.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image in a known format") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: image too large: {error}") from error
+    # Pillow's decoders raise several types on damaged data, SyntaxError for broken PNG chunks.
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"{name}: corrupt or truncated image: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def write_image(path: str | os.PathLike[str], image: Tensor) -> None:
+    """Write a `uint8` RGB tensor `[3, H, W]` atomically, in the format that the suffix names."""
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+    with atomic_write(path) as file:
+        pixels.save(file, format=Image.registered_extensions()[Path(path).suffix.lower()])
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
+    """Open a temporary file that replaces `path` when the block ends without an exception.
+
+    A reader sees the old file or the whole new one, also when the process or the machine dies in
+    between. The parent folder is made where it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoding = None if "b" in mode else "utf-8"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; results are as readable as any other file of the user.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,186 @@
+"""Training a backbone as an image classifier: what `tools/train_backbone.py` runs."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from backbones import InceptionV3, create_backbone
+from backbones.config import to_dict
+from backbones.device import resolve_device
+from backbones.errors import UserError
+from backbones.evaluation import evaluate_classifier
+from backbones.image_sources import open_split
+from backbones.images import (
+    AugmentConfig,
+    EvaluationImages,
+    ImageBatch,
+    TrainingImages,
+    collate,
+    normalize,
+)
+from backbones.order import EpochSampler, derive_seed, training_loader
+from backbones.recipe import OptimConfig, classification_loss
+from backbones.runs import RunFolder
+from backbones.signals import ignore_stop_signals
+from backbones.training import TrainingState, fit
+from backbones.weights import load_weights, save_backbone, warm_start
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Which images."""
+
+    root: str = "data/imagenet"
+    """Folder with train/CLASS/* and val/CLASS/*, or with shards train-*.tar and val-*.tar."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes to training images."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network."""
+
+    variant: str = "inception_v3"
+    """A name that `create_backbone` knows; the image size follows it."""
+    width: float = 1.0
+    """Width multiplier."""
+    aux: Literal["none", "plain", "batch_norm"] = "batch_norm"
+    """Auxiliary classifier in training: none, as in Inception-v2, or with batch normalisation."""
+    dropout: float = 0.2
+    """Dropout before the classifier."""
+    weights: str | None = None
+    """Checkpoint (.safetensors) of any variant to start from; null starts at random."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One classification training run."""
+
+    run: str = "runs/backbone"
+    """Folder for checkpoints, log, curves and weights."""
+    data: ImagesConfig = field(default_factory=ImagesConfig)
+    """Which images."""
+    model: NetworkConfig = field(default_factory=NetworkConfig)
+    """Which network."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over the classes."""
+    aux_weight: float = 0.3
+    """Weight of the auxiliary classifier's loss."""
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images in a step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` computes the forward pass under autocast; weights stay fp32."""
+    workers: int = 1
+    """Processes that read and augment images; 0 does it in the training process."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    resume: bool = False
+    """Continue the run in the run folder from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "eval_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.workers < 0:
+            raise UserError(f"workers must be 0 or more, got {self.workers}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.aux_weight < 0:
+            raise UserError(f"aux_weight must be 0 or more, got {self.aux_weight}")
+
+
+def pretrain(config: PretrainConfig) -> TrainingState:
+    """Train as configured; leaves `best.safetensors` and `last.safetensors` in the run folder.
+
+    Raises:
+        UserError: data, weights, device or run folder are not as the config says.
+    """
+    device = resolve_device(config.device)
+    train_source = open_split(config.data.root, "train")
+    val_source = open_split(config.data.root, "val", train_source.class_names)
+    class_names = list(train_source.class_names)
+    torch.manual_seed(derive_seed(config.seed))
+    model = create_backbone(
+        config.model.variant,
+        num_classes=len(class_names),
+        width=config.model.width,
+        aux=config.model.aux,
+        dropout=config.model.dropout,
+    )
+    if config.model.weights is not None:
+        warm_start(model, load_weights(config.model.weights)[0])
+    # channels_last: convolutions on both CPU and GPU are faster in it.
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    spec = model.spec
+
+    sampler = EpochSampler(
+        len(train_source), config.batch_size, epochs=config.epochs, seed=config.seed
+    )
+    loader = training_loader(
+        TrainingImages(
+            train_source, spec.input_size, config.data.augment, config.seed, spec.interpolation
+        ),
+        sampler,
+        workers=config.workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
+    val_loader: DataLoader = DataLoader(
+        EvaluationImages(val_source, spec.input_size, spec.crop_fraction, spec.interpolation),
+        batch_size=config.batch_size,
+        num_workers=config.workers,
+        collate_fn=collate,
+        worker_init_fn=ignore_stop_signals,
+    )
+
+    def classify(model: nn.Module, images: Tensor) -> Any:
+        images = normalize(images.to(device, non_blocking=True), spec.mean, spec.std)
+        return model(images.contiguous(memory_format=torch.channels_last))
+
+    def loss_fn(model: nn.Module, batch: ImageBatch) -> Mapping[str, Tensor]:
+        labels = batch.labels.to(device, non_blocking=True)
+        output = classify(model, batch.images)
+        return classification_loss(output, labels, config.label_smoothing, config.aux_weight)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return evaluate_classifier(lambda images: classify(model, images), val_loader)
+
+    def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
+        save_backbone(
+            path, cast(InceptionV3, model), class_names, metrics=metrics, training=to_dict(config)
+        )
+
+    with RunFolder(config.run, config, resume=config.resume) as run:
+        logger.info(
+            "%s: %d training and %d validation images, %d classes, %d px",
+            *(config.model.variant, len(train_source), len(val_source)),
+            *(len(class_names), spec.input_size),
+        )
+        return fit(
+            model,
+            loader,
+            loss_fn,
+            config.optim,
+            run,
+            evaluate=evaluate,
+            eval_every=config.eval_every,
+            best_metric="top1",
+            save=save,
+            precision=config.precision,
+        )

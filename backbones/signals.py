@@ -1,0 +1,49 @@
+"""Ending a run when a scheduler or the user asks for it, at a moment that loses nothing."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class StopSignals:
+    """While entered, the first SIGTERM or Ctrl-C is noted in `received`; the second acts at once.
+
+    Only the main thread can receive signals; elsewhere this does nothing.
+    """
+
+    received: signal.Signals | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._former = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again = self.received is not None
+        self.received = signal.Signals(number)
+        if again:
+            self.leave()
+
+    def leave(self) -> None:
+        """End as the received signal asks: KeyboardInterrupt, or exit code 143."""
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which a shell or scheduler sends to the whole group of processes,
+    to the main process: it finishes its step, writes a checkpoint and then ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,68 @@
+"""What each network variant is: plain facts, checked against the built networks by the tests."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Layout = Literal["released", "table1", "v2"]
+ReceptiveField = Literal["299", "151", "79", "79_naive"]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """One variant of the network.
+
+    Attributes:
+        name: the variant's name, as `create_backbone` takes it.
+        layout: which convolutions there are. `released` is the network whose weights were
+            published; `table1` is the network as Table 1 of the paper prints it; `v2` is
+            Inception-v2, the base of the paper's ablation. Variants of one layout hold parameters
+            of the same names and shapes, so each can start from the weights of any other.
+        receptive_field: where the stem shrinks the image. `299` by a convolution of stride 2 and a
+            max-pool, `151` by the pool alone, `79` by neither. `79_naive` is the `299` network fed
+            small images, the baseline the paper argues against.
+        input_size: side in pixels of the square image it is meant for. Any other works from
+            `min_size` on.
+        min_size: smallest side of an image that leaves a pixel for the last blocks.
+        mean: subtracted from RGB values scaled to `[0, 1]`.
+        std: divided by after that.
+        interpolation: how images are resized for evaluation.
+        crop_fraction: side of the centre crop over the side of the resized image.
+        grids: sides of the maps after the A, B and C blocks for an image of `input_size`.
+        num_features: channels before the classifier at width 1.
+    """
+
+    name: str
+    layout: Layout
+    receptive_field: ReceptiveField
+    input_size: int
+    min_size: int
+    grids: tuple[int, int, int]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bilinear"
+    crop_fraction: float = 0.875
+    num_features: int = 2048
+
+
+def _variants(layout: Layout, suffix: str) -> list[BackboneSpec]:
+    return [
+        BackboneSpec(f"inception_v3{suffix}", layout, "299", 299, 75, (35, 17, 8)),
+        BackboneSpec(f"inception_v3_151{suffix}", layout, "151", 151, 39, (35, 17, 8)),
+        BackboneSpec(f"inception_v3_79{suffix}", layout, "79", 79, 21, (36, 17, 8)),
+        BackboneSpec(f"inception_v3_79_naive{suffix}", layout, "79_naive", 79, 75, (7, 3, 1)),
+    ]
+
+
+SPECS: dict[str, BackboneSpec] = {
+    spec.name: spec
+    for spec in (
+        *_variants("released", ""),
+        *_variants("table1", "_table1"),
+        BackboneSpec("inception_v2", "v2", "299", 299, 75, (35, 17, 8)),
+    )
+}
+"""Every variant by name.
+
+Mean, standard deviation, interpolation and crop are those the published weights were trained and
+measured with (TensorFlow-Slim's `inception_preprocessing.py`).
+"""

@@ -1,0 +1,129 @@
+"""Training examples: images with their boxes, augmented, and batches of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from backbones.errors import ImageError, UserError
+from backbones.order import derive_seed
+from detect.datasets import DetectionDataset
+from detect.proposals import Proposals
+from detect.transforms import AugmentConfig, augment
+
+
+class Example(NamedTuple):
+    """One training image.
+
+    Attributes:
+        image: `uint8` RGB `[3, H, W]`.
+        target: `boxes` `float32 [G, 4]` xyxy in pixels, `labels` `int64 [G]` in `1..K`.
+        proposals: precomputed ones of this image, or None.
+        name: the file it comes from.
+        skipped: error messages of unreadable images that this one stands in for.
+    """
+
+    image: Tensor
+    target: dict[str, Tensor]
+    proposals: Proposals | None
+    name: str
+    skipped: list[str]
+
+
+class DetectionBatch(NamedTuple):
+    """The examples of one step; all lists but `skipped` are parallel."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+    proposals: list[Proposals] | None
+    names: list[str]
+    skipped: list[str]
+
+
+def collate(examples: Sequence[Example]) -> DetectionBatch:
+    """Put examples side by side; nothing is stacked, for images differ in size."""
+    proposals = [example.proposals for example in examples if example.proposals is not None]
+    return DetectionBatch(
+        images=[example.image for example in examples],
+        targets=[example.target for example in examples],
+        proposals=proposals or None,
+        names=[example.name for example in examples],
+        skipped=[message for example in examples for message in example.skipped],
+    )
+
+
+class TrainingSet(Dataset):
+    """A detection dataset for training, indexed by `(epoch, index)`.
+
+    What an example looks like depends on the seed, the epoch and the index alone, so a resumed
+    run sees the same pictures whatever the number of workers. Crowd boxes are left out. An image
+    that cannot be read is replaced by the next one and reported in `Example.skipped`.
+
+    Args:
+        dataset: images and boxes.
+        config: random changes to them.
+        seed: of the run.
+        proposals: precomputed ones by image id, augmented along with the boxes; or None.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        config: AugmentConfig,
+        seed: int,
+        proposals: Mapping[int, Proposals] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.seed = seed
+        self.proposals = proposals
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Example:
+        epoch, index = key
+        skipped: list[str] = []
+        for offset in range(len(self)):
+            actual = (index + offset) % len(self)
+            try:
+                image = self.dataset.load_image(actual)
+            except ImageError as error:
+                skipped.append(str(error))
+                continue
+            return self._example(actual, image, derive_seed(self.seed, epoch, index), skipped)
+        raise UserError(f"none of the {len(self)} training images can be read: {skipped[0]}")
+
+    def _example(self, index: int, image: Tensor, seed: int, skipped: list[str]) -> Example:
+        sample = self.dataset.sample(index)
+        boxes, labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
+        if self.proposals is None:
+            image, boxes, labels = augment(image, boxes, labels, self.config, seed)
+            proposals = None
+        else:
+            given = proposals_of(self.proposals, sample.image_id, sample.path)
+            # Negative labels carry the proposals' places in the list through the augmentation.
+            places = -1 - torch.arange(len(given.boxes))
+            image, boxes, labels = augment(
+                image,
+                torch.cat([boxes, given.boxes]),
+                torch.cat([labels, places]),
+                self.config,
+                seed,
+            )
+            proposals = Proposals(boxes[labels < 0], given.scores[-1 - labels[labels < 0]])
+            boxes, labels = boxes[labels > 0], labels[labels > 0]
+        return Example(image, {"boxes": boxes, "labels": labels}, proposals, sample.path, skipped)
+
+
+def proposals_of(proposals: Mapping[int, Proposals], image_id: int, name: str) -> Proposals:
+    """The precomputed proposals of one image.
+
+    Raises:
+        UserError: there are none for it, which is more likely a wrong file than an empty image.
+    """
+    if image_id not in proposals:
+        raise UserError(f"{name}: no precomputed proposals for image id {image_id}")
+    return proposals[image_id]

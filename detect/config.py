@@ -1,0 +1,125 @@
+"""What a detector is made of and how it is trained: the typed form of `configs/detector/*.yaml`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from backbones.errors import UserError
+from backbones.recipe import OptimConfig
+from detect.proposals import GridConfig, LearnedConfig
+from detect.rcnn import RCNNConfig
+from detect.transforms import AugmentConfig
+
+DatasetFormat = Literal["coco", "voc", "digits"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images and boxes."""
+
+    format: DatasetFormat = "digits"
+    """Layout of the data: `coco` (ROOT/annotations/[instances_]SPLIT.json, images in ROOT/SPLIT or
+    ROOT/images/SPLIT), `voc` (ROOT with Annotations, ImageSets/Main and JPEGImages), `digits`
+    (handwritten digits on photographs, generated into ROOT when it is not there)."""
+    root: str = "data/digits"
+    """Folder of the dataset."""
+    train: str = "train"
+    """Split to train on."""
+    val: str | None = "val"
+    """Split for the scores during training, which choose the best epoch; null for none."""
+    test: str | None = None
+    """Split scored once, after training; null for none."""
+    class_names: tuple[str, ...] | None = None
+    """Classes in the order of their labels, `voc` only; null reads them from the annotations."""
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None and self.format != "voc":
+            raise UserError(f"data.class_names is for data.format voc; {self.format} names its own")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The detector: crop network, proposals, R-CNN."""
+
+    variant: str = "inception_v3_79"
+    """Crop network, a name that `create_backbone` knows; the crop size follows it."""
+    width: float = 0.25
+    """Width multiplier of the crop network: 0.25, 0.5, 0.75 or 1.0."""
+    dropout: float = 0.0
+    """Dropout before the classifier."""
+    weights: str | None = None
+    """Backbone checkpoint (.safetensors) that the crop network starts from; null starts at
+    random."""
+    proposer: Literal["learned", "grid", "precomputed"] = "learned"
+    """Where proposals come from."""
+    learned: LearnedConfig = field(default_factory=LearnedConfig)
+    """Settings of the learned proposer."""
+    grid: GridConfig = field(default_factory=GridConfig)
+    """Settings of the sliding-window proposer."""
+    precomputed: str | None = None
+    """File in COCO results format, covering all splits, for the precomputed proposer."""
+    proposals_per_image: int = 100
+    """At most this many proposals an image in use, each of which costs one crop."""
+    proposals_per_image_train: int = 300
+    """At most this many in training, from which the crops of a step are drawn."""
+    proposal_score_thresh: float = 0.0
+    """Proposals below this score are not looked at in use: easy images cost fewer crops."""
+    rcnn: RCNNConfig = field(default_factory=RCNNConfig)
+    """Crops, matching and post-processing."""
+
+    def __post_init__(self) -> None:
+        unused = {
+            "learned": self.learned != LearnedConfig(),
+            "grid": self.grid != GridConfig(),
+            "precomputed": self.precomputed is not None,
+        }
+        del unused[self.proposer]
+        for key, is_set in unused.items():
+            if is_set:
+                raise UserError(
+                    f"model.{key} is set but model.proposer is {self.proposer!r}: "
+                    f"set model.proposer to {key!r} or remove model.{key}"
+                )
+        if self.proposer == "precomputed" and self.precomputed is None:
+            raise UserError("model.precomputed must name a file when model.proposer is precomputed")
+        if min(self.proposals_per_image, self.proposals_per_image_train) < 1:
+            raise UserError("model.proposals_per_image[_train] must be at least 1")
+        if not 0 <= self.proposal_score_thresh <= 1:
+            got = self.proposal_score_thresh
+            raise UserError(f"model.proposal_score_thresh must be in [0, 1], got {got}")
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """One detector training run."""
+
+    run: str = "runs/detector"
+    """Folder for checkpoints, log, curves and scores."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which images and boxes."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes to training images."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The detector."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    epochs: int = 30
+    """Passes over the training split."""
+    batch_size: int = 4
+    """Images in a step."""
+    workers: int = 1
+    """Processes that read and augment images; 0 does it in the training process."""
+    eval_every: int = 1
+    """Epochs between scores on the validation split; the last epoch is always scored."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    resume: bool = False
+    """Continue the run in the run folder from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "eval_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.workers < 0:
+            raise UserError(f"workers must be 0 or more, got {self.workers}")

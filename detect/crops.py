@@ -1,0 +1,116 @@
+"""Boxes on images -> one batch of fixed-size crops: the input of the low-resolution network.
+
+Glossary: B images, R_i boxes on image i, R their sum, S the crop size (79 for `inception_v3_79`).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+CropMode = Literal["warp", "square"]
+
+ORIGINAL_CONTEXT = 16 / 227
+"""R-CNN's padding: 16 pixels on each side of a 227-pixel crop (Girshick et al. 2014, appendix A)."""
+
+
+def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`uint8` RGB `[3, H, W]` -> `float32` `[3, H, W]`, zero where a pixel has the mean colour."""
+    shift = torch.tensor(mean, dtype=torch.float32, device=image.device).view(3, 1, 1)
+    scale = torch.tensor(std, dtype=torch.float32, device=image.device).view(3, 1, 1)
+    return (image.to(torch.float32) / 255 - shift) / scale
+
+
+def crop_windows(boxes: Tensor, mode: CropMode, context: float) -> Tensor:
+    """The image region that each crop shows, before it is resized.
+
+    Args:
+        boxes: `float32 [R, 4]` xyxy in pixels.
+        mode: `warp` keeps the box's own shape (the crop distorts it), `square` takes the tightest
+            centred square around it.
+        context: padding on each side as a fraction of the *crop*, in `[0, 0.5)`. The window is
+            `1 / (1 - 2 * context)` times as large as the box: 1.164 for the original 16/227 at
+            whatever crop size.
+
+    Returns:
+        `float32 [R, 4]` xyxy; windows may reach outside the image.
+    """
+    if not 0 <= context < 0.5:
+        raise ValueError(f"context must be in [0, 0.5), got {context}")
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    size = boxes[:, 2:] - boxes[:, :2]
+    if mode == "square":
+        size = size.max(dim=1, keepdim=True).values.expand(-1, 2)
+    elif mode != "warp":
+        raise ValueError(f"crop mode must be 'warp' or 'square', got {mode!r}")
+    half = size / (1 - 2 * context) / 2
+    return torch.cat([centre - half, centre + half], dim=1)
+
+
+def crop_regions(
+    images: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mode: CropMode = "warp",
+    context: float = ORIGINAL_CONTEXT,
+) -> Tensor:
+    """Cut every box out of its image, resized to a square and normalised.
+
+    One batched `roi_align`: each output pixel is the mean of enough bilinear samples to cover its
+    footprint (anti-aliased when shrinking, bilinear when enlarging). What lies outside the image
+    has the mean colour, zero after normalisation. A crop depends on its own image and box alone,
+    bit for bit, whatever else is in the batch.
+
+    Args:
+        images: B tensors `uint8 [3, H_i, W_i]`, all on one device.
+        boxes: B tensors `float32 [R_i, 4]` xyxy in pixels, possibly empty.
+        size: S, the side of a crop in pixels.
+        mean: per-channel mean of the crop network, in `[0, 1]`.
+        std: per-channel standard deviation of the crop network.
+        mode: see `crop_windows`.
+        context: see `crop_windows`.
+
+    Returns:
+        `float32 [R, 3, S, S]`, image by image, in the memory format convolutions on CPU prefer
+        (`channels_last`).
+
+    Raises:
+        ValueError: a box is not finite or has no area; the message names image and box.
+    """
+    check_boxes(boxes)
+    windows = [crop_windows(b.to(torch.float32), mode, context) for b in boxes]
+    # One pixel of mean colour on every side: roi_align repeats the edge for samples up to a pixel
+    # outside its input, which would make the result depend on how far the batch is padded.
+    height = max((image.shape[1] for image in images), default=0) + 2
+    width = max((image.shape[2] for image in images), default=0) + 2
+    canvas = torch.zeros(len(images), 3, height, width, device=_device(images))
+    for i, image in enumerate(images):
+        _, h, w = image.shape
+        canvas[i, :, 1 : h + 1, 1 : w + 1] = normalize_image(image, mean, std)
+    rois = [window + 1 for window in windows]
+    crops = roi_align(canvas, rois, output_size=size, sampling_ratio=-1, aligned=True)
+    return crops.contiguous(memory_format=torch.channels_last)
+
+
+def check_boxes(boxes: Sequence[Tensor], what: str = "boxes") -> None:
+    """Raise `ValueError` naming the first box that is not `[N, 4]`, finite, and of positive area."""
+    for i, image_boxes in enumerate(boxes):
+        if image_boxes.ndim != 2 or image_boxes.shape[1] != 4:
+            shape = list(image_boxes.shape)
+            raise ValueError(f"{what}[{i}] must have the shape [N, 4] (xyxy), got {shape}")
+        good = torch.isfinite(image_boxes).all(dim=1)
+        good &= (image_boxes[:, 2:] > image_boxes[:, :2]).all(dim=1)
+        if not bool(good.all()):
+            j = int((~good).nonzero()[0])
+            raise ValueError(
+                f"{what}[{i}][{j}] = {image_boxes[j].tolist()} must be finite with x1 < x2, y1 < y2"
+            )
+
+
+def _device(images: Sequence[Tensor]) -> torch.device:
+    return images[0].device if images else torch.device("cpu")

@@ -1,0 +1,153 @@
+"""A trained detector as one file, and what to call it with."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backbones.config import from_dict
+from backbones.device import resolve_device
+from backbones.errors import UserError
+from backbones.files import read_image
+from backbones.weights import load_weights, save_weights
+from detect.build import build_detector
+from detect.config import ModelConfig
+from detect.proposals import Proposals
+from detect.rcnn import RCNN
+
+Image = str | os.PathLike[str] | np.ndarray | Tensor
+"""A file, an `uint8` RGB array `[H, W, 3]`, or an `uint8` RGB tensor `[3, H, W]`."""
+
+
+class Detector:
+    """A detector ready for use: call it with an image or a list of images.
+
+    Attributes:
+        model: the `RCNN` in eval mode.
+        class_names: `class_names[label - 1]` names a label.
+        category_ids: `category_ids[label - 1]` is the category id of the training data, for
+            results in COCO format.
+        metadata: everything the checkpoint says: config, figures, package version.
+    """
+
+    def __init__(
+        self,
+        model: RCNN,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.class_names = list(class_names)
+        self.category_ids = list(category_ids)
+        self.metadata = dict(metadata or {})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and images go."""
+        return self.model.cls_score.weight.device
+
+    @torch.inference_mode()
+    def __call__(self, image: Image, proposals: Proposals | None = None) -> dict[str, Tensor]:
+        """Detect objects in one image.
+
+        Args:
+            image: see `Image`.
+            proposals: regions to look at, needed where the detector has no proposer.
+
+        Returns:
+            `boxes` `float32 [N, 4]` xyxy in pixels, `labels` `int64 [N]` in `1..K`, `scores`
+            `float32 [N]` in `[0, 1]`, best first, on the CPU.
+
+        Raises:
+            ImageError: the file cannot be read.
+            ValueError: an array or tensor of another shape or dtype.
+        """
+        given = None if proposals is None else [Proposals(*(t.to(self.device) for t in proposals))]
+        detections = self.model([self._tensor(image)], proposals=given)
+        return {key: value.cpu() for key, value in detections[0].items()}
+
+    def _tensor(self, image: Image) -> Tensor:
+        if isinstance(image, str | os.PathLike):
+            image = read_image(image)
+        elif isinstance(image, np.ndarray):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise ValueError(
+                    f"an array must be uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}"
+                )
+            image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return image.to(self.device)
+
+
+def save_detector(
+    path: str | Path,
+    model: RCNN,
+    config: ModelConfig,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    figures: Mapping[str, float],
+) -> None:
+    """Write one `.safetensors` file: weights, and as metadata all that `load_detector` needs.
+
+    Args:
+        path: file to write; replaced atomically.
+        model: the detector.
+        config: what it was built from.
+        class_names: of labels `1..K`.
+        category_ids: of labels `1..K` in the training data.
+        figures: scores it was measured at, e.g. `{"AP50": 0.81}`.
+    """
+    spec = model.backbone.spec
+    metadata = {
+        "kind": "detector",
+        "config": asdict(config),
+        "class_names": list(class_names),
+        "category_ids": list(category_ids),
+        "variant": spec.name,
+        "input_size": spec.input_size,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "figures": dict(figures),
+    }
+    save_weights(path, model.state_dict(), metadata)
+
+
+def load_detector(path: str | Path, device: str = "auto") -> Detector:
+    """Read a file that `save_detector` wrote. Nothing in it is executed.
+
+    Raises:
+        UserError: missing, not a detector, or one whose tensors do not fit its own configuration.
+    """
+    state, metadata = load_weights(path)
+    if metadata.get("kind") != "detector":
+        kind = metadata.get("kind", "file without a kind")
+        raise UserError(f"{path}: expected a detector checkpoint, this is a {kind}")
+    try:
+        config_dict = dict(metadata["config"])
+        class_names, category_ids = list(metadata["class_names"]), list(metadata["category_ids"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: detector checkpoint with broken metadata: {error!r}") from error
+    # The weights are in this very file; the backbone they once started from need not exist here.
+    config = from_dict(ModelConfig, config_dict | {"weights": None})
+    model = build_detector(config, len(class_names))
+    load_strictly(model, state, path)
+    return Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
+
+
+def load_strictly(model: RCNN, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load all weights or raise `UserError` naming the first tensor that does not fit."""
+    own = model.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        expected = list(own[name].shape) if name in own else None
+        got = list(state[name].shape) if name in state else None
+        if expected != got:
+            raise UserError(
+                f"{path}: checkpoint of another architecture: tensor {name} is "
+                f"{got or 'missing'}, this detector needs {expected or 'none of that name'}"
+            )
+    model.load_state_dict(dict(state))

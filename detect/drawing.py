@@ -1,0 +1,57 @@
+"""Boxes and labels on pictures, and galleries of pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import supervision as sv
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def draw_detections(
+    image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str]
+) -> Tensor:
+    """A copy of an image with a labelled box for every detection.
+
+    Args:
+        image: `uint8` RGB `[3, H, W]`.
+        detections: `boxes` `[N, 4]` xyxy, `labels` `[N]` in `1..K`, and optionally `scores` `[N]`;
+            ground truth has none.
+        class_names: of labels `1..K`.
+
+    Returns:
+        `uint8` RGB `[3, H, W]`.
+    """
+    labels = detections["labels"].tolist()
+    if not labels:
+        return image.clone()
+    captions = [class_names[label - 1] for label in labels]
+    if "scores" in detections:
+        scores = detections["scores"].tolist()
+        captions = [f"{name} {score:.2f}" for name, score in zip(captions, scores, strict=True)]
+    boxes = sv.Detections(
+        xyxy=detections["boxes"].numpy(), class_id=np.asarray(labels, dtype=np.int64) - 1
+    )
+    # supervision draws on BGR, as OpenCV does.
+    canvas = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
+    scale = max(0.35, min(image.shape[1:]) / 1200)
+    canvas = sv.BoxAnnotator(thickness=1 if scale < 0.5 else 2).annotate(canvas, boxes)
+    canvas = sv.LabelAnnotator(
+        text_scale=scale, text_padding=2, text_color=sv.Color.BLACK
+    ).annotate(canvas, boxes, labels=captions)
+    return torch.from_numpy(canvas[..., ::-1].copy()).permute(2, 0, 1)
+
+
+def gallery(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:
+    """Pictures `uint8 [3, H_i, W_i]` side by side in rows, on white, as one picture."""
+    height = max(image.shape[1] for image in images)
+    width = max(image.shape[2] for image in images)
+    cells = [
+        F.pad(image, (0, width - image.shape[2] + gap, 0, height - image.shape[1] + gap), value=255)
+        for image in images
+    ]
+    blank = torch.full_like(cells[0], 255)
+    cells += [blank] * (-len(cells) % columns)
+    rows = [torch.cat(cells[i : i + columns], dim=2) for i in range(0, len(cells), columns)]
+    return torch.cat(rows, dim=1)[:, :-gap, :-gap]

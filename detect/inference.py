@@ -1,0 +1,165 @@
+"""Run a detector over many inputs; write annotated pictures and videos, and results as JSON."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from backbones.errors import ImageError, UserError
+from backbones.files import atomic_write, write_image
+from backbones.progress import track
+from detect.detector import Detector
+from detect.drawing import draw_detections
+from detect.evaluation import coco_results
+from detect.sources import Source, read_images
+from detect.video import VideoReader, VideoWriter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class InferenceReport:
+    """What `infer` did.
+
+    Attributes:
+        images: number of pictures and video frames with detections made.
+        detections: number of objects found.
+        errors: one line for each input that could not be read (to its end).
+    """
+
+    images: int = 0
+    detections: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def infer(
+    detector: Detector,
+    source: Source,
+    output: Path,
+    *,
+    score_thresh: float,
+    image_ids: dict[str, int] | None = None,
+) -> InferenceReport:
+    """Detect objects in every input and write what was found into the folder `output`.
+
+    Writes an annotated picture `NAME.jpg` for each image, an annotated `NAME.mp4` for each video,
+    and `results.json`: `images` gives id, file (and frame) and size, `categories` the classes, and
+    `annotations` the detections as in COCO's results format. An input that cannot be read is
+    reported and the rest is done.
+
+    Args:
+        detector: what to run.
+        source: what to run it on.
+        output: folder to write to, made where missing.
+        score_thresh: detections below it are neither drawn nor written.
+        image_ids: ids of files by name, as in a COCO annotation file; files not in it, and all
+            frames, are numbered from the largest of them on.
+    """
+    if detector.model.proposer is None:
+        raise UserError(
+            "this detector was trained on precomputed proposals and has no proposer of its own: "
+            "evaluate it on its dataset, or train one with model.proposer learned or grid"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    results = _Results(detector, image_ids or {})
+    report = InferenceReport()
+    names = _unique_names([*source.images, *source.videos])
+
+    def detect(image: Tensor, file: Path, frame: int | None) -> Tensor:
+        found = detector(image)
+        keep = found["scores"] >= score_thresh
+        found = {key: value[keep] for key, value in found.items()}
+        results.add(image, file, frame, found)
+        report.images += 1
+        report.detections += len(found["boxes"])
+        return draw_detections(image, found, detector.class_names)
+
+    for path, image in track(read_images(source.images), len(source.images), "images"):
+        if isinstance(image, ImageError):
+            _report_error(report, str(image))
+        else:
+            write_image(output / f"{names[path]}.jpg", detect(image, path, None))
+    for path in source.videos:
+        try:
+            _annotate_video(path, output / f"{names[path]}.mp4", detect)
+        except UserError as error:
+            _report_error(report, str(error))
+    results.write(output / "results.json")
+    return report
+
+
+def _annotate_video(
+    path: Path, target: Path, detect: Callable[[Tensor, Path, int | None], Tensor]
+) -> None:
+    """Annotate frame by frame; a video that breaks off keeps the frames before the break."""
+    reader = VideoReader(path)
+    broken: UserError | None = None
+    with VideoWriter(target, reader.fps, reader.size) as writer:
+        frames = enumerate(track(reader, reader.num_frames or None, path.name))
+        while True:
+            try:
+                number, frame = next(frames)
+            except StopIteration:
+                break
+            except UserError as error:
+                broken = error
+                break
+            writer.write(detect(frame, path, number))
+    if broken is not None:
+        raise broken
+
+
+def _report_error(report: InferenceReport, message: str) -> None:
+    logger.error(message)
+    report.errors.append(message)
+
+
+def _unique_names(paths: list[Path]) -> dict[Path, str]:
+    """File stems, with a number where two inputs share one, so that no result overwrites another."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}_{number}"
+        taken.add(name)
+        names[path] = name
+    return names
+
+
+class _Results:
+    """Collects `results.json`."""
+
+    def __init__(self, detector: Detector, image_ids: dict[str, int]) -> None:
+        self._category_ids = detector.category_ids
+        self._image_ids = image_ids
+        self._next_id = max(image_ids.values(), default=0) + 1
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._categories = [
+            {"id": category_id, "name": name}
+            for category_id, name in zip(detector.category_ids, detector.class_names, strict=True)
+        ]
+
+    def add(self, image: Tensor, file: Path, frame: int | None, found: dict[str, Tensor]) -> None:
+        image_id = self._image_ids.get(file.name) if frame is None else None
+        if image_id is None:
+            image_id, self._next_id = self._next_id, self._next_id + 1
+        _, height, width = image.shape
+        entry = {"id": image_id, "file_name": str(file), "height": height, "width": width}
+        self._images.append(entry if frame is None else entry | {"frame": frame})
+        self._annotations += coco_results(found, image_id, self._category_ids)
+
+    def write(self, path: Path) -> None:
+        document = {
+            "images": self._images,
+            "categories": self._categories,
+            "annotations": self._annotations,
+        }
+        with atomic_write(path, "w") as file:
+            json.dump(document, file)

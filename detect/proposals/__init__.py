@@ -1,0 +1,16 @@
+"""Where objects might be: the regions that the crop network looks at."""
+
+from detect.proposals.base import Proposals, Proposer
+from detect.proposals.grid import GridConfig, GridProposer
+from detect.proposals.learned import LearnedConfig, LearnedProposer
+from detect.proposals.precomputed import load_proposals
+
+__all__ = [
+    "GridConfig",
+    "GridProposer",
+    "LearnedConfig",
+    "LearnedProposer",
+    "Proposals",
+    "Proposer",
+    "load_proposals",
+]

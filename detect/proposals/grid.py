@@ -1,0 +1,72 @@
+"""Sliding windows at several scales and shapes: the proposer that needs no training."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
+
+from backbones.errors import UserError
+from detect.proposals.base import Proposals, Proposer
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Multi-scale windows."""
+
+    sizes: tuple[float, ...] = (16.0, 32.0, 64.0, 128.0)
+    """Window sides in pixels (square root of the area)."""
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Window shapes, height over width."""
+    step: float = 0.5
+    """Distance of neighbouring windows as a fraction of their side."""
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) <= 0:
+            raise UserError(f"grid.sizes must be positive pixel sizes, got {list(self.sizes)}")
+        if not self.aspect_ratios or min(self.aspect_ratios) <= 0:
+            got = list(self.aspect_ratios)
+            raise UserError(f"grid.aspect_ratios must be positive, got {got}")
+        if not 0 < self.step <= 2:
+            raise UserError(f"grid.step must be in (0, 2], got {self.step}")
+
+
+class GridProposer(Proposer):
+    """All windows of a `GridConfig` on every image, large ones first, all with score 1."""
+
+    def __init__(self, config: GridConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, images: Sequence[Tensor]) -> list[Proposals]:
+        """See `Proposer`; what reaches over the image's border is clipped."""
+        proposals = []
+        for image in images:
+            _, height, width = image.shape
+            boxes = self._windows(height, width).to(image.device)
+            proposals.append(Proposals(boxes, torch.ones(len(boxes), device=image.device)))
+        return proposals
+
+    def _windows(self, height: int, width: int) -> Tensor:
+        windows = []
+        for size in sorted(self.config.sizes, reverse=True):
+            for ratio in self.config.aspect_ratios:
+                h, w = size * math.sqrt(ratio), size / math.sqrt(ratio)
+                y1 = _starts(height, h, self.config.step * h)
+                x1 = _starts(width, w, self.config.step * w)
+                corner = torch.cartesian_prod(y1, x1)
+                window = torch.stack(
+                    [corner[:, 1], corner[:, 0], corner[:, 1] + w, corner[:, 0] + h]
+                )
+                windows.append(window.T)
+        return clip_boxes_to_image(torch.cat(windows), (height, width))
+
+
+def _starts(length: int, window: float, step: float) -> Tensor:
+    """Evenly spread window starts that cover `[0, length]` with steps of at most `step`."""
+    if window >= length:
+        return torch.tensor([(length - window) / 2])
+    count = math.ceil((length - window) / step) + 1
+    return torch.linspace(0, length - window, count)

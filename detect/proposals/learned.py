@@ -1,0 +1,250 @@
+"""A region proposal network over a fully convolutional Inception trunk.
+
+Glossary: B images, L = 3 feature levels (after the A, B and C blocks; strides 8, 16 and 32 of the
+resized image), A anchors per cell.
+"""
+
+import math
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FeaturePyramidNetwork, nms
+
+from backbones import create_backbone
+from backbones.errors import UserError
+from backbones.stems import stage_geometry
+from detect.crops import normalize_image
+from detect.proposals.base import Proposals, Proposer
+
+
+@dataclass(frozen=True)
+class LearnedConfig:
+    """A region proposal network (Ren et al. 2015) over an Inception trunk with a feature pyramid."""
+
+    width: float = 0.25
+    """Width multiplier of the trunk: 0.25, 0.5, 0.75 or 1.0."""
+    image_size: int = 512
+    """The longer side of the image is resized to this many pixels for the trunk alone; crops are
+    always cut from the full image."""
+    channels: int = 64
+    """Channels of the feature pyramid and of the head."""
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((16.0, 24.0), (32.0, 48.0), (64.0, 128.0))
+    """Anchor sides in pixels of the resized image, one list for each of the strides 8, 16, 32."""
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Anchor shapes, height over width."""
+    positive_iou: float = 0.6
+    """Anchors from this IoU on are positive (and the best one of each object)."""
+    negative_iou: float = 0.3
+    """Anchors below this IoU are negative."""
+    anchors_per_image: int = 256
+    """Anchors in the loss of one image."""
+    positive_fraction: float = 0.5
+    """Largest share of positives among them."""
+    pre_nms_top_n: int = 500
+    """Boxes kept on each level before non-maximum suppression."""
+    nms_thresh: float = 0.7
+    """Non-maximum suppression threshold, within and across levels."""
+
+    def __post_init__(self) -> None:
+        if len(self.anchor_sizes) != 3 or not all(self.anchor_sizes):
+            raise UserError(
+                "learned.anchor_sizes must be three lists of sizes (strides 8, 16, 32), "
+                f"got {[list(sizes) for sizes in self.anchor_sizes]}"
+            )
+        if self.image_size < 64:
+            raise UserError(f"learned.image_size must be at least 64, got {self.image_size}")
+
+
+class LearnedProposer(Proposer):
+    """Trunk, feature pyramid and RPN; trained together with the detector.
+
+    Args:
+        config: see `LearnedConfig`.
+        top_n: boxes an image in use, after non-maximum suppression.
+        top_n_train: the same in training.
+        score_thresh: objectness in `[0, 1]` below which a box is not proposed in use, so that easy
+            images cost few crops; in training every box counts.
+    """
+
+    def __init__(
+        self, config: LearnedConfig, *, top_n: int, top_n_train: int, score_thresh: float
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = create_backbone("inception_v3", num_classes=0, width=config.width)
+        strides, offsets = zip(*stage_geometry(self.trunk.spec), strict=True)
+        # The stem's convolutions have no padding: without a border, the first cell of the last
+        # level would look at pixel 37 and objects at the edge would have no anchor.
+        self.border = math.ceil(offsets[-1] - strides[-1] / 2)
+        channels = [info["num_chs"] for info in self.trunk.feature_info[-3:]]
+        self.pyramid = FeaturePyramidNetwork(channels, config.channels)
+        anchors = TrunkAnchors(
+            config.anchor_sizes,
+            config.anchor_ratios,
+            strides,
+            [offset - self.border for offset in offsets],
+        )
+        head = RPNHead(config.channels, anchors.num_anchors_per_location()[0])
+        self.rpn = _RPN(
+            anchors,
+            head,
+            fg_iou_thresh=config.positive_iou,
+            bg_iou_thresh=config.negative_iou,
+            batch_size_per_image=config.anchors_per_image,
+            positive_fraction=config.positive_fraction,
+            pre_nms_top_n={"training": config.pre_nms_top_n, "testing": config.pre_nms_top_n},
+            nms_thresh=config.nms_thresh,
+            top_n=top_n,
+            top_n_train=top_n_train,
+        )
+        self.score_thresh = score_thresh
+
+    def forward(self, images: Sequence[Tensor]) -> list[Proposals]:
+        """See `Proposer`."""
+        return self._propose(images, None)[0]
+
+    def forward_train(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
+    ) -> tuple[list[Proposals], dict[str, Tensor]]:
+        """Proposals and the losses `loss_objectness` and `loss_rpn_box_reg`."""
+        return self._propose(images, targets)
+
+    def _propose(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None
+    ) -> tuple[list[Proposals], dict[str, Tensor]]:
+        resized, scales = zip(*(self._resize(image) for image in images), strict=True)
+        batch, sizes = self._batch(resized)
+        stages = self.trunk.forward_stages(batch)
+        features = self.pyramid(OrderedDict((str(i), stage) for i, stage in enumerate(stages)))
+        scaled = None
+        if targets is not None:
+            scaled = [
+                {"boxes": target["boxes"] * scale}
+                for target, scale in zip(targets, scales, strict=True)
+            ]
+        self.rpn.score_thresh = 0.0 if self.training else self.score_thresh
+        found, losses = self.rpn(ImageList(batch, sizes), features, scaled)
+        proposals = []
+        for boxes_scores, image, scale in zip(found, images, scales, strict=True):
+            height, width = image.shape[-2:]
+            limit = boxes_scores.boxes.new_tensor([width, height, width, height])
+            proposals.append(
+                Proposals(torch.minimum(boxes_scores.boxes / scale, limit), boxes_scores.scores)
+            )
+        return proposals, losses
+
+    def _resize(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised image with the wanted longer side, and its scales `[x, y, x, y]`."""
+        spec = self.trunk.spec
+        _, height, width = image.shape
+        factor = self.config.image_size / max(height, width)
+        size = (max(1, round(height * factor)), max(1, round(width * factor)))
+        pixels = normalize_image(image, spec.mean, spec.std)
+        if size != (height, width):
+            pixels = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+        scale = pixels.new_tensor([size[1] / width, size[0] / height] * 2)
+        return pixels, scale
+
+    def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Pad images to one size, with a border of mean colour on every side."""
+        border = self.border
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        height = max(self.trunk.spec.min_size, max(h for h, _ in sizes) + 2 * border)
+        width = max(self.trunk.spec.min_size, max(w for _, w in sizes) + 2 * border)
+        batch = images[0].new_zeros(len(images), 3, height, width)
+        for i, image in enumerate(images):
+            _, h, w = image.shape
+            batch[i, :, border : border + h, border : border + w] = image
+        return batch.contiguous(memory_format=torch.channels_last), sizes
+
+
+class TrunkAnchors(AnchorGenerator):
+    """Anchors centred where the trunk's cells really look.
+
+    torchvision derives strides from the ratio of image to feature size, which is wrong for
+    convolutions without padding (640 / 18 = 35 where the stride is 32); here they are exact.
+
+    Args:
+        sizes: anchor sides in pixels, one tuple per level.
+        ratios: height over width, the same on all levels.
+        strides: of the levels, in pixels.
+        offsets: centre of the first cell of each level, in pixels of the image.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[float, ...]],
+        ratios: tuple[float, ...],
+        strides: Sequence[int],
+        offsets: Sequence[float],
+    ) -> None:
+        most = max(len(level) for level in sizes)
+        if any(len(level) != most for level in sizes):
+            raise UserError(
+                "learned.anchor_sizes must have equally many sizes on every level, "
+                f"got {[list(level) for level in sizes]}"
+            )
+        super().__init__(tuple(tuple(level) for level in sizes), (tuple(ratios),) * len(sizes))
+        # torchvision rounds anchors to whole pixels, a third of a 3-pixel anchor's width.
+        self.cell_anchors = [
+            _cell_anchors(level, ratios, offset)
+            for level, offset in zip(sizes, offsets, strict=True)
+        ]
+        self.strides = list(strides)
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """One `float32 [sum of cells * A, 4]` xyxy tensor for each image."""
+        grids = [list(feature.shape[-2:]) for feature in feature_maps]
+        device, dtype = feature_maps[0].device, feature_maps[0].dtype
+        self.set_cell_anchors(dtype, device)
+        strides = [
+            [torch.tensor(stride, dtype=torch.int64, device=device)] * 2 for stride in self.strides
+        ]
+        anchors = torch.cat(self.grid_anchors(grids, strides))
+        return [anchors for _ in image_list.image_sizes]
+
+
+def _cell_anchors(sizes: Sequence[float], ratios: Sequence[float], offset: float) -> Tensor:
+    shapes = [(s / math.sqrt(r), s * math.sqrt(r)) for r in ratios for s in sizes]
+    return torch.tensor(
+        [[offset - w / 2, offset - h / 2, offset + w / 2, offset + h / 2] for w, h in shapes]
+    )
+
+
+class _RPN(RegionProposalNetwork):
+    """torchvision's RPN that keeps the scores and suppresses duplicates across levels too.
+
+    The parent cuts to the best n after a suppression per level only: the same object seen on two
+    levels would take two of the few crops an image may cost. So the parent cuts nothing here.
+    """
+
+    def __init__(self, *args: Any, top_n: int, top_n_train: int, **kwargs: Any) -> None:
+        uncut = {"training": sys.maxsize, "testing": sys.maxsize}
+        super().__init__(*args, post_nms_top_n=uncut, **kwargs)
+        self.top_n, self.top_n_train = top_n, top_n_train
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Proposals], list[Tensor]]:
+        boxes, scores = super().filter_proposals(
+            proposals, objectness, image_shapes, num_anchors_per_level
+        )
+        top_n = self.top_n_train if self.training else self.top_n
+        found = []
+        for image_boxes, image_scores in zip(boxes, scores, strict=True):
+            keep = nms(image_boxes, image_scores, self.nms_thresh)[:top_n]
+            found.append(Proposals(image_boxes[keep], image_scores[keep]))
+        return found, scores

@@ -1,0 +1,312 @@
+"""R-CNN (Girshick et al. 2014) with a low-resolution Inception network on the crops.
+
+Glossary: B images, P_i proposals of image i, R crops in a batch, K foreground classes, S crop size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from backbones.errors import UserError
+from backbones.inception import InceptionV3
+from detect.crops import ORIGINAL_CONTEXT, CropMode, check_boxes, crop_regions
+from detect.proposals.base import Proposals, Proposer
+from detect.sampling import (
+    decode_boxes,
+    encode_boxes,
+    jitter_boxes,
+    match_proposals,
+    sample_minibatch,
+)
+
+
+@dataclass(frozen=True)
+class RCNNConfig:
+    """Crops, matching, sampling and post-processing; R-CNN's own values where not said otherwise."""
+
+    crop_mode: CropMode = "warp"
+    """`warp` distorts the box to the crop, `square` takes the square around it."""
+    context: float = ORIGINAL_CONTEXT
+    """Padding on each side of the object as a fraction of the crop; R-CNN's is 16/227."""
+    positive_iou: float = 0.5
+    """Proposals from this IoU on are positives of their best box's class."""
+    negative_iou: float = 0.5
+    """Proposals below this IoU are background; those in between are not used."""
+    crops_per_image: int = 32
+    """Crops an image in a training step (R-CNN: 128 in a step of two or more images)."""
+    positive_fraction: float = 0.25
+    """Largest share of positives among them."""
+    jitter_copies: int = 4
+    """Random boxes around each ground-truth box added to the proposals in training."""
+    jitter_strength: float = 0.3
+    """How far they move and scale, as a fraction of the box's side."""
+    regression_iou: float = 0.5
+    """Positives from this IoU on train the box regression (R-CNN: 0.6)."""
+    delta_std: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    """Scale of the regression targets (dx, dy, dw, dh); R-CNN whitens them, these are the fixed
+    values of its successors."""
+    regression_weight: float = 1.0
+    """Weight of the box loss beside the classification loss."""
+    score_thresh: float = 0.05
+    """Detections below this class probability are dropped (R-CNN keeps all its SVM scores)."""
+    nms_thresh: float = 0.3
+    """Per-class non-maximum suppression threshold."""
+    detections_per_image: int = 100
+    """Detections kept an image, best first."""
+
+    def __post_init__(self) -> None:
+        for key in ("positive_iou", "negative_iou", "regression_iou", "score_thresh", "nms_thresh"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"rcnn.{key} must be in [0, 1], got {getattr(self, key)}")
+        if self.negative_iou > self.positive_iou:
+            raise UserError(
+                f"rcnn.negative_iou {self.negative_iou} must not exceed "
+                f"rcnn.positive_iou {self.positive_iou}"
+            )
+        if self.regression_iou < self.positive_iou:
+            raise UserError(
+                f"rcnn.regression_iou {self.regression_iou} must be at least "
+                f"rcnn.positive_iou {self.positive_iou}"
+            )
+        if not 0 <= self.context < 0.5:
+            raise UserError(f"rcnn.context must be in [0, 0.5), got {self.context}")
+        if not 0 < self.positive_fraction <= 1:
+            got = self.positive_fraction
+            raise UserError(f"rcnn.positive_fraction must be in (0, 1], got {got}")
+        if self.crops_per_image < 1 or self.detections_per_image < 1:
+            raise UserError("rcnn.crops_per_image and rcnn.detections_per_image must be at least 1")
+        if min(self.delta_std) <= 0:
+            raise UserError(f"rcnn.delta_std must be positive, got {list(self.delta_std)}")
+
+
+CROPS_PER_FORWARD = 64
+"""Crops that go through the network at once in use; bounds memory, changes nothing else."""
+
+
+class RCNN(nn.Module):
+    """Propose regions, crop them, classify the crops, refine their boxes.
+
+    torchvision's detection contract: `losses = model(images, targets)` in training mode,
+    `detections = model(images)` in eval mode.
+
+    Args:
+        backbone: the crop network; its classifier is taken off.
+        proposer: where to look, or None if the caller passes proposals to every call.
+        num_classes: K, background not counted.
+        config: see `RCNNConfig`.
+    """
+
+    def __init__(
+        self,
+        backbone: InceptionV3,
+        proposer: Proposer | None,
+        num_classes: int,
+        config: RCNNConfig,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        backbone.reset_classifier(0)
+        self.backbone = backbone
+        self.proposer = proposer
+        self.num_classes = num_classes
+        self.config = config
+        self.cls_score = nn.Linear(backbone.num_features, num_classes + 1)
+        self.bbox_pred = nn.Linear(backbone.num_features, num_classes * 4)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None = None,
+        proposals: Sequence[Proposals] | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in eval mode.
+
+        Args:
+            images: B tensors `uint8` RGB `[3, H_i, W_i]`.
+            targets: in training, B dicts with `boxes` `float32 [G_i, 4]` xyxy in pixels and
+                `labels` `int64 [G_i]` in `1..K`; G_i may be 0.
+            proposals: use these instead of the proposer's.
+
+        Returns:
+            Training: `loss_classifier`, `loss_box_reg`, and the proposer's `loss_*`, scalars.
+            Eval: B dicts `boxes [N, 4]`, `labels [N]`, `scores [N]`, best first.
+
+        Raises:
+            ValueError: images that are not `uint8 [3, H, W]`, targets missing or malformed (the
+                message names image and box), or no proposals from anywhere.
+        """
+        _check_images(images)
+        if self.training:
+            if targets is None:
+                raise ValueError("targets are needed in training mode; call model.eval() for use")
+            self._check_targets(images, targets)
+            return self._losses(images, targets, proposals)
+        if proposals is None:
+            proposals = self._require_proposer()(images)
+        return self._detect(images, proposals)
+
+    def _losses(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]],
+        proposals: Sequence[Proposals] | None,
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        if proposals is None:
+            proposals, losses = self._require_proposer().forward_train(images, targets)
+        samples = [
+            self._sample(image, target, proposal)
+            for image, target, proposal in zip(images, targets, proposals, strict=True)
+        ]
+        boxes, labels, gt_boxes, regress = (list(column) for column in zip(*samples, strict=True))
+        cls_logits, deltas = self._classify(images, boxes)
+        all_labels = torch.cat(labels)
+        wanted = torch.cat(regress).nonzero().flatten()
+        predicted = deltas[wanted, all_labels[wanted] - 1]
+        encoded = encode_boxes(
+            torch.cat(boxes)[wanted], torch.cat(gt_boxes)[wanted], self.config.delta_std
+        )
+        # Divided by all crops, not by the positives: an object weighs the same in a crowded image
+        # as in an empty one (Fast R-CNN's normalisation).
+        box_loss = F.smooth_l1_loss(predicted, encoded, reduction="sum") / max(1, len(all_labels))
+        losses["loss_classifier"] = (
+            F.cross_entropy(cls_logits, all_labels) if len(all_labels) else cls_logits.sum()
+        )
+        losses["loss_box_reg"] = box_loss * self.config.regression_weight
+        return losses
+
+    @torch.no_grad()
+    def _sample(
+        self, image: Tensor, target: dict[str, Tensor], proposals: Proposals
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes, labels, ground truth of the crops of one image, and which of them regress."""
+        config = self.config
+        gt_boxes, gt_labels = target["boxes"], target["labels"]
+        height, width = image.shape[-2:]
+        jittered = jitter_boxes(
+            gt_boxes, config.jitter_copies, config.jitter_strength, (height, width)
+        )
+        candidates = torch.cat([proposals.boxes, gt_boxes, jittered])
+        candidates = candidates[(candidates[:, 2:] > candidates[:, :2]).all(dim=1)]
+        matched_idxs, labels = match_proposals(
+            candidates, gt_boxes, gt_labels, config.positive_iou, config.negative_iou
+        )
+        chosen = sample_minibatch(labels, config.crops_per_image, config.positive_fraction)
+        boxes, labels = candidates[chosen], labels[chosen]
+        if len(gt_boxes) == 0:
+            return boxes, labels, boxes, torch.zeros_like(labels, dtype=torch.bool)
+        matched = gt_boxes[matched_idxs[chosen]]
+        regress = (labels > 0) & (_paired_iou(boxes, matched) >= config.regression_iou)
+        return boxes, labels, matched, regress
+
+    def _detect(
+        self, images: Sequence[Tensor], proposals: Sequence[Proposals]
+    ) -> list[dict[str, Tensor]]:
+        boxes = [proposal.boxes for proposal in proposals]
+        logits, deltas = self._classify_chunked(images, boxes)
+        counts = [len(image_boxes) for image_boxes in boxes]
+        detections = []
+        for image, image_boxes, image_logits, image_deltas in zip(
+            images, boxes, logits.split(counts), deltas.split(counts), strict=True
+        ):
+            height, width = image.shape[-2:]
+            decoded = decode_boxes(image_boxes, image_deltas, self.config.delta_std)
+            decoded = clip_boxes_to_image(decoded, (height, width))
+            scores = image_logits.softmax(dim=1)[:, 1:]
+            detections.append(self._postprocess(decoded, scores))
+        return detections
+
+    def _postprocess(self, boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
+        """`boxes [P, K, 4]` and `scores [P, K]` -> the detections of one image."""
+        labels = torch.arange(1, self.num_classes + 1, device=boxes.device).expand_as(scores)
+        has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+        keep = (scores >= self.config.score_thresh) & has_area
+        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        keep = batched_nms(boxes, scores, labels, self.config.nms_thresh)
+        keep = keep[: self.config.detections_per_image]
+        return {"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]}
+
+    def _classify(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits `[R, K + 1]` and box deltas `[R, K, 4]` of every box, image by image."""
+        features = self.backbone(self.crop(images, boxes)) if sum(map(len, boxes)) else None
+        if features is None:
+            features = self.cls_score.weight.new_zeros(0, self.backbone.num_features)
+        return self.cls_score(features), self.bbox_pred(features).view(-1, self.num_classes, 4)
+
+    def _classify_chunked(
+        self, images: Sequence[Tensor], boxes: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As `_classify`, at most `CROPS_PER_FORWARD` crops at a time."""
+        results = [
+            self._classify([image], [chunk])
+            for image, image_boxes in zip(images, boxes, strict=True)
+            for chunk in image_boxes.split(CROPS_PER_FORWARD)
+        ]
+        logits, deltas = zip(*results, strict=True)
+        return torch.cat(logits), torch.cat(deltas)
+
+    def crop(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """The network's view of `boxes`: `float32 [R, 3, S, S]`; the same in training and use."""
+        spec = self.backbone.spec
+        return crop_regions(
+            images,
+            boxes,
+            size=spec.input_size,
+            mean=spec.mean,
+            std=spec.std,
+            mode=self.config.crop_mode,
+            context=self.config.context,
+        )
+
+    def _require_proposer(self) -> Proposer:
+        if self.proposer is None:
+            raise ValueError(
+                "this detector has no proposer of its own (precomputed proposals): "
+                "pass proposals=[Proposals(boxes, scores), ...]"
+            )
+        return self.proposer
+
+    def _check_targets(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
+    ) -> None:
+        if len(targets) != len(images):
+            raise ValueError(f"got {len(images)} images but {len(targets)} targets")
+        check_boxes([target["boxes"] for target in targets], "target boxes")
+        for i, target in enumerate(targets):
+            labels = target["labels"]
+            if len(labels) != len(target["boxes"]):
+                raise ValueError(
+                    f"targets[{i}] has {len(target['boxes'])} boxes but {len(labels)} labels"
+                )
+            if len(labels) and not 1 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
+                raise ValueError(
+                    f"targets[{i}] labels must be in 1..{self.num_classes} (0 is background), "
+                    f"got {labels.tolist()}"
+                )
+
+
+def _check_images(images: Sequence[Tensor]) -> None:
+    if not len(images):
+        raise ValueError("images must hold at least one image")
+    for i, image in enumerate(images):
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+            raise ValueError(
+                f"images[{i}] must be uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}"
+            )
+
+
+def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of `a[i]` with `b[i]`, `[N]`, for boxes of positive area."""
+    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
+    intersection = overlap.prod(dim=1)
+    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(dim=1), (b[:, 2:] - b[:, :2]).prod(dim=1)
+    return intersection / (area_a + area_b - intersection)

@@ -1,0 +1,159 @@
+"""Training a detector: what `tools/train_detector.py` runs."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.device import resolve_device
+from backbones.errors import ImageError
+from backbones.files import atomic_write
+from backbones.order import EpochSampler, derive_seed, training_loader
+from backbones.progress import track
+from backbones.runs import RunFolder
+from backbones.training import fit
+from detect.batches import DetectionBatch, TrainingSet, collate, proposals_of
+from detect.build import build_dataset, build_detector
+from detect.config import DetectorConfig
+from detect.datasets import DetectionDataset
+from detect.detector import Detector, load_detector, save_detector
+from detect.evaluation import evaluate_coco, to_coco_results
+from detect.proposals import Proposals, load_proposals
+
+logger = logging.getLogger(__name__)
+
+
+def train_detector(config: DetectorConfig) -> dict[str, Any]:
+    """Train as configured and score on the test split, where there is one.
+
+    Leaves `last.safetensors`, and with a validation split `best.safetensors`, in the run folder;
+    with a test split also `test.json` (scores) and `test_results.json` (detections in COCO's
+    results format), made with the best weights, or the last where nothing chose.
+
+    Returns:
+        `weights` (path), `val` and `test` (scores, None where there is no such split).
+
+    Raises:
+        UserError: data, weights, device or run folder are not as the config says.
+    """
+    device = resolve_device(config.device)
+    data = config.data
+    train = build_dataset(data, data.train)
+    val = build_dataset(data, data.val) if data.val is not None else None
+    test = build_dataset(data, data.test) if data.test is not None else None
+    proposals = (
+        load_proposals(config.model.precomputed) if config.model.precomputed is not None else None
+    )
+    torch.manual_seed(derive_seed(config.seed))
+    model = build_detector(config.model, len(train.class_names))
+    # channels_last: convolutions on both CPU and GPU are faster in it.
+    model = model.to(device, memory_format=torch.channels_last)
+
+    sampler = EpochSampler(len(train), config.batch_size, epochs=config.epochs, seed=config.seed)
+    loader = training_loader(
+        TrainingSet(train, config.augment, config.seed, proposals),
+        sampler,
+        workers=config.workers,
+        collate_fn=collate,
+    )
+
+    def loss_fn(model: nn.Module, batch: DetectionBatch) -> Mapping[str, Tensor]:
+        images = [image.to(device) for image in batch.images]
+        targets = [{k: v.to(device) for k, v in target.items()} for target in batch.targets]
+        given = batch.proposals
+        if given is not None:
+            given = [Proposals(*(t.to(device) for t in one)) for one in given]
+        return model(images, targets, given)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert val is not None
+        detector = Detector(model, train.class_names, train.category_ids)
+        scores = evaluate_coco(val, detect_dataset(detector, val, proposals))
+        return {name: scores[name] for name in ("AP", "AP50", "AP75") if scores[name] is not None}
+
+    def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
+        save_detector(
+            path, model, config.model, train.class_names, train.category_ids, {"val": metrics}
+        )
+
+    with RunFolder(config.run, config, resume=config.resume) as run:
+        logger.info(
+            "%d training images, %d classes: %s",
+            *(len(train), len(train.class_names), ", ".join(train.class_names)),
+        )
+        state = fit(
+            model,
+            loader,
+            loss_fn,
+            config.optim,
+            run,
+            evaluate=evaluate if val is not None else None,
+            eval_every=config.eval_every,
+            best_metric="AP" if val is not None else None,
+            save=save,
+        )
+        weights = run.path / ("last.safetensors" if val is None else "best.safetensors")
+        scores = None
+        if test is not None:
+            detector = load_detector(weights, config.device)
+            scores = test_detector(detector, test, run.path, proposals)
+    return {"weights": weights, "val": state.best_metrics or None, "test": scores}
+
+
+def test_detector(
+    detector: Detector,
+    dataset: DetectionDataset,
+    folder: Path,
+    proposals: Mapping[int, Proposals] | None = None,
+) -> dict[str, Any]:
+    """Score a detector on a dataset; writes `test.json` and `test_results.json` into `folder`."""
+    detections = detect_dataset(detector, dataset, proposals)
+    scores = evaluate_coco(dataset, detections)
+    with atomic_write(folder / "test_results.json", "w") as file:
+        json.dump(to_coco_results(dataset, detections), file)
+    with atomic_write(folder / "test.json", "w") as file:
+        json.dump(scores, file, indent=2)
+    return scores
+
+
+def detect_dataset(
+    detector: Detector,
+    dataset: DetectionDataset,
+    proposals: Mapping[int, Proposals] | None = None,
+) -> list[dict[str, Tensor]]:
+    """Detections of every image of a dataset, in its order.
+
+    An image that cannot be read counts as one without detections, with a warning that names it:
+    its objects were missed.
+
+    Args:
+        detector: what to run.
+        dataset: what to run it on.
+        proposals: precomputed ones by image id, for a detector without a proposer.
+    """
+    detections = []
+    for index in track(range(len(dataset)), len(dataset), "evaluate"):
+        sample = dataset.sample(index)
+        given = None
+        if proposals is not None:
+            given = proposals_of(proposals, sample.image_id, sample.path)
+        try:
+            image = dataset.load_image(index)
+        except ImageError as error:
+            logger.warning("counted as without detections: %s", error)
+            detections.append(_nothing())
+            continue
+        detections.append(detector(image, given))
+    return detections
+
+
+def _nothing() -> dict[str, Tensor]:
+    return {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "scores": torch.zeros(0),
+    }

@@ -1,0 +1,120 @@
+"""Reading and writing video, with PyAV (FFmpeg's libraries in a wheel)."""
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import torch
+from av.error import FFmpegError
+from torch import Tensor
+
+from backbones.errors import UserError
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+
+
+class VideoReader:
+    """Frames of a video file.
+
+    Iterating yields `uint8` RGB tensors `[3, H, W]` and raises `UserError` where the file breaks
+    off, after the last frame that could be decoded.
+
+    Attributes:
+        fps: frames per second.
+        size: `(height, width)`.
+        num_frames: as the file declares it, 0 where it does not.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._container = av.open(str(path))
+        except (FFmpegError, OSError) as error:
+            raise UserError(f"{path}: cannot open video: {_reason(error)}") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise UserError(f"{path}: no video stream in this file")
+        self._stream = self._container.streams.video[0]
+        # One thread only would leave the other cores idle while the network waits for a frame.
+        self._stream.thread_type = "AUTO"
+        self.fps = float(self._stream.average_rate or 25)
+        self.size = (self._stream.height, self._stream.width)
+        self.num_frames = self._stream.frames
+
+    def __iter__(self) -> Iterator[Tensor]:
+        read = 0
+        try:
+            for frame in self._container.decode(self._stream):
+                pixels = frame.to_ndarray(format="rgb24")
+                read += 1
+                yield torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        except FFmpegError as error:
+            raise UserError(
+                f"{self.path}: the video breaks off after {read} frames: {_reason(error)}"
+            ) from error
+        finally:
+            self._container.close()
+        if read < self.num_frames:
+            raise UserError(
+                f"{self.path}: the video ends early, after {read} of {self.num_frames} frames"
+            )
+        if read == 0:
+            raise UserError(f"{self.path}: the video has no frames")
+
+
+class VideoWriter:
+    """Writes an H.264 `.mp4` that browsers and players show; a context manager.
+
+    The file gets its name when the block ends without an exception.
+
+    Args:
+        path: file to write.
+        fps: frames per second.
+        size: `(height, width)`; odd sizes lose their last row or column, as H.264 demands.
+    """
+
+    def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = self.path.with_name(f".{self.path.stem}.partial{self.path.suffix}")
+        self._container = av.open(str(self._partial), "w", format="mp4")
+        self._stream = self._container.add_stream("libx264", Fraction(fps).limit_denominator(1001))
+        self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in size)
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"crf": "20", "preset": "veryfast"}
+
+    def write(self, frame: Tensor) -> None:
+        """Append a `uint8` RGB frame `[3, H, W]` of the declared size."""
+        height, width = self._stream.height, self._stream.width
+        if frame.shape[1] < height or frame.shape[2] < width:
+            got = list(frame.shape[1:])
+            raise ValueError(f"{self.path}: frame is {got}, the video [{height}, {width}]")
+        pixels = frame[:, :height, :width].permute(1, 2, 0).contiguous().numpy()
+        video_frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        for packet in self._stream.encode(video_frame):
+            self._container.mux(packet)
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            for packet in self._stream.encode():
+                self._container.mux(packet)
+        self._container.close()
+        if kind is None:
+            os.replace(self._partial, self.path)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

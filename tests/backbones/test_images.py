@@ -1,0 +1,232 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backbones.errors import UserError
+from backbones.evaluation import evaluate_classifier
+from backbones.image_sources import open_split
+from backbones.images import (
+    AugmentConfig,
+    EvaluationImages,
+    ImageBatch,
+    TrainingImages,
+    collate,
+    eval_transform,
+    normalize,
+    train_transform,
+)
+
+
+def encode(color, size=(40, 30)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, format="JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write_folders(root, split="train", classes=("cat", "dog"), count=3):
+    for label, name in enumerate(classes):
+        (root / split / name).mkdir(parents=True)
+        for index in range(count):
+            data = encode((100 * label, 10 * index, 0))
+            (root / split / name / f"{index}.jpg").write_bytes(data)
+
+
+def write_shard(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def shard_members(count, first=0):
+    for index in range(first, first + count):
+        yield f"im_{index}.jpg", encode((index, 0, 0))
+        yield f"im_{index}.cls", str(index % 3).encode()
+
+
+def test_class_folders(tmp_path):
+    write_folders(tmp_path)
+    source = open_split(tmp_path, "train")
+    assert source.class_names == ("cat", "dog")
+    assert [source.read(index)[1] for index in range(len(source))] == [0, 0, 0, 1, 1, 1]
+    assert source.read(4)[2].endswith("dog/1.jpg")
+
+
+def test_validation_uses_the_labels_of_training(tmp_path):
+    write_folders(tmp_path, "val", classes=("dog",))
+    assert open_split(tmp_path, "val", ["cat", "dog"]).read(0)[1] == 1
+    with pytest.raises(UserError, match="class 'dog' is not in the training split"):
+        open_split(tmp_path, "val", ["cat"])
+
+
+def test_shards_are_read_in_any_order(tmp_path):
+    write_shard(tmp_path / "train-0000.tar", shard_members(4))
+    write_shard(tmp_path / "train-0001.tar", shard_members(4, first=4))
+    source = open_split(tmp_path, "train")
+    assert (len(source), source.class_names) == (8, ("0", "1", "2"))
+    for index in (7, 0, 5, 3):
+        data, label, name = source.read(index)
+        assert (data, label) == (encode((index, 0, 0)), index % 3)
+        assert name.endswith(f"train-000{index // 4}.tar:im_{index}.jpg")
+
+
+def test_class_names_beside_shards(tmp_path):
+    write_shard(tmp_path / "train-0000.tar", shard_members(3))
+    entries = [{"index": i, "name": name} for i, name in [(2, "c"), (0, "a"), (1, "b")]]
+    (tmp_path / "classes.json").write_text(json.dumps(entries))
+    assert open_split(tmp_path, "train").class_names == ("a", "b", "c")
+    (tmp_path / "classes.json").write_text('["a", "b"]')
+    with pytest.raises(UserError, match="label 2 but there are 2 classes"):
+        open_split(tmp_path, "train")
+    (tmp_path / "classes.json").write_text("{")
+    with pytest.raises(UserError, match=r"classes\.json: expected a list"):
+        open_split(tmp_path, "train")
+
+
+def test_a_shard_cut_off_anywhere_costs_its_tail_only(tmp_path, caplog):
+    path = tmp_path / "train-0000.tar"
+    write_shard(path, shard_members(4))
+    with tarfile.open(path) as tar:
+        end = max(member.offset_data + 512 for member in tar.getmembers())
+    whole = path.read_bytes()
+    for cut in (end, end - 100, end - 512, end - 700, end - 1100, end // 2 + 100, 3000):
+        caplog.clear()
+        path.write_bytes(whole[:cut])
+        source = open_split(tmp_path, "train")
+        assert 1 <= len(source) <= 4
+        assert "damaged after" in caplog.text, cut
+        dataset = TrainingImages(source, 8, AugmentConfig(), seed=0)
+        assert all(dataset[0, index].image is not None for index in range(len(source)))
+    path.write_bytes(whole)
+    caplog.clear()
+    assert len(open_split(tmp_path, "train")) == 4
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.jpg", b"x"), ("a.cls", b"seven")], r"a\.cls: expected a label of 0 or more"),
+        ([("a.txt", b"x")], "expected members NAME.jpg and NAME.cls"),
+    ],
+)
+def test_bad_shards(tmp_path, members, message):
+    write_shard(tmp_path / "train-0.tar", members)
+    with pytest.raises(UserError, match=message):
+        open_split(tmp_path, "train")
+
+
+def test_missing_data(tmp_path):
+    with pytest.raises(UserError, match="found neither a folder train/CLASS nor shards"):
+        open_split(tmp_path, "train")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="expected images in CLASS folders"):
+        open_split(tmp_path, "train")
+
+
+def gradient_image(height=50, width=80):
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.stack([255 * columns / width, 255 * rows / height, 0 * rows])
+    return torch.from_numpy(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [79, 151, 299])
+def test_transforms_give_the_size(size):
+    for image in (gradient_image(), gradient_image(500, 20), gradient_image(1, 1)):
+        for result in (
+            train_transform(image, size, AugmentConfig(), seed=1),
+            eval_transform(image, size),
+        ):
+            assert result.shape == (3, size, size)
+            assert result.dtype == torch.uint8
+
+
+def test_training_crops_cover_the_stated_areas_and_ratios():
+    config = AugmentConfig(color_jitter=0.0, flip=False)
+    areas, ratios = [], []
+    for seed in range(300):
+        crop = train_transform(gradient_image(200, 200), 64, config, seed).float()
+        width = (crop[0, 32, -1] - crop[0, 32, 0]) / 255 * 64 / 63
+        height = (crop[1, -1, 32] - crop[1, 0, 32]) / 255 * 64 / 63
+        areas.append(float(width * height))
+        ratios.append(float(width / height))
+    assert 0.07 < min(areas) < 0.15
+    assert 0.85 < max(areas) < 1.03
+    assert 0.7 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 1.43
+
+
+def test_flip_mirrors_half():
+    config = AugmentConfig(color_jitter=0.0)
+    crops = [train_transform(gradient_image(), 16, config, seed) for seed in range(200)]
+    assert 70 < sum(bool(crop[0, 8, 0] > crop[0, 8, -1]) for crop in crops) < 130
+
+
+def test_the_key_alone_decides_the_pixels(tmp_path):
+    write_folders(tmp_path)
+    dataset = TrainingImages(open_split(tmp_path, "train"), 16, AugmentConfig(), seed=5)
+    first = dataset[2, 1].image
+    torch.manual_seed(99)
+    assert torch.equal(first, dataset[2, 1].image)
+    assert not torch.equal(first, dataset[3, 1].image)
+
+
+def test_eval_crop_is_the_central_part():
+    crop = eval_transform(gradient_image(160, 160), 79, crop_fraction=0.875).float() / 255
+    assert crop[0, 40, 0].item() == pytest.approx(1 / 16, abs=0.02)
+    assert crop[0, 40, -1].item() == pytest.approx(15 / 16, abs=0.02)
+
+
+def test_normalize():
+    image = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    expected = (np.array([0, 128, 255]) / 255 - [0.5, 0.4, 0.3]) / [0.5, 0.25, 0.2]
+    result = normalize(image, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
+    np.testing.assert_allclose(result.flatten(), expected, atol=1e-6)
+
+
+def test_corrupt_images_are_replaced_in_training_and_left_out_in_evaluation(tmp_path, caplog):
+    write_folders(tmp_path)
+    (tmp_path / "train/cat/1.jpg").write_bytes(b"not an image")
+    source = open_split(tmp_path, "train")
+    example = TrainingImages(source, 8, AugmentConfig(), seed=0)[0, 1]
+    assert example.name.endswith("cat/2.jpg")
+    assert "cat/1.jpg" in example.skipped[0]
+    evaluation = EvaluationImages(source, 8, 0.875)
+    batch = collate([evaluation[index] for index in range(6)])
+    assert batch.images.shape == (5, 3, 8, 8)
+    assert batch.labels.tolist() == [0, 0, 1, 1, 1]
+    assert len(batch.skipped) == 1
+
+    def predict_dog(images):
+        return torch.tensor([[0.0, 1.0]]).repeat(len(images), 1)
+
+    assert evaluate_classifier(predict_dog, [batch]) == {"top1": 3 / 5, "top5": 1.0}
+    assert "left out 1 unreadable images" in caplog.text
+
+
+def test_nothing_readable(tmp_path):
+    write_folders(tmp_path, classes=("cat",), count=1)
+    (tmp_path / "train/cat/0.jpg").write_bytes(b"")
+    source = open_split(tmp_path, "train")
+    with pytest.raises(UserError, match="none of the 1 training images can be read"):
+        TrainingImages(source, 8, AugmentConfig(), seed=0)[0, 0]
+    assert len(collate([EvaluationImages(source, 8, 0.875)[0]]).labels) == 0
+
+
+def test_top5_counts_over_uneven_batches():
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(23, 9, generator=random)
+    labels = torch.randint(9, (23,), generator=random)
+    order = logits.argsort(dim=1, descending=True)
+    expected1 = sum(int(order[i, 0] == labels[i]) for i in range(23)) / 23
+    expected5 = sum(int(labels[i] in order[i, :5]) for i in range(23)) / 23
+    rows = torch.arange(23, dtype=torch.uint8).reshape(23, 1, 1, 1).repeat(1, 3, 1, 1)
+    batches = [ImageBatch(rows[i : i + 10], labels[i : i + 10], [], []) for i in (0, 10, 20)]
+    scores = evaluate_classifier(lambda images: logits[images[:, 0, 0, 0].long()], batches)
+    assert scores == {"top1": expected1, "top5": expected5}

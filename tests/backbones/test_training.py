@@ -1,0 +1,226 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import BATCH, EPOCHS, EXAMPLES, cross_entropy, train
+
+from backbones.checkpoints import load_last_checkpoint, save_checkpoint
+from backbones.errors import UserError
+from backbones.order import EpochSampler, derive_seed
+from backbones.runs import read_curves
+from backbones.training import NonFiniteLossError
+
+STEPS = EPOCHS * (EXAMPLES // BATCH)
+ROOT = Path(__file__).parents[2]
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    """The loss function, which breaks off at its step-th call."""
+    calls = iter(range(10**6))
+
+    def loss_fn(model, batch):
+        if next(calls) == step:
+            raise Stop
+        return cross_entropy(model, batch)
+
+    return loss_fn
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def curves(folder):
+    return read_curves(folder / "curves.csv")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    model, state = train(folder)
+    return folder, model.state_dict(), state
+
+
+def test_the_run_learns_and_leaves_its_files(unbroken):
+    folder, _, state = unbroken
+    assert state.step == STEPS
+    assert state.best_metrics["top1"] > 0.8
+    assert torch.load(folder / "best.safetensors").keys()
+    names = {point.name for point in curves(folder)}
+    assert names == {"loss/class", "loss/total", "grad_norm", "lr", "val/top1"}
+    for name in ("config.yaml", "log.txt", "curves.png", "last.safetensors", "tensorboard"):
+        assert (folder / name).exists(), name
+
+
+@pytest.mark.parametrize(("step", "workers"), [(1, 0), (11, 0), (17, 2)])
+def test_resume_in_the_middle_of_an_epoch_is_exact(unbroken, tmp_path, step, workers):
+    folder, weights, state = unbroken
+    with pytest.raises(Stop):
+        train(tmp_path / "run", loss_fn=stop_at(step))
+    model, resumed = train(tmp_path / "run", resume=True, workers=workers)
+    assert_same(model.state_dict(), weights)
+    assert_same(
+        torch.load(tmp_path / "run/last.safetensors"), torch.load(folder / "last.safetensors")
+    )
+    assert curves(tmp_path / "run") == curves(folder)
+    assert resumed == state
+
+
+def test_resume_with_rare_checkpoints_drops_the_curves_beyond(unbroken, tmp_path):
+    folder, weights, _ = unbroken
+    with pytest.raises(Stop):
+        train(tmp_path / "run", loss_fn=stop_at(16), checkpoint_minutes=60)
+    assert load_last_checkpoint(tmp_path / "run/checkpoints")["state"]["step"] == 11
+    model, _ = train(tmp_path / "run", resume=True, checkpoint_minutes=60)
+    assert_same(model.state_dict(), weights)
+    assert curves(tmp_path / "run") == curves(folder)
+
+
+def test_resuming_a_finished_run_returns_its_metrics(tmp_path):
+    _, first = train(tmp_path / "again", epochs=1)
+    _, second = train(tmp_path / "again", epochs=1, resume=True)
+    assert first == second
+
+
+def start(folder, resume, workers):
+    command = [sys.executable, str(Path(__file__).with_name("tiny_run.py"))]
+    command += [str(folder), str(resume).lower(), "0.1", str(workers)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def wait_for_checkpoint(folder, process):
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("checkpoints/step_*")):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_process_resumes_exactly(unbroken, tmp_path):
+    process = start(tmp_path / "run", False, workers=1)
+    wait_for_checkpoint(tmp_path / "run", process)
+    time.sleep(random.uniform(0, 0.8))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = load_last_checkpoint(tmp_path / "run/checkpoints")["state"]["step"]
+    assert 0 < before < STEPS
+    process = start(tmp_path / "run", True, workers=0)
+    assert process.wait(timeout=60) == 0, process.stderr.read().decode()
+    after = load_last_checkpoint(tmp_path / "run/checkpoints")
+    assert after["state"]["step"] == STEPS
+    folder, weights, _ = unbroken
+    assert_same(after["model"], weights)
+    assert curves(tmp_path / "run") == curves(folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)]
+)
+def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path, number, code):
+    process = start(tmp_path / "run", False, workers=1)
+    wait_for_checkpoint(tmp_path / "run", process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    log = (tmp_path / "run/log.txt").read_text()
+    step = load_last_checkpoint(tmp_path / "run/checkpoints")["state"]["step"]
+    assert f"stopped at step {step}; continue with --resume true" in log
+
+
+def test_a_loss_that_is_not_finite_names_step_term_and_images(tmp_path):
+    def loss_fn(model, batch):
+        loss = cross_entropy(model, batch)["class"]
+        return {"class": loss, "aux": loss * float("nan")}
+
+    with pytest.raises(NonFiniteLossError, match=r"step 0: loss/aux is nan .*shape_\d+\.png"):
+        train(tmp_path / "run", loss_fn=loss_fn)
+    log = (tmp_path / "run/log.txt").read_text()
+    assert log.count("shape_") >= BATCH
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path):
+    def loss_fn(model, batch):
+        weight = model[0].weight
+        return {"root": torch.sqrt((weight * 0).abs().sum())}
+
+    with pytest.raises(NonFiniteLossError, match="grad_norm is nan"):
+        train(tmp_path / "run", loss_fn=loss_fn)
+
+
+def test_another_batch_size_cannot_resume(tmp_path, monkeypatch):
+    train(tmp_path / "run", epochs=1)
+    monkeypatch.setattr("tiny_run.BATCH", 8)
+    with pytest.raises(UserError, match="steps_per_epoch was 11 and is 5 now"):
+        train(tmp_path / "run", resume=True)
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    train(tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match="already holds a run"):
+        train(tmp_path / "run", epochs=1)
+
+
+def test_bf16_trains(tmp_path):
+    _, state = train(tmp_path / "run", precision="bf16")
+    assert state.best_metrics["top1"] > 0.8
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"x": torch.full((1000,), float(step)), "step": step})
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2
+    files[-1].write_bytes(files[-1].read_bytes()[:1000])
+    checkpoint = load_last_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint["step"] == 2
+    assert "cannot read checkpoint" in caplog.text
+
+
+def test_sampler_sees_each_example_once_an_epoch_in_changing_order():
+    sampler = EpochSampler(12, 4, epochs=3, seed=1)
+    keys = [key for batch in sampler for key in batch]
+    orders = [[index for epoch, index in keys if epoch == wanted] for wanted in range(3)]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert len(sampler) == 9
+
+
+def test_sampler_resumes_anywhere():
+    whole = list(EpochSampler(13, 4, epochs=3, seed=1))
+    for step in range(len(whole)):
+        sampler = EpochSampler(13, 4, epochs=3, seed=1)
+        sampler.start_step = step
+        assert list(sampler) == whole[step:]
+
+
+def test_ranks_share_the_batches_of_one_process():
+    whole = list(EpochSampler(20, 6, epochs=2, seed=1))
+    parts = [list(EpochSampler(20, 3, epochs=2, seed=1, rank=r, world_size=2)) for r in range(2)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert sorted(batch) == sorted(first + second)
+        assert len(first) == len(second) == 3
+
+
+def test_sampler_refuses_a_batch_larger_than_the_data():
+    with pytest.raises(UserError, match="batch_size 8 is larger than the training set"):
+        EpochSampler(5, 8, epochs=1, seed=0)
+
+
+def test_derived_seeds_differ():
+    seeds = {derive_seed(a, b, c) for a in range(10) for b in range(10) for c in range(10)}
+    assert len(seeds) == 1000
+    assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
+    assert all(0 <= seed < 2**63 for seed in seeds)

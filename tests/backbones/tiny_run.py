@@ -1,0 +1,105 @@
+"""A tiny real training run: `python tiny_run.py FOLDER RESUME SECONDS_A_STEP WORKERS`."""
+
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from backbones.order import EpochSampler, derive_seed, training_loader
+from backbones.recipe import OptimConfig
+from backbones.runs import RunFolder
+from backbones.training import TrainingState, fit
+
+EXAMPLES, BATCH, EPOCHS = 44, 4, 3
+
+
+class TinyBatch(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    names: list[str]
+    skipped: list[str]
+
+
+class NoisyShapes(Dataset):
+    """The label is which half is bright; noise comes from the key, as augmentation would."""
+
+    def __len__(self) -> int:
+        return EXAMPLES
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, str]:
+        generator = torch.Generator().manual_seed(derive_seed(0, *key))
+        image = torch.rand(3, 8, 8, generator=generator)
+        label = key[1] % 2
+        image[:, :, 4 * label : 4 * label + 4] += 0.5
+        return image, label, f"shape_{key[1]}.png"
+
+
+def collate(examples: list[tuple[Tensor, int, str]]) -> TinyBatch:
+    images, labels, names = zip(*examples, strict=True)
+    return TinyBatch(torch.stack(images), torch.tensor(labels), list(names), [])
+
+
+def build_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 2),
+    )
+
+
+def cross_entropy(model: nn.Module, batch: TinyBatch) -> dict[str, Tensor]:
+    return {"class": nn.functional.cross_entropy(model(batch.images), batch.labels)}
+
+
+def accuracy(model: nn.Module) -> dict[str, float]:
+    dataset = NoisyShapes()
+    batch = collate([dataset[99, index] for index in range(EXAMPLES)])
+    return {"top1": (model(batch.images).argmax(1) == batch.labels).float().mean().item()}
+
+
+def train(
+    folder: Path,
+    *,
+    resume: bool = False,
+    seconds: float = 0.0,
+    workers: int = 0,
+    loss_fn=cross_entropy,
+    epochs: int = EPOCHS,
+    **options,
+) -> tuple[nn.Module, TrainingState]:
+    model = build_model()
+    sampler = EpochSampler(EXAMPLES, BATCH, epochs=epochs, seed=3)
+    loader = training_loader(NoisyShapes(), sampler, workers=workers, collate_fn=collate)
+
+    def slow_loss(model: nn.Module, batch: TinyBatch) -> dict[str, Tensor]:
+        time.sleep(seconds)
+        return loss_fn(model, batch)
+
+    def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
+        torch.save(model.state_dict(), path)
+
+    optim = OptimConfig(lr=0.05, schedule="exponential", ema_decay=0.9, warmup_epochs=0.5)
+    with RunFolder(folder, optim, resume=resume) as run:
+        defaults = {"evaluate": accuracy, "best_metric": "top1", "save": save}
+        state = fit(
+            model, loader, slow_loss, optim, run, **({"checkpoint_minutes": 0} | defaults | options)
+        )
+    return model, state
+
+
+if __name__ == "__main__":
+    train(
+        Path(sys.argv[1]),
+        resume=sys.argv[2] == "true",
+        seconds=float(sys.argv[3]),
+        workers=int(sys.argv[4]),
+    )

@@ -1,0 +1,82 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbones import load_backbone
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--model.width", "0.25", "--batch_size", "4", "--workers", "0", "--device", "cpu"]
+
+
+def run_tool(*arguments):
+    command = [sys.executable, "-m", "tools.train_backbone", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("dark", "light")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(128 * label, 128 * label + 127, (32, 32, 3))
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(root / split / name / f"{index}.png")
+    return root
+
+
+def test_trains_resumes_and_saves_a_usable_network(data, tmp_path):
+    config = ROOT / "configs/backbone/inception_v3_79.yaml"
+    run = tmp_path / "run"
+    arguments = ["--config", config, "--data.root", data, "--run", run, *SMALL]
+    first = run_tool(*arguments, "--epochs", "1")
+    assert first.returncode == 0, first.stderr
+    assert "best top-1" in first.stdout
+    names = {file.name for file in run.iterdir()}
+    assert {"config.yaml", "log.txt", "curves.csv", "curves.png"} <= names
+    assert {"best.safetensors", "last.safetensors"} <= names
+    model = load_backbone(run / "best.safetensors")
+    assert model.spec.input_size == 79
+
+    refused = run_tool(*arguments, "--epochs", "1")
+    assert refused.returncode == 2
+    assert "already holds a run" in refused.stderr
+    second = run_tool(*arguments, "--epochs", "2", "--resume", "true")
+    assert second.returncode == 0, second.stderr
+    assert "resumed" in second.stderr
+    assert "at step 2" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot read config file"),
+        (["--optim.momentun", "1"], "unrecognized arguments: --optim.momentun"),
+        (["--data.root", "nowhere"], "nowhere: found neither a folder train/CLASS nor shards"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(arguments, message):
+    result = run_tool(*arguments, "--device", "cpu")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "inception_v3_151", "inception_v3_79"])
+def test_shipped_configs_are_the_papers(name):
+    from backbones.config import parse_config
+    from backbones.pretraining import PretrainConfig
+    from backbones.recipe import paper
+
+    config = parse_config(PretrainConfig, ["--config", f"{ROOT}/configs/backbone/{name}.yaml"])
+    assert config.optim == paper()
+    assert config.model.variant == name
+    assert (config.epochs, config.label_smoothing, config.aux_weight) == (100, 0.1, 0.3)

@@ -1,0 +1,57 @@
+"""Detect objects in images, folders, globs and videos.
+
+python -m tools.infer --weights runs/digits/best.safetensors --inputs photo.jpg folder/ video.mp4
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from backbones.errors import UserError
+from detect.detector import load_detector
+from detect.inference import infer
+from detect.sources import find_inputs
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """What to detect in what."""
+
+    weights: str
+    """Detector checkpoint (.safetensors) that train_detector wrote."""
+    inputs: list[str]
+    """Image files, video files, folders of them, or glob patterns."""
+    output: str = "runs/infer"
+    """Folder for annotated pictures and videos and for results.json."""
+    score_thresh: float = 0.5
+    """Detections below this probability are neither drawn nor written."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score_thresh <= 1:
+            raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(InferConfig, description="Detect objects in images and videos.")
+    source = find_inputs(config.inputs)
+    detector = load_detector(config.weights, config.device)
+    report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
+    print(f"{report.detections} objects in {report.images} images: {config.output}")
+    if report.errors:
+        print(
+            f"error: {len(report.errors)} inputs could not be read (named above)", file=sys.stderr
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Train a backbone on ImageNet-style data.
+
+python -m tools.train_backbone --config configs/backbone/inception_v3_79.yaml --data.root DIR
+"""
+
+from pathlib import Path
+
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from backbones.pretraining import PretrainConfig, pretrain
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(PretrainConfig, description="Train a backbone as an image classifier.")
+    state = pretrain(config)
+    best = state.best_metrics
+    print(f"best top-1 {100 * best['top1']:.2f} %, top-5 {100 * best['top5']:.2f} %")
+    print(f"weights: {Path(config.run) / 'best.safetensors'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Train a detector and score it.
+
+python -m tools.train_detector --config configs/detector/digits_79.yaml
+"""
+
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from detect.config import DetectorConfig
+from detect.training import train_detector
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(DetectorConfig, description="Train an R-CNN detector.")
+    outcome = train_detector(config)
+    for split in ("val", "test"):
+        scores = outcome[split]
+        if scores is not None:
+            listed = ", ".join(
+                f"{name} {value:.3f}" for name, value in scores.items() if isinstance(value, float)
+            )
+            print(f"{split}: {listed}")
+    print(f"weights: {outcome['weights']}")
+    print(f"curves:  {config.run}/curves.png")
+
+
+if __name__ == "__main__":
+    main()
