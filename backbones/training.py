@@ -232,7 +232,8 @@ def _evaluate(
 
 def _is_better(state: TrainingState, metric: str) -> bool:
     def rank(metrics: dict[str, float]) -> float:
-        return -math.inf if math.isnan(metrics[metric]) else metrics[metric]
+        value = metrics.get(metric, math.nan)
+        return -math.inf if math.isnan(value) else value
 
     return not state.best_metrics or rank(state.metrics) > rank(state.best_metrics)
 

@@ -13,7 +13,7 @@ from torchvision.ops import roi_align
 CropMode = Literal["warp", "square"]
 
 ORIGINAL_CONTEXT = 16 / 227
-"""R-CNN's padding: 16 pixels on each side of a 227-pixel crop (Girshick et al. 2014, appendix A)."""
+"""R-CNN's padding: 16 of a crop's 227 pixels on each side (Girshick et al. 2014, appendix A)."""
 
 
 def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -98,7 +98,7 @@ def crop_regions(
 
 
 def check_boxes(boxes: Sequence[Tensor], what: str = "boxes") -> None:
-    """Raise `ValueError` naming the first box that is not `[N, 4]`, finite, and of positive area."""
+    """Raise `ValueError` naming the first box that is not `[N, 4]`, finite, of positive area."""
     for i, image_boxes in enumerate(boxes):
         if image_boxes.ndim != 2 or image_boxes.shape[1] != 4:
             shape = list(image_boxes.shape)

@@ -119,7 +119,7 @@ def _report_error(report: InferenceReport, message: str) -> None:
 
 
 def _unique_names(paths: list[Path]) -> dict[Path, str]:
-    """File stems, with a number where two inputs share one, so that no result overwrites another."""
+    """File stems, numbered where two inputs share one, so that no result overwrites another."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in paths:

@@ -26,7 +26,7 @@ from detect.sampling import (
 
 @dataclass(frozen=True)
 class RCNNConfig:
-    """Crops, matching, sampling and post-processing; R-CNN's own values where not said otherwise."""
+    """Crops, matching, sampling, post-processing; R-CNN's values where not said otherwise."""
 
     crop_mode: CropMode = "warp"
     """`warp` distorts the box to the crop, `square` takes the square around it."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 MAX_LOG_SCALE = math.log(1000 / 16)
-"""Decoded boxes grow at most 62.5 times, so that a wild delta cannot overflow (torchvision's cap)."""
+"""Decoded boxes grow at most 62.5 times, so a wild delta cannot overflow (as in torchvision)."""
 
 
 def match_proposals(

@@ -23,6 +23,7 @@ from detect.datasets import DetectionDataset
 from detect.detector import Detector, load_detector, save_detector
 from detect.evaluation import evaluate_coco, to_coco_results
 from detect.proposals import Proposals, load_proposals
+from detect.rcnn import RCNN
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
     torch.manual_seed(derive_seed(config.seed))
     model = build_detector(config.model, len(train.class_names))
     # channels_last: convolutions on both CPU and GPU are faster in it.
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     sampler = EpochSampler(len(train), config.batch_size, epochs=config.epochs, seed=config.seed)
     loader = training_loader(
@@ -71,14 +72,14 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert val is not None
+        assert isinstance(model, RCNN)
         detector = Detector(model, train.class_names, train.category_ids)
         scores = evaluate_coco(val, detect_dataset(detector, val, proposals))
         return {name: scores[name] for name in ("AP", "AP50", "AP75") if scores[name] is not None}
 
     def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
-        save_detector(
-            path, model, config.model, train.class_names, train.category_ids, {"val": metrics}
-        )
+        assert isinstance(model, RCNN)
+        save_detector(path, model, config.model, train.class_names, train.category_ids, metrics)
 
     with RunFolder(config.run, config, resume=config.resume) as run:
         logger.info(
@@ -100,11 +101,11 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
         scores = None
         if test is not None:
             detector = load_detector(weights, config.device)
-            scores = test_detector(detector, test, run.path, proposals)
+            scores = score_detector(detector, test, run.path, proposals)
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
 
 
-def test_detector(
+def score_detector(
     detector: Detector,
     dataset: DetectionDataset,
     folder: Path,

@@ -1,7 +1,7 @@
 """Reading and writing video, with PyAV (FFmpeg's libraries in a wheel)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +10,7 @@ import av
 import torch
 from av.error import FFmpegError
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from backbones.errors import UserError
 
@@ -114,6 +115,23 @@ class VideoWriter:
             os.replace(self._partial, self.path)
         else:
             self._partial.unlink(missing_ok=True)
+
+
+def slideshow(path: str | Path, images: Iterable[Tensor], fps: float, size: tuple[int, int]) -> int:
+    """Write pictures `uint8 [3, H_i, W_i]` one after another; the number of frames.
+
+    Pictures are resized to fit `(height, width)`, on black.
+    """
+    count = 0
+    with VideoWriter(path, fps, size) as writer:
+        for image in images:
+            factor = min(size[0] / image.shape[1], size[1] / image.shape[2])
+            fitted = [max(1, int(side * factor)) for side in image.shape[1:]]
+            frame = torch.zeros(3, *size, dtype=torch.uint8)
+            frame[:, : fitted[0], : fitted[1]] = resize(image, fitted, antialias=True)
+            writer.write(frame)
+            count += 1
+    return count
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""Command-line tools: each parses, calls one library function, prints."""

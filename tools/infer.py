@@ -47,10 +47,7 @@ def _main() -> None:
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
     print(f"{report.detections} objects in {report.images} images: {config.output}")
     if report.errors:
-        print(
-            f"error: {len(report.errors)} inputs could not be read (named above)", file=sys.stderr
-        )
-        sys.exit(2)
+        raise UserError(f"{len(report.errors)} inputs could not be read, see above")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from detect.proposals.base import Proposals, Proposer
 
 @dataclass(frozen=True)
 class LearnedConfig:
-    """A region proposal network (Ren et al. 2015) over an Inception trunk with a feature pyramid."""
+    """A region proposal network (Ren et al. 2015) over an Inception trunk and feature pyramid."""
 
     width: float = 0.25
     """Width multiplier of the trunk: 0.25, 0.5, 0.75 or 1.0."""

@@ -94,9 +94,9 @@ def test_resuming_a_finished_run_returns_its_metrics(tmp_path):
     assert first == second
 
 
-def start(folder, resume, workers):
+def start(folder, workers):
     command = [sys.executable, str(Path(__file__).with_name("tiny_run.py"))]
-    command += [str(folder), str(resume).lower(), "0.1", str(workers)]
+    command += [str(folder), "0.1", str(workers)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
@@ -110,15 +110,14 @@ def wait_for_checkpoint(folder, process):
 
 
 def test_a_killed_process_resumes_exactly(unbroken, tmp_path):
-    process = start(tmp_path / "run", False, workers=1)
+    process = start(tmp_path / "run", workers=1)
     wait_for_checkpoint(tmp_path / "run", process)
     time.sleep(random.uniform(0, 0.8))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     before = load_last_checkpoint(tmp_path / "run/checkpoints")["state"]["step"]
     assert 0 < before < STEPS
-    process = start(tmp_path / "run", True, workers=0)
-    assert process.wait(timeout=60) == 0, process.stderr.read().decode()
+    train(tmp_path / "run", resume=True)
     after = load_last_checkpoint(tmp_path / "run/checkpoints")
     assert after["state"]["step"] == STEPS
     folder, weights, _ = unbroken
@@ -126,17 +125,17 @@ def test_a_killed_process_resumes_exactly(unbroken, tmp_path):
     assert curves(tmp_path / "run") == curves(folder)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)]
-)
-def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path, number, code):
-    process = start(tmp_path / "run", False, workers=1)
-    wait_for_checkpoint(tmp_path / "run", process)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == code
-    log = (tmp_path / "run/log.txt").read_text()
-    step = load_last_checkpoint(tmp_path / "run/checkpoints")["state"]["step"]
-    assert f"stopped at step {step}; continue with --resume true" in log
+def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path):
+    codes = {signal.SIGTERM: 143, signal.SIGINT: -signal.SIGINT}
+    processes = {number: start(tmp_path / number.name, workers=1) for number in codes}
+    for number, process in processes.items():
+        wait_for_checkpoint(tmp_path / number.name, process)
+        process.send_signal(number)
+    for number, process in processes.items():
+        assert process.wait(timeout=60) == codes[number]
+        log = (tmp_path / number.name / "log.txt").read_text()
+        step = load_last_checkpoint(tmp_path / number.name / "checkpoints")["state"]["step"]
+        assert f"stopped at step {step}; continue with --resume true" in log
 
 
 def test_a_loss_that_is_not_finite_names_step_term_and_images(tmp_path):

@@ -1,0 +1,39 @@
+# Two commands do everything from a fresh clone: `make demo` and `make test`.
+# Needs Python 3.11 or newer with venv, nothing else; about 6 GB of disk and a few minutes for the
+# first installation.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint install clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   train a small detector on handwritten digits and draw what it finds"
+	@echo "make test   lint, type-check and test"
+	@echo "make lint   lint and type-check only"
+	@echo "make clean  remove .venv, data and runs made here"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "installing into .venv (once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: .venv/installed
+	@$(BIN)/python -m tools.demo
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -n 2 --dist worksteal
+
+clean:
+	rm -rf .venv data runs

@@ -1,0 +1,21 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# Two pytest workers on two cores: more threads each would only wait for one another.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """Root of BCCD in VOC layout; skips where the data is not at hand."""
+    data = Path(os.environ.get("LOWRES_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    root = data / "bccd" / "BCCD"
+    if not root.is_dir():
+        pytest.skip(f"BCCD is not at {root}: set LOWRES_DATA to the folder that holds bccd/BCCD")
+    return root

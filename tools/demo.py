@@ -1,0 +1,58 @@
+"""The demo: train on handwritten digits, score, draw held-out pictures and a video.
+
+python -m tools.demo
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from backbones.files import read_image, write_image
+from detect.config import DetectorConfig
+from detect.detector import load_detector
+from detect.drawing import gallery
+from detect.inference import infer
+from detect.sources import find_inputs
+from detect.training import train_detector
+from detect.video import slideshow
+
+CONFIG = Path(__file__).parents[1] / "configs" / "detector" / "digits_79.yaml"
+PICTURES = 12
+
+
+def main() -> None:
+    """Run from the command line; it has no options."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    began = time.monotonic()
+    config = parse_config(DetectorConfig, ["--config", str(CONFIG)])
+    run = Path(config.run)
+    if run.exists():
+        # A demo shows the whole job each time.
+        shutil.rmtree(run)
+    outcome = train_detector(config)
+    trained = time.monotonic()
+    held_out = find_inputs([str(Path(config.data.root) / "val")]).images[:PICTURES]
+    video = run / "held_out.mp4"
+    slideshow(video, map(read_image, held_out), fps=2, size=(256, 256))
+    detector = load_detector(outcome["weights"])
+    source = find_inputs([*map(str, held_out), str(video)])
+    infer(detector, source, run / "pictures", score_thresh=0.5)
+    drawn = [read_image(run / "pictures" / f"{path.stem}.jpg") for path in held_out]
+    write_image(run / "gallery.jpg", gallery(drawn, columns=4))
+    scores = outcome["val"]
+    minutes, drawing = (trained - began) / 60, time.monotonic() - trained
+    print(f"trained and scored in {minutes:.1f} minutes, drew in {drawing:.0f} s")
+    print(f"held-out digits: AP {scores['AP']:.3f}, AP50 {scores['AP50']:.3f}")
+    print(f"pictures: {run}/gallery.jpg")
+    print(f"video:    {run}/pictures/held_out.mp4")
+    print(f"curves:   {run}/curves.png")
+    print(f"weights:  {outcome['weights']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Make a video of the pictures in a folder, to try video inference on.
+
+python -m tools.make_video --inputs FOLDER --output pictures.mp4
+"""
+
+from dataclasses import dataclass
+
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from backbones.errors import UserError
+from backbones.files import read_image
+from backbones.progress import track
+from detect.sources import find_inputs
+from detect.video import slideshow
+
+
+@dataclass(frozen=True)
+class MakeVideoConfig:
+    """Which pictures, how fast."""
+
+    inputs: list[str]
+    """Image files, folders of them, or glob patterns."""
+    output: str = "pictures.mp4"
+    """Video to write (H.264)."""
+    fps: float = 2.0
+    """Pictures a second."""
+    most: int = 1000
+    """At most this many pictures."""
+
+    def __post_init__(self) -> None:
+        if self.fps <= 0 or self.most < 1:
+            raise UserError("fps must be more than 0 and most at least 1")
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(MakeVideoConfig, description="Make a video of pictures.")
+    paths = find_inputs(config.inputs).images[: config.most]
+    if not paths:
+        raise UserError(f"{' '.join(config.inputs)}: no pictures there, only videos")
+    _, height, width = read_image(paths[0]).shape
+    images = (read_image(path) for path in track(paths, len(paths), "video"))
+    count = slideshow(config.output, images, config.fps, (height, width))
+    print(f"{count} pictures: {config.output}")
+
+
+if __name__ == "__main__":
+    main()
