@@ -2,11 +2,12 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or Ctrl-C is noted in `received`; the second acts at once.
+    """While entered, SIGTERM or Ctrl-C is noted in `received`; a second Ctrl-C acts at once.
 
     Only the main thread can receive signals; elsewhere this does nothing.
     """
@@ -30,8 +31,10 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        again = self.received is not None
-        self.received = signal.Signals(number)
+        # Not so a second SIGTERM, nor a Ctrl-C right after the first: `timeout` and some schedulers
+        # signal the process and then its group, and the step under way is to be finished.
+        again = number == self.received == signal.SIGINT and time.monotonic() - self._since > 1
+        self.received, self._since = signal.Signals(number), time.monotonic()
         if again:
             self.leave()
 

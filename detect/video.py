@@ -24,9 +24,9 @@ class VideoReader:
     off, after the last frame that could be decoded.
 
     Attributes:
-        fps: frames per second.
+        fps: frames per second, on average.
         size: `(height, width)`.
-        num_frames: as the file declares it, 0 where it does not.
+        num_frames: as the file declares it, or as its duration says; 0 where it says neither.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -44,6 +44,11 @@ class VideoReader:
         self.fps = float(self._stream.average_rate or 25)
         self.size = (self._stream.height, self._stream.width)
         self.num_frames = self._stream.frames
+        # Matroska and WebM declare a duration only, which holds for a steady frame rate.
+        self._tolerance = 0
+        if self.num_frames == 0 and self._container.duration:
+            self.num_frames = round(self._container.duration / av.time_base * self.fps)
+            self._tolerance = 1 + self.num_frames // 20
 
     def __iter__(self) -> Iterator[Tensor]:
         read = 0
@@ -58,7 +63,7 @@ class VideoReader:
             ) from error
         finally:
             self._container.close()
-        if read < self.num_frames:
+        if read < self.num_frames - self._tolerance:
             raise UserError(
                 f"{self.path}: the video ends early, after {read} of {self.num_frames} frames"
             )

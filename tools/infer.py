@@ -3,7 +3,6 @@
 python -m tools.infer --weights runs/digits/best.safetensors --inputs photo.jpg folder/ video.mp4
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 

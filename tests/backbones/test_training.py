@@ -131,6 +131,8 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path):
     for number, process in processes.items():
         wait_for_checkpoint(tmp_path / number.name, process)
         process.send_signal(number)
+        time.sleep(0.02)
+        process.send_signal(number)  # as `timeout` does, which signals the group as well
     for number, process in processes.items():
         assert process.wait(timeout=60) == codes[number]
         log = (tmp_path / number.name / "log.txt").read_text()

@@ -1,0 +1,237 @@
+"""The tools as a user meets them: training, inference, and mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+import yaml
+
+from backbones import create_backbone, save_backbone
+from backbones.files import write_image
+from backbones.weights import load_weights, save_weights
+from detect.datasets import make_digits
+from detect.detector import load_detector
+from detect.video import VideoReader, slideshow
+from tools import infer, make_video, train_detector
+
+TINY = {
+    "model": {
+        "variant": "inception_v3_79_naive",
+        "learned": {"image_size": 64, "channels": 16},
+        "proposals_per_image": 5,
+        "proposals_per_image_train": 10,
+        "rcnn": {"crops_per_image": 4},
+    },
+    "optim": {"optimizer": "adamw", "lr": 0.001, "schedule": "cosine"},
+    "epochs": 1,
+    "batch_size": 2,
+    "workers": 0,
+}
+
+
+def run(tool, *arguments: str, monkeypatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["tool", *arguments])
+    try:
+        tool.main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def error_of(tool, *arguments: str, monkeypatch, capsys) -> str:
+    """The one line that a user's mistake ends in."""
+    capsys.readouterr()
+    assert run(tool, *arguments, monkeypatch=monkeypatch) == 2
+    stderr = capsys.readouterr().err
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, stderr
+    assert "Traceback" not in stderr
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("data") / "digits", train=4, val=2, image_size=128)
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory) -> Path:
+    """Run folder of a detector trained for two steps, by the tool, in a process of its own."""
+    folder = tmp_path_factory.mktemp("run")
+    config = folder / "tiny.yaml"
+    root = {"format": "coco", "root": str(digits), "train": "train", "val": "val", "test": "val"}
+    config.write_text(yaml.safe_dump(TINY | {"data": root}))
+    command = [sys.executable, "-m", "tools.train_detector", "--config", str(config)]
+    done = subprocess.run(
+        [*command, "--run", str(folder / "run")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "val: AP " in done.stdout
+    assert "test: AP " in done.stdout
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(3):
+        image = torch.randint(0, 256, (3, 80, 100), dtype=torch.uint8)
+        write_image(folder / f"{i}.jpg", image)
+    return folder
+
+
+def test_a_run_leaves_what_the_readme_says(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "log.txt",
+        "curves.csv",
+        "curves.png",
+        "tensorboard",
+        "checkpoints",
+        "best.safetensors",
+        "last.safetensors",
+        "test.json",
+        "test_results.json",
+    }
+    detector = load_detector(trained / "best.safetensors")
+    assert detector.class_names == [str(digit) for digit in range(10)]
+    assert detector.category_ids == list(range(1, 11))
+    assert detector.metadata["input_size"] == 79
+
+
+def test_a_finished_run_is_not_overwritten(trained, monkeypatch, capsys):
+    arguments = ["--run", str(trained)]
+    message = error_of(train_detector, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert "already holds a run" in message or "not found" in message
+
+
+def test_infer_on_images_and_video(trained, pictures, tmp_path, monkeypatch, capsys):
+    video = tmp_path / "clip.mp4"
+    slideshow(video, [torch.zeros(3, 64, 64, dtype=torch.uint8)] * 5, 5, (64, 64))
+    inputs = json.dumps([str(pictures), str(video)])
+    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", inputs]
+    arguments += ["--output", str(tmp_path / "out"), "--score_thresh", "0"]
+    assert run(infer, *arguments, monkeypatch=monkeypatch) == 0
+    assert "in 8 images" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"0.jpg", "1.jpg", "2.jpg", "clip.mp4", "results.json"}
+    assert len(list(VideoReader(tmp_path / "out" / "clip.mp4"))) == 5
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [image["id"] for image in results["images"]] == list(range(1, 9))
+    assert [image.get("frame") for image in results["images"]] == [None] * 3 + list(range(5))
+    for annotation in results["annotations"]:
+        assert set(annotation) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_infer_goes_on_after_a_broken_image(trained, pictures, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    data = (pictures / "0.jpg").read_bytes()
+    (folder / "a_truncated.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "b_no_image.png").write_text("hello")
+    (folder / "c_good.jpg").write_bytes(data)
+    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", f'["{folder}"]']
+    arguments += ["--output", str(tmp_path / "out")]
+    message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert "2 inputs could not be read" in message
+    assert (tmp_path / "out" / "c_good.jpg").exists()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [Path(image["file_name"]).name for image in results["images"]] == ["c_good.jpg"]
+
+
+def test_a_video_that_ends_early_keeps_its_frames(trained, tmp_path, monkeypatch, capsys, caplog):
+    whole = tmp_path / "whole.mkv"
+    images = torch.randint(0, 256, (12, 3, 96, 96), dtype=torch.uint8)
+    video = tmp_path / "whole.mp4"
+    slideshow(video, list(images), 10, (96, 96))
+    # Matroska can be read to where it breaks off; an MP4 without its index cannot be opened.
+    with av.open(str(video)) as source, av.open(str(whole), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    data = video.read_bytes()
+    index = data.find(b"moov")
+    assert index > 0
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(data[: index // 2])
+    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", f'["{cut}"]']
+    arguments += ["--output", str(tmp_path / "out")]
+    message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert "1 inputs could not be read" in message
+    assert "cut.mp4: cannot open video" in caplog.text
+    data = whole.read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(data[: len(data) // 2])
+    reader = VideoReader(cut)
+    frames = iter(reader)
+    next(frames)
+    with pytest.raises(ValueError, match=r"cut\.mkv: the video (ends early|breaks off)"):
+        list(frames)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--optim.momentun", "0.9"], ["optim.momentun"]),
+        (["--epochs", "ten"], ["epochs", "int", "ten"]),
+        (["--epochs", "0"], ["epochs", "at least 1"]),
+        (["--model.variant", "inception_v9"], ["inception_v9"]),
+        (["--data.format", "coco", "--data.root", "nowhere"], ["nowhere", "not found"]),
+        (["--device", "cuda:99"], ["cuda:99"]),
+        (["--model.proposer", "precomputed"], ["model.precomputed"]),
+        (["--model.grid.step", "0.3"], ["model.grid is set", "learned"]),
+        (["--data.class_names", '["a"]'], ["data.class_names", "voc"]),
+    ],
+)
+def test_training_mistakes_are_one_line(arguments, words, digits, tmp_path, monkeypatch, capsys):
+    base = ["--run", str(tmp_path / "run"), "--data.root", str(digits), "--data.format", "coco"]
+    message = error_of(train_detector, *base, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    for word in words:
+        assert word in message
+
+
+def test_inference_mistakes_are_one_line(trained, pictures, tmp_path, monkeypatch, capsys):
+    weights = str(trained / "best.safetensors")
+    other = tmp_path / "backbone.safetensors"
+    save_backbone(other, create_backbone("inception_v3_79_naive", num_classes=3, width=0.25))
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a checkpoint")
+    for arguments, words in [
+        ([weights, '["nowhere.jpg"]'], "nowhere.jpg: no such file"),
+        ([weights, f'["{weights}"]'], "unknown type of file"),
+        ([str(tmp_path / "none.safetensors"), f'["{pictures}"]'], "none.safetensors"),
+        ([str(broken), f'["{pictures}"]'], "broken.safetensors"),
+        ([str(other), f'["{pictures}"]'], "expected a detector checkpoint"),
+    ]:
+        message = error_of(
+            infer,
+            *("--weights", arguments[0], "--inputs", arguments[1]),
+            *("--output", str(tmp_path / "out")),
+            monkeypatch=monkeypatch,
+            capsys=capsys,
+        )
+        assert words in message
+
+
+def test_a_checkpoint_of_another_architecture_names_the_tensor(trained, tmp_path):
+    state, metadata = load_weights(trained / "best.safetensors")
+    metadata["config"]["width"] = 0.5
+    save_weights(tmp_path / "other.safetensors", state, metadata)
+    with pytest.raises(ValueError, match="another architecture: tensor backbone"):
+        load_detector(tmp_path / "other.safetensors")
+
+
+def test_make_video_of_pictures(pictures, tmp_path, monkeypatch):
+    arguments = ["--inputs", f'["{pictures}"]', "--output", str(tmp_path / "v.mp4"), "--most", "2"]
+    assert run(make_video, *arguments, monkeypatch=monkeypatch) == 0
+    reader = VideoReader(tmp_path / "v.mp4")
+    assert reader.size == (80, 100)
+    assert len(list(reader)) == 2
