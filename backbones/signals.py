@@ -13,6 +13,7 @@ class StopSignals:
     """
 
     received: signal.Signals | None = None
+    _since = 0.0
 
     def __enter__(self) -> "StopSignals":
         self._former = {}
