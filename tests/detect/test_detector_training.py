@@ -1,0 +1,167 @@
+"""The detector's training: examples, broken images, precomputed proposals, and one overfit."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbones.errors import UserError
+from backbones.recipe import OptimConfig
+from backbones.weights import load_weights
+from detect.batches import TrainingSet, collate
+from detect.config import DataConfig, DetectorConfig, ModelConfig
+from detect.datasets import load_coco, make_digits
+from detect.proposals import GridConfig, LearnedConfig, Proposals
+from detect.rcnn import RCNNConfig
+from detect.training import train_detector
+from detect.transforms import AugmentConfig
+
+NO_AUGMENT = AugmentConfig(flip=0.0, scale=(1.0, 1.0), colour=0.0, crop=0.0)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("data") / "digits", train=8, val=2, image_size=128)
+
+
+def dataset(digits: Path, split: str = "train"):
+    return load_coco(digits / "annotations" / f"{split}.json", digits / split)
+
+
+def test_an_example_depends_on_seed_epoch_and_index_alone(digits):
+    first = TrainingSet(dataset(digits), AugmentConfig(), seed=1)
+    again = TrainingSet(dataset(digits), AugmentConfig(), seed=1)
+    again[(0, 5)]
+    assert torch.equal(first[(2, 3)].image, again[(2, 3)].image)
+    other_epoch = first[(3, 3)].image
+    other_seed = TrainingSet(dataset(digits), AugmentConfig(), seed=2)[(2, 3)].image
+    for other in (other_epoch, other_seed):
+        assert other.shape != first[(2, 3)].image.shape or not torch.equal(
+            other, first[(2, 3)].image
+        )
+
+
+def test_a_broken_image_is_replaced_and_reported(tmp_path):
+    folder = make_digits(tmp_path / "digits", train=4, val=1, image_size=128)
+    whole = dataset(folder)
+    victim = Path(whole.sample(1).path)
+    victim.write_bytes(victim.read_bytes()[:2000])
+    training = TrainingSet(dataset(folder), NO_AUGMENT, seed=0)
+    example = training[(0, 1)]
+    assert example.name == whole.sample(2).path
+    assert len(example.skipped) == 1
+    assert victim.name in example.skipped[0]
+    assert collate([example, training[(0, 0)]]).skipped == example.skipped
+    for path in (folder / "train").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 4 training images can be read"):
+        training[(0, 0)]
+
+
+def test_training_goes_on_without_a_broken_image_and_says_so(tmp_path, caplog):
+    folder = make_digits(tmp_path / "digits", train=4, val=1, image_size=128)
+    victim = Path(dataset(folder).sample(1).path)
+    victim.write_bytes(b"\xff\xd8 not a picture")
+    with caplog.at_level(logging.WARNING):
+        train_detector(tiny(folder, tmp_path / "run", epochs=1, batch_size=4))
+    skipped = [record.message for record in caplog.records if "skipped image 1" in record.message]
+    assert len(skipped) == 1
+    assert victim.name in skipped[0]
+
+
+def test_precomputed_proposals_move_with_the_picture(digits):
+    """Proposals equal to the ground truth stay equal to it under every augmentation."""
+    data = dataset(digits)
+    given = {
+        sample.image_id: Proposals(sample.boxes, torch.linspace(1, 0, len(sample.boxes)))
+        for sample in data
+    }
+    training = TrainingSet(data, AugmentConfig(flip=1.0, crop=1.0), seed=3, proposals=given)
+    for index in range(len(data)):
+        example = training[(0, index)]
+        assert example.proposals is not None
+        assert torch.equal(example.proposals.boxes, example.target["boxes"])
+        assert (example.proposals.scores.diff() <= 0).all()
+    with pytest.raises(UserError, match="no precomputed proposals for image id"):
+        TrainingSet(data, NO_AUGMENT, seed=0, proposals={})[(0, 0)]
+
+
+def tiny(folder: Path, run: Path, **options) -> DetectorConfig:
+    defaults = {
+        "run": str(run),
+        "data": DataConfig(format="coco", root=str(folder), train="train", val=None),
+        "augment": NO_AUGMENT,
+        "model": ModelConfig(
+            variant="inception_v3_79_naive",
+            learned=LearnedConfig(
+                image_size=160,
+                channels=32,
+                anchor_sizes=((12.0, 20.0), (32.0, 48.0), (64.0, 96.0)),
+            ),
+            proposals_per_image=40,
+            rcnn=RCNNConfig(
+                crops_per_image=24, positive_fraction=0.5, jitter_strength=0.2, nms_thresh=0.4
+            ),
+        ),
+        "optim": OptimConfig(
+            optimizer="adamw", lr=0.002, schedule="cosine", ema_decay=0.9, clip_grad=10.0
+        ),
+        "epochs": 100,
+        "batch_size": 4,
+        "workers": 0,
+        "eval_every": 100,
+        "device": "cpu",
+    }
+    return DetectorConfig(**(defaults | options))
+
+
+def test_a_whole_detector_overfits_eight_images(digits, tmp_path):
+    data = DataConfig(format="coco", root=str(digits), train="train", val="train")
+    outcome = train_detector(tiny(digits, tmp_path / "run", data=data))
+    assert outcome["val"]["AP50"] > 0.9
+
+
+@pytest.mark.parametrize("proposer", ["grid", "precomputed"])
+def test_other_proposers_train_and_score(proposer, digits, tmp_path):
+    rows = [
+        {"image_id": sample.image_id, "bbox": [*box[:2], box[2] - box[0], box[3] - box[1]]}
+        for split in ("train", "val")
+        for sample in dataset(digits, split)
+        for box in sample.boxes.tolist()
+    ]
+    path = tmp_path / "proposals.json"
+    path.write_text(json.dumps([row | {"score": 1.0} for row in rows]))
+    options = {
+        "grid": {"grid": GridConfig(sizes=(32.0, 64.0), step=1.0)},
+        "precomputed": {"precomputed": str(path)},
+    }[proposer]
+    model = ModelConfig(variant="inception_v3_79_naive", proposer=proposer, **options)
+    data = DataConfig(format="coco", root=str(digits), test="val")
+    outcome = train_detector(tiny(digits, tmp_path / "run", model=model, data=data, epochs=1))
+    assert 0 <= outcome["test"]["AP50"] <= 1
+    assert (tmp_path / "run" / "test_results.json").exists()
+
+
+def test_resuming_a_finished_detector_changes_nothing(digits, tmp_path):
+    config = tiny(digits, tmp_path / "run", epochs=1)
+    train_detector(config)
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    train_detector(tiny(digits, tmp_path / "run", epochs=1, resume=True))
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path):
+    """Two epochs at once, and one epoch of two resumed: the same weights, bit for bit."""
+    whole = tiny(digits, tmp_path / "whole", epochs=2, augment=AugmentConfig())
+    train_detector(whole)
+    checkpoints = sorted((tmp_path / "whole" / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    want, _ = load_weights(tmp_path / "whole" / "last.safetensors")
+    # What a machine that died after the first epoch would have left.
+    checkpoints[1].unlink()
+    (tmp_path / "whole" / "last.safetensors").unlink()
+    train_detector(tiny(digits, tmp_path / "whole", epochs=2, augment=AugmentConfig(), resume=True))
+    got, _ = load_weights(tmp_path / "whole" / "last.safetensors")
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
