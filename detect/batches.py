@@ -22,6 +22,7 @@ class Example(NamedTuple):
         target: `boxes` `float32 [G, 4]` xyxy in pixels, `labels` `int64 [G]` in `1..K`.
         proposals: precomputed ones of this image, or None.
         name: the file it comes from.
+        epoch: the pass over the data that it belongs to, from 0.
         skipped: error messages of unreadable images that this one stands in for.
     """
 
@@ -29,16 +30,18 @@ class Example(NamedTuple):
     target: dict[str, Tensor]
     proposals: Proposals | None
     name: str
+    epoch: int
     skipped: list[str]
 
 
 class DetectionBatch(NamedTuple):
-    """The examples of one step; all lists but `skipped` are parallel."""
+    """The examples of one step, all of one epoch; all lists but `skipped` are parallel."""
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
     proposals: list[Proposals] | None
     names: list[str]
+    epoch: int
     skipped: list[str]
 
 
@@ -50,6 +53,7 @@ def collate(examples: Sequence[Example]) -> DetectionBatch:
         targets=[example.target for example in examples],
         proposals=proposals or None,
         names=[example.name for example in examples],
+        epoch=examples[0].epoch,
         skipped=[message for example in examples for message in example.skipped],
     )
 
@@ -93,10 +97,14 @@ class TrainingSet(Dataset):
             except ImageError as error:
                 skipped.append(str(error))
                 continue
-            return self._example(actual, image, derive_seed(self.seed, epoch, index), skipped)
+            return self._example(actual, image, (epoch, index), skipped)
         raise UserError(f"none of the {len(self)} training images can be read: {skipped[0]}")
 
-    def _example(self, index: int, image: Tensor, seed: int, skipped: list[str]) -> Example:
+    def _example(
+        self, index: int, image: Tensor, key: tuple[int, int], skipped: list[str]
+    ) -> Example:
+        epoch, _ = key
+        seed = derive_seed(self.seed, *key)
         sample = self.dataset.sample(index)
         boxes, labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
         if self.proposals is None:
@@ -115,7 +123,8 @@ class TrainingSet(Dataset):
             )
             proposals = Proposals(boxes[labels < 0], given.scores[-1 - labels[labels < 0]])
             boxes, labels = boxes[labels > 0], labels[labels > 0]
-        return Example(image, {"boxes": boxes, "labels": labels}, proposals, sample.path, skipped)
+        target = {"boxes": boxes, "labels": labels}
+        return Example(image, target, proposals, sample.path, epoch, skipped)
 
 
 def proposals_of(proposals: Mapping[int, Proposals], image_id: int, name: str) -> Proposals:

@@ -108,6 +108,10 @@ class DetectorConfig:
     """Images in a step."""
     workers: int = 1
     """Processes that read and augment images; 0 does it in the training process."""
+    crop_sizes: tuple[tuple[float, int], ...] = ()
+    """Progressive crop sizes as (share, size): [[0.6, 40], [0.8, 56]] trains the first 60 % of the
+    epochs on crops of 40 pixels, up to 80 % on 56, and the rest at the network's own size. A small
+    crop costs a fraction of a large one, so that more of them are seen in the same time."""
     eval_every: int = 1
     """Epochs between scores on the validation split; the last epoch is always scored."""
     seed: int = 0
@@ -121,5 +125,10 @@ class DetectorConfig:
         for key in ("epochs", "batch_size", "eval_every"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
+        shares = [share for share, _ in self.crop_sizes]
+        if shares != sorted(shares) or not all(0 < share < 1 for share in shares):
+            raise UserError(
+                f"crop_sizes must have rising shares between 0 and 1, got {list(self.crop_sizes)}"
+            )
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")

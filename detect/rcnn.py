@@ -98,6 +98,10 @@ class RCNN(nn.Module):
         proposer: where to look, or None if the caller passes proposals to every call.
         num_classes: K, background not counted.
         config: see `RCNNConfig`.
+
+    Attributes:
+        train_crop_size: S in training mode; the network's own at first, and always in eval mode.
+            A trainer may begin with smaller, cheaper crops, see `DetectorConfig`.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class RCNN(nn.Module):
         self.proposer = proposer
         self.num_classes = num_classes
         self.config = config
+        self.train_crop_size = backbone.spec.input_size
         self.cls_score = nn.Linear(backbone.num_features, num_classes + 1)
         self.bbox_pred = nn.Linear(backbone.num_features, num_classes * 4)
         nn.init.normal_(self.cls_score.weight, std=0.01)
@@ -255,12 +260,14 @@ class RCNN(nn.Module):
         return torch.cat(logits), torch.cat(deltas)
 
     def crop(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """The network's view of `boxes`: `float32 [R, 3, S, S]`; the same in training and use."""
+        """The network's view of `boxes`: `float32 [R, 3, S, S]`; the same in training and use,
+        but for `train_crop_size`.
+        """
         spec = self.backbone.spec
         return crop_regions(
             images,
             boxes,
-            size=spec.input_size,
+            size=self.train_crop_size if self.training else spec.input_size,
             mean=spec.mean,
             std=spec.std,
             mode=self.config.crop_mode,

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from backbones.device import resolve_device
-from backbones.errors import ImageError
+from backbones.errors import ImageError, UserError
 from backbones.files import atomic_write
 from backbones.order import EpochSampler, derive_seed, training_loader
 from backbones.progress import track
 from backbones.runs import RunFolder
+from backbones.specs import BackboneSpec
 from backbones.training import fit
 from detect.batches import DetectionBatch, TrainingSet, collate, proposals_of
 from detect.build import build_dataset, build_detector
@@ -62,9 +63,19 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
         collate_fn=collate,
     )
 
+    spec = model.backbone.spec
+    for _, size in config.crop_sizes:
+        if not spec.min_size <= size <= spec.input_size:
+            raise UserError(
+                f"crop_sizes must be from {spec.min_size} to {spec.input_size} pixels for "
+                f"{spec.name}, got {size}"
+            )
+
     def loss_fn(model: nn.Module, batch: DetectionBatch) -> Mapping[str, Tensor]:
+        assert isinstance(model, RCNN)
         images = [image.to(device) for image in batch.images]
         targets = [{k: v.to(device) for k, v in target.items()} for target in batch.targets]
+        model.train_crop_size = crop_size_at(batch.epoch, config, spec)
         given = batch.proposals
         if given is not None:
             given = [Proposals(*(t.to(device) for t in one)) for one in given]
@@ -103,6 +114,14 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
             detector = load_detector(weights, config.device)
             scores = score_detector(detector, test, run.path, proposals)
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
+
+
+def crop_size_at(epoch: int, config: DetectorConfig, spec: BackboneSpec) -> int:
+    """Side of the training crops in an epoch, counted from 0 (see `DetectorConfig.crop_sizes`)."""
+    for share, size in config.crop_sizes:
+        if epoch < share * config.epochs:
+            return size
+    return spec.input_size
 
 
 def score_detector(

@@ -9,13 +9,15 @@ import torch
 
 from backbones.errors import UserError
 from backbones.recipe import OptimConfig
+from backbones.specs import SPECS
 from backbones.weights import load_weights
 from detect.batches import TrainingSet, collate
+from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 from detect.datasets import load_coco, make_digits
 from detect.proposals import GridConfig, LearnedConfig, Proposals
 from detect.rcnn import RCNNConfig
-from detect.training import train_detector
+from detect.training import crop_size_at, train_detector
 from detect.transforms import AugmentConfig
 
 NO_AUGMENT = AugmentConfig(flip=0.0, scale=(1.0, 1.0), colour=0.0, crop=0.0)
@@ -165,3 +167,24 @@ def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path):
     train_detector(tiny(digits, tmp_path / "whole", epochs=2, augment=AugmentConfig(), resume=True))
     got, _ = load_weights(tmp_path / "whole" / "last.safetensors")
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+
+
+def test_progressive_crop_sizes_follow_the_epoch(digits, tmp_path):
+    sizes = ((0.5, 32), (0.75, 48))
+    variant = ModelConfig(variant="inception_v3_79")
+    config = tiny(digits, tmp_path, epochs=4, crop_sizes=sizes, model=variant)
+    spec = SPECS["inception_v3_79"]
+    assert [crop_size_at(epoch, config, spec) for epoch in range(4)] == [32, 32, 48, 79]
+    with pytest.raises(UserError, match=r"crop_sizes must be from .* to 79 pixels"):
+        train_detector(tiny(digits, tmp_path, crop_sizes=((0.5, 99),)))
+    with pytest.raises(UserError, match="crop_sizes must have rising shares"):
+        tiny(digits, tmp_path, crop_sizes=((0.5, 40), (0.3, 56)))
+
+
+def test_progressive_crops_reach_the_network(digits):
+    model = build_detector(ModelConfig(variant="inception_v3_79"), 10)
+    boxes = [torch.tensor([[3.0, 4.0, 50.0, 60.0]])]
+    image = dataset(digits).load_image(0)
+    model.train_crop_size = 40
+    assert model.train().crop([image], boxes).shape == (1, 3, 40, 40)
+    assert model.eval().crop([image], boxes).shape == (1, 3, 79, 79)
