@@ -1,8 +1,12 @@
-"""Which device a run uses."""
+"""Which device a run uses, and in which precision."""
+
+from typing import Literal
 
 import torch
 
 from backbones.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -20,3 +24,18 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs")
     return device
+
+
+def resolve_precision(name: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """`auto` as `bf16` where the device computes in it natively, else `fp32`.
+
+    A CPU without bf16 instructions emulates them, several times slower than fp32.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return "bf16" if native else "fp32"

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from backbones import InceptionV3, create_backbone
 from backbones.config import to_dict
-from backbones.device import resolve_device
+from backbones.device import Precision, resolve_device, resolve_precision
 from backbones.errors import UserError
 from backbones.evaluation import evaluate_classifier
 from backbones.image_sources import open_split
@@ -80,9 +80,9 @@ class PretrainConfig:
     """Passes over the training images."""
     batch_size: int = 32
     """Images in a step."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` computes the forward pass under autocast; weights stay fp32. Faster on GPUs and on
-    CPUs with AMX or AVX512-BF16, and several times slower on other CPUs."""
+    precision: Precision = "auto"
+    """Of the convolutions in training: `bf16` (autocast, weights stay fp32), `fp32`; `auto` takes
+    bf16 where the device has instructions for it."""
     workers: int = 1
     """Processes that read and augment images; 0 does it in the training process."""
     eval_every: int = 1
@@ -167,11 +167,12 @@ def pretrain(config: PretrainConfig) -> TrainingState:
             path, cast(InceptionV3, model), class_names, metrics=metrics, training=to_dict(config)
         )
 
+    precision = resolve_precision(config.precision, device)
     with RunFolder(config.run, config, resume=config.resume) as run:
         logger.info(
-            "%s: %d training and %d validation images, %d classes, %d px",
+            "%s: %d training and %d validation images, %d classes, %d px, %s on %s",
             *(config.model.variant, len(train_source), len(val_source)),
-            *(len(class_names), spec.input_size),
+            *(len(class_names), spec.input_size, precision, device),
         )
         return fit(
             model,
@@ -183,5 +184,5 @@ def pretrain(config: PretrainConfig) -> TrainingState:
             eval_every=config.eval_every,
             best_metric="top1",
             save=save,
-            precision=config.precision,
+            precision=precision,
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from backbones.device import Precision
 from backbones.errors import UserError
 from backbones.recipe import OptimConfig
 from detect.proposals import GridConfig, LearnedConfig
@@ -118,6 +119,9 @@ class DetectorConfig:
     """Seed of everything random."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    precision: Precision = "auto"
+    """Of the convolutions in training: `bf16` (autocast, weights stay fp32), `fp32`; `auto` takes
+    bf16 where the device has instructions for it."""
     resume: bool = False
     """Continue the run in the run folder from its last checkpoint."""
 

@@ -245,7 +245,11 @@ class RCNN(nn.Module):
         features = self.backbone(self.crop(images, boxes)) if sum(map(len, boxes)) else None
         if features is None:
             features = self.cls_score.weight.new_zeros(0, self.backbone.num_features)
-        return self.cls_score(features), self.bbox_pred(features).view(-1, self.num_classes, 4)
+        # The two small layers and all that follows stay in fp32 under autocast.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            logits, deltas = self.cls_score(features), self.bbox_pred(features)
+        return logits, deltas.view(-1, self.num_classes, 4)
 
     def _classify_chunked(
         self, images: Sequence[Tensor], boxes: Sequence[Tensor]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.device import resolve_device
+from backbones.device import resolve_device, resolve_precision
 from backbones.errors import ImageError, UserError
 from backbones.files import atomic_write
 from backbones.order import EpochSampler, derive_seed, training_loader
@@ -92,10 +92,12 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
         assert isinstance(model, RCNN)
         save_detector(path, model, config.model, train.class_names, train.category_ids, metrics)
 
+    precision = resolve_precision(config.precision, device)
     with RunFolder(config.run, config, resume=config.resume) as run:
         logger.info(
-            "%d training images, %d classes: %s",
+            "%d training images, %d classes: %s; %s on %s",
             *(len(train), len(train.class_names), ", ".join(train.class_names)),
+            *(precision, device),
         )
         state = fit(
             model,
@@ -107,6 +109,7 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
             eval_every=config.eval_every,
             best_metric="AP" if val is not None else None,
             save=save,
+            precision=precision,
         )
         weights = run.path / ("last.safetensors" if val is None else "best.safetensors")
         scores = None

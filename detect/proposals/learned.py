@@ -132,7 +132,10 @@ class LearnedProposer(Proposer):
                 for target, scale in zip(targets, scales, strict=True)
             ]
         self.rpn.score_thresh = 0.0 if self.training else self.score_thresh
-        found, losses = self.rpn(ImageList(batch, sizes), features, scaled)
+        # Box arithmetic and the loss stay in fp32 under autocast: bf16 has 8 bits for a coordinate.
+        with torch.autocast(batch.device.type, enabled=False):
+            features = OrderedDict((name, level.float()) for name, level in features.items())
+            found, losses = self.rpn(ImageList(batch, sizes), features, scaled)
         proposals = []
         for boxes_scores, image, scale in zip(found, images, scales, strict=True):
             height, width = image.shape[-2:]
