@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from backbones.errors import UserError
+from backbones.memory import keep_freed_memory
 from backbones.progress import console_handler
 
 
@@ -15,6 +16,7 @@ def run_tool(main: Callable[[], None]) -> None:
     A `UserError` exits with code 2 and Ctrl-C with 130, as shells expect. Anything else is a
     defect of this package and keeps its traceback. Log messages go to stderr.
     """
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, handlers=[console_handler()])
     try:
         main()

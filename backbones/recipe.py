@@ -17,11 +17,13 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from backbones.errors import UserError
+from backbones.muon import Muon, muon_groups
 
 _OPTIMIZER_DEFAULTS: dict[str, dict[str, float]] = {
     "rmsprop_tf": {"momentum": 0.9, "decay": 0.9, "eps": 1.0},
     "sgd": {"momentum": 0.9},
     "adamw": {"eps": 1e-8},
+    "muon": {"momentum": 0.9},
 }
 _SCHEDULE_DEFAULTS: dict[str, dict[str, float]] = {
     "staircase": {"decay_rate": 0.94, "decay_epochs": 2.0},
@@ -38,21 +40,22 @@ class OptimConfig:
     that does not apply to it is refused.
     """
 
-    optimizer: Literal["rmsprop_tf", "sgd", "adamw"] = "rmsprop_tf"
+    optimizer: Literal["rmsprop_tf", "sgd", "adamw", "muon"] = "rmsprop_tf"
     """`rmsprop_tf` is RMSProp as TensorFlow defines it (eps inside the root, accumulator from
-    one), which with the paper's eps is another algorithm than PyTorch's; `sgd` has momentum."""
+    one), which with the paper's eps is another algorithm than PyTorch's; `sgd` has momentum;
+    `muon` orthogonalises the momentum and needs the fewest steps from random weights."""
     lr: float = 0.045
     """Learning rate after warm-up. The paper's goes with its batch of 32 a replica; it is used as
     it stands, whatever the batch size."""
     momentum: float | None = None
-    """Momentum of rmsprop_tf and sgd; null is 0.9, as in the authors' published code (the paper
+    """Momentum of rmsprop_tf, sgd and muon; null is 0.9, as in the authors' published code (the paper
     names it for SGD only)."""
     decay: float | None = None
     """Decay of rmsprop_tf's average of squared gradients; null is 0.9."""
     eps: float | None = None
     """Added to the squared gradient: rmsprop_tf 1.0 where null, adamw 1e-8."""
     weight_decay: float = 4e-5
-    """L2 on weights (decoupled in adamw), not on biases and normalisation; the value of the
+    """L2 on weights (decoupled in adamw and muon), not on biases and normalisation; the value of the
     authors' published code."""
     clip_grad: float | None = 2.0
     """Largest norm of the whole gradient; null clips nothing."""
@@ -122,6 +125,9 @@ def summary() -> OptimConfig:
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser over the model's trainable parameters; decay only on those of 2+ dimensions."""
+    if config.optimizer == "muon":
+        groups = muon_groups(model, config.weight_decay)
+        return Muon(groups, lr=config.lr, momentum=config.value("momentum"))
     groups = param_groups_weight_decay(model, config.weight_decay)
     if config.optimizer == "rmsprop_tf":
         return RMSpropTF(

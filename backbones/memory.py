@@ -1,0 +1,23 @@
+"""How a process asks the kernel for memory."""
+
+import ctypes
+import sys
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next step.
+
+    By default glibc hands every large tensor back to the kernel and asks for it again one layer
+    later, and the kernel clears each page: a tenth and more of a training step on a CPU. Peak
+    memory stays the same. Does nothing where the C library is another one.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
