@@ -48,15 +48,15 @@ class OptimConfig:
     """Learning rate after warm-up. The paper's goes with its batch of 32 a replica; it is used as
     it stands, whatever the batch size."""
     momentum: float | None = None
-    """Momentum of rmsprop_tf, sgd and muon; null is 0.9, as in the authors' published code (the paper
-    names it for SGD only)."""
+    """Momentum of rmsprop_tf, sgd and muon; null is 0.9, as in the authors' published code (the
+    paper names it for SGD only)."""
     decay: float | None = None
     """Decay of rmsprop_tf's average of squared gradients; null is 0.9."""
     eps: float | None = None
     """Added to the squared gradient: rmsprop_tf 1.0 where null, adamw 1e-8."""
     weight_decay: float = 4e-5
-    """L2 on weights (decoupled in adamw and muon), not on biases and normalisation; the value of the
-    authors' published code."""
+    """L2 on weights (decoupled in adamw and muon), not on biases and normalisation; the value of
+    the authors' published code."""
     clip_grad: float | None = 2.0
     """Largest norm of the whole gradient; null clips nothing."""
     schedule: Literal["staircase", "exponential", "cosine"] = "staircase"

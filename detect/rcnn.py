@@ -28,6 +28,9 @@ from detect.sampling import (
 class RCNNConfig:
     """Crops, matching, sampling, post-processing; R-CNN's values where not said otherwise."""
 
+    crop_size: int | None = None
+    """Side of the crops in pixels; null is the input size of the crop network's variant. Smaller
+    crops cost less, and small objects lose little by them."""
     crop_mode: CropMode = "warp"
     """`warp` distorts the box to the crop, `square` takes the square around it."""
     context: float = ORIGINAL_CONTEXT
@@ -72,6 +75,8 @@ class RCNNConfig:
                 f"rcnn.regression_iou {self.regression_iou} must be at least "
                 f"rcnn.positive_iou {self.positive_iou}"
             )
+        if self.crop_size is not None and self.crop_size < 1:
+            raise UserError(f"rcnn.crop_size must be at least 1, got {self.crop_size}")
         if not 0 <= self.context < 0.5:
             raise UserError(f"rcnn.context must be in [0, 0.5), got {self.context}")
         if not 0 < self.positive_fraction <= 1:
@@ -100,8 +105,12 @@ class RCNN(nn.Module):
         config: see `RCNNConfig`.
 
     Attributes:
-        train_crop_size: S in training mode; the network's own at first, and always in eval mode.
-            A trainer may begin with smaller, cheaper crops, see `DetectorConfig`.
+        crop_size: S, from `config` or the backbone.
+        train_crop_size: S in training mode; `crop_size` at first. A trainer may begin with
+            smaller, cheaper crops, see `DetectorConfig`.
+
+    Raises:
+        UserError: `config.crop_size` is too small for the backbone.
     """
 
     def __init__(
@@ -119,7 +128,14 @@ class RCNN(nn.Module):
         self.proposer = proposer
         self.num_classes = num_classes
         self.config = config
-        self.train_crop_size = backbone.spec.input_size
+        spec = backbone.spec
+        self.crop_size = spec.input_size if config.crop_size is None else config.crop_size
+        if self.crop_size < spec.min_size:
+            raise UserError(
+                f"rcnn.crop_size must be at least {spec.min_size} for {spec.name}, "
+                f"got {self.crop_size}"
+            )
+        self.train_crop_size = self.crop_size
         self.cls_score = nn.Linear(backbone.num_features, num_classes + 1)
         self.bbox_pred = nn.Linear(backbone.num_features, num_classes * 4)
         nn.init.normal_(self.cls_score.weight, std=0.01)
@@ -271,7 +287,7 @@ class RCNN(nn.Module):
         return crop_regions(
             images,
             boxes,
-            size=self.train_crop_size if self.training else spec.input_size,
+            size=self.train_crop_size if self.training else self.crop_size,
             mean=spec.mean,
             std=spec.std,
             mode=self.config.crop_mode,

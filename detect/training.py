@@ -15,7 +15,6 @@ from backbones.files import atomic_write
 from backbones.order import EpochSampler, derive_seed, training_loader
 from backbones.progress import track
 from backbones.runs import RunFolder
-from backbones.specs import BackboneSpec
 from backbones.training import fit
 from detect.batches import DetectionBatch, TrainingSet, collate, proposals_of
 from detect.build import build_dataset, build_detector
@@ -63,19 +62,13 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
         collate_fn=collate,
     )
 
-    spec = model.backbone.spec
-    for _, size in config.crop_sizes:
-        if not spec.min_size <= size <= spec.input_size:
-            raise UserError(
-                f"crop_sizes must be from {spec.min_size} to {spec.input_size} pixels for "
-                f"{spec.name}, got {size}"
-            )
+    _check_crop_sizes(config, model)
 
     def loss_fn(model: nn.Module, batch: DetectionBatch) -> Mapping[str, Tensor]:
         assert isinstance(model, RCNN)
         images = [image.to(device) for image in batch.images]
         targets = [{k: v.to(device) for k, v in target.items()} for target in batch.targets]
-        model.train_crop_size = crop_size_at(batch.epoch, config, spec)
+        model.train_crop_size = crop_size_at(batch.epoch, config, model.crop_size)
         given = batch.proposals
         if given is not None:
             given = [Proposals(*(t.to(device) for t in one)) for one in given]
@@ -119,12 +112,26 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
 
 
-def crop_size_at(epoch: int, config: DetectorConfig, spec: BackboneSpec) -> int:
+def crop_size_at(epoch: int, config: DetectorConfig, last: int) -> int:
     """Side of the training crops in an epoch, counted from 0 (see `DetectorConfig.crop_sizes`)."""
     for share, size in config.crop_sizes:
         if epoch < share * config.epochs:
             return size
-    return spec.input_size
+    return last
+
+
+def _check_crop_sizes(config: DetectorConfig, model: RCNN) -> None:
+    smallest, last = model.backbone.spec.min_size, model.crop_size
+    for _, size in config.crop_sizes:
+        if not smallest <= size <= last:
+            raise UserError(f"crop_sizes must be from {smallest} to {last} pixels, got {size}")
+    used = {crop_size_at(epoch, config, last) for epoch in range(config.epochs)}
+    for size in [*(size for _, size in config.crop_sizes), last]:
+        if size not in used:
+            raise UserError(
+                f"crop_sizes: none of the {config.epochs} epochs trains on crops of {size} pixels: "
+                "change the shares or the epochs"
+            )
 
 
 def score_detector(

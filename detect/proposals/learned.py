@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, nms
+from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image, nms
 
 from backbones import create_backbone
 from backbones.errors import UserError
@@ -49,6 +49,10 @@ class LearnedConfig:
     """Anchors in the loss of one image."""
     positive_fraction: float = 0.5
     """Largest share of positives among them."""
+    images_per_step: int | None = None
+    """Images of a training step that the proposer sees, null for all. The proposals of the others
+    are windows of random place, with the anchors' sizes: a crop network learns from many images
+    at a time, and the proposer, which needs fewer, is what an image costs."""
     pre_nms_top_n: int = 500
     """Boxes kept on each level before non-maximum suppression."""
     nms_thresh: float = 0.7
@@ -60,6 +64,8 @@ class LearnedConfig:
                 "learned.anchor_sizes must be three lists of sizes (strides 8, 16, 32), "
                 f"got {[list(sizes) for sizes in self.anchor_sizes]}"
             )
+        if self.images_per_step is not None and self.images_per_step < 1:
+            raise UserError(f"learned.images_per_step must be at least 1: {self.images_per_step}")
         if self.image_size < 64:
             raise UserError(f"learned.image_size must be at least 64, got {self.image_size}")
 
@@ -116,7 +122,22 @@ class LearnedProposer(Proposer):
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
         """Proposals and the losses `loss_objectness` and `loss_rpn_box_reg`."""
-        return self._propose(images, targets)
+        seen = len(images) if self.config.images_per_step is None else self.config.images_per_step
+        proposals, losses = self._propose(images[:seen], targets[:seen])
+        return proposals + [self._random_windows(image) for image in images[seen:]], losses
+
+    def _random_windows(self, image: Tensor) -> Proposals:
+        config, count = self.config, self.rpn.top_n_train
+        height, width = image.shape[-2:]
+        sizes = torch.tensor([size for level in config.anchor_sizes for size in level])
+        sizes = sizes * max(height, width) / config.image_size
+        ratios = torch.tensor(config.anchor_ratios)
+        size = sizes[torch.randint(len(sizes), (count,))]
+        ratio = ratios[torch.randint(len(ratios), (count,))]
+        half = torch.stack([size / ratio.sqrt(), size * ratio.sqrt()], dim=1) / 2
+        centres = torch.rand(count, 2) * torch.tensor([width, height])
+        boxes = clip_boxes_to_image(torch.cat([centres - half, centres + half], 1), (height, width))
+        return Proposals(boxes.to(image.device), torch.zeros(count, device=image.device))
 
     def _propose(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None

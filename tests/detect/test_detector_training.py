@@ -9,7 +9,6 @@ import torch
 
 from backbones.errors import UserError
 from backbones.recipe import OptimConfig
-from backbones.specs import SPECS
 from backbones.weights import load_weights
 from detect.batches import TrainingSet, collate
 from detect.build import build_detector
@@ -173,10 +172,12 @@ def test_progressive_crop_sizes_follow_the_epoch(digits, tmp_path):
     sizes = ((0.5, 32), (0.75, 48))
     variant = ModelConfig(variant="inception_v3_79")
     config = tiny(digits, tmp_path, epochs=4, crop_sizes=sizes, model=variant)
-    spec = SPECS["inception_v3_79"]
-    assert [crop_size_at(epoch, config, spec) for epoch in range(4)] == [32, 32, 48, 79]
+    assert [crop_size_at(epoch, config, 79) for epoch in range(4)] == [32, 32, 48, 79]
     with pytest.raises(UserError, match=r"crop_sizes must be from .* to 79 pixels"):
         train_detector(tiny(digits, tmp_path, crop_sizes=((0.5, 99),)))
+    for shares, unused in ((((0.9, 40),), 79), (((0.1, 40), (0.15, 56)), 56)):
+        with pytest.raises(UserError, match=f"none of the 4 epochs trains on crops of {unused} "):
+            train_detector(tiny(digits, tmp_path, epochs=4, crop_sizes=shares, model=variant))
     with pytest.raises(UserError, match="crop_sizes must have rising shares"):
         tiny(digits, tmp_path, crop_sizes=((0.5, 40), (0.3, 56)))
 

@@ -74,6 +74,27 @@ def test_score_threshold_cuts_the_budget_in_use_only():
     assert set(losses) == {"loss_objectness", "loss_rpn_box_reg"}
 
 
+def test_images_beyond_images_per_step_get_random_windows():
+    config = LearnedConfig(image_size=128, channels=16, images_per_step=1)
+    proposer = LearnedProposer(config, top_n=20, top_n_train=40, score_thresh=0.0).train()
+    images = [image(100, 160), image(256, 90), image(64, 64)]
+    target = {"boxes": torch.tensor([[10.0, 10.0, 40.0, 40.0]])}
+    broken = {"boxes": torch.full((1, 4), torch.nan)}
+    proposals, losses = proposer.forward_train(images, [target, broken, broken])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert proposals[0].scores.unique().numel() > 1
+    for found, size in zip(proposals[1:], [(256, 90), (64, 64)], strict=True):
+        assert found.boxes.shape == (40, 4)
+        assert inside(found.boxes, *size)
+        # The anchors' sides, from 16 / sqrt(2) to 128 * sqrt(2) in an image of 128 pixels.
+        sides = (found.boxes[:, 2:] - found.boxes[:, :2]) * 128 / max(size)
+        assert sides.max() <= 128 * 2**0.5 + 1e-3
+        assert sides.min(dim=1).values.median() > 8
+        assert found.boxes.unique(dim=0).shape[0] > 30
+    with torch.no_grad():
+        assert all(found.scores.max() > 0 for found in proposer.eval()(images))
+
+
 def test_anchors_are_centred_where_their_cells_look():
     proposer = small_learned().eval()
     batch, sizes = proposer._batch([torch.zeros(3, 200, 160)])
@@ -107,6 +128,8 @@ def test_learned_config_is_checked():
         )
     with pytest.raises(UserError, match="at least 64"):
         LearnedConfig(image_size=32)
+    with pytest.raises(UserError, match="images_per_step must be at least 1"):
+        LearnedConfig(images_per_step=0)
 
 
 def test_precomputed_round_trip(tmp_path):

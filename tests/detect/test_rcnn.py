@@ -34,6 +34,16 @@ def some_proposals(*boxes: list[float]) -> Proposals:
     return Proposals(torch.tensor(boxes).reshape(-1, 4), torch.ones(len(boxes)))
 
 
+def test_crop_size_is_the_variants_or_the_configs():
+    box = [torch.tensor([[3.0, 4.0, 50.0, 60.0]])]
+    assert detector().crop([image()], box).shape == (1, 3, 79, 79)
+    for mode in (True, False):
+        model = detector(crop_size=96).train(mode)
+        assert model.crop([image()], box).shape == (1, 3, 96, 96)
+    with pytest.raises(UserError, match=r"at least 75 for inception_v3_79_naive, got 60"):
+        detector(crop_size=60)
+
+
 def test_training_contract():
     proposer = LearnedProposer(
         LearnedConfig(image_size=96, channels=16), top_n=10, top_n_train=20, score_thresh=0.0
@@ -172,6 +182,7 @@ def test_malformed_images_are_named():
         ({"context": 0.5}, "rcnn.context must be in"),
         ({"positive_fraction": 0.0}, "rcnn.positive_fraction must be in"),
         ({"crops_per_image": 0}, "must be at least 1"),
+        ({"crop_size": 0}, "rcnn.crop_size must be at least 1"),
         ({"delta_std": (0.1, 0.1, 0.0, 0.2)}, "rcnn.delta_std must be positive"),
     ],
 )

@@ -1,0 +1,239 @@
+"""Every key of a detector's configuration is read: changing it changes the run, or is refused."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from backbones import create_backbone
+from backbones.config import from_dict, to_dict
+from backbones.errors import UserError
+from backbones.weights import load_weights, save_backbone
+from detect.config import DetectorConfig
+from detect.datasets import make_digits
+from detect.training import train_detector
+
+VARIANT = "inception_v3_79_naive"
+
+BASE: dict[str, Any] = {
+    "data.format": "coco",
+    "data.train": "train",
+    "data.val": "val",
+    "data.test": "val",
+    "augment.flip": 0.5,
+    "augment.scale": [0.9, 1.1],
+    "augment.colour": 0.2,
+    "augment.crop": 0.5,
+    "model.variant": VARIANT,
+    "model.learned.image_size": 96,
+    "model.learned.channels": 16,
+    "model.learned.anchor_sizes": [[12.0, 20.0], [32.0, 48.0], [64.0, 80.0]],
+    "model.proposals_per_image": 12,
+    "model.proposals_per_image_train": 40,
+    "model.rcnn.crops_per_image": 6,
+    "optim.optimizer": "sgd",
+    "optim.lr": 0.02,
+    "optim.clip_grad": 1.0,
+    "epochs": 2,
+    "batch_size": 2,
+    "workers": 0,
+    "eval_every": 1,
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+GRID = {"model.learned": {}, "model.proposer": "grid"}
+
+PRECOMPUTED = {
+    "model.learned": {},
+    "model.proposer": "precomputed",
+    "model.precomputed": "{root}/proposals.json",
+}
+
+# Key -> its other value, and what else must be set for the key to have a meaning at all.
+CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "data.train": ("val", {}),
+    "data.val": (None, {}),
+    "data.test": ("train", {}),
+    "augment.flip": (0.0, {}),
+    "augment.vertical_flip": (1.0, {}),
+    "augment.scale": ([0.5, 0.7], {}),
+    "augment.colour": (0.0, {}),
+    "augment.crop": (0.0, {}),
+    "model.variant": ("inception_v3_79", {}),
+    "model.width": (0.5, {}),
+    "model.dropout": (0.5, {}),
+    "model.weights": ("{root}/backbone.safetensors", {}),
+    "model.proposer": ("grid", {"model.learned": {}}),
+    "model.learned.width": (0.5, {}),
+    "model.learned.image_size": (128, {}),
+    "model.learned.channels": (24, {}),
+    "model.learned.anchor_sizes": ([[10.0, 18.0], [30.0, 46.0], [60.0, 80.0]], {}),
+    "model.learned.anchor_ratios": ([1.0], {}),
+    "model.learned.positive_iou": (0.4, {}),
+    "model.learned.negative_iou": (0.05, {}),
+    "model.learned.anchors_per_image": (8, {}),
+    "model.learned.positive_fraction": (0.01, {}),
+    "model.learned.images_per_step": (1, {}),
+    "model.learned.pre_nms_top_n": (4, {}),
+    "model.learned.nms_thresh": (0.2, {}),
+    "model.grid.sizes": ([40.0], GRID),
+    "model.grid.aspect_ratios": ([1.0], GRID),
+    "model.grid.step": (1.0, GRID),
+    "model.precomputed": ("{root}/more.json", PRECOMPUTED),
+    "model.proposals_per_image": (5, {}),
+    "model.proposals_per_image_train": (6, {"model.rcnn.jitter_copies": 0}),
+    "model.proposal_score_thresh": (0.9, {}),
+    "model.rcnn.crop_size": (76, {}),
+    "model.rcnn.crop_mode": ("square", {}),
+    "model.rcnn.context": (0.2, {}),
+    "model.rcnn.positive_iou": (0.3, {"model.rcnn.negative_iou": 0.3}),
+    "model.rcnn.negative_iou": (0.1, {}),
+    "model.rcnn.crops_per_image": (5, {}),
+    "model.rcnn.positive_fraction": (0.75, {}),
+    "model.rcnn.jitter_copies": (0, {}),
+    "model.rcnn.jitter_strength": (0.1, {}),
+    "model.rcnn.regression_iou": (0.8, {}),
+    "model.rcnn.delta_std": ([1.0, 1.0, 1.0, 1.0], {}),
+    "model.rcnn.regression_weight": (0.1, {}),
+    "model.rcnn.score_thresh": (0.1, {}),
+    "model.rcnn.nms_thresh": (0.01, {}),
+    "model.rcnn.detections_per_image": (3, {}),
+    "optim.optimizer": ("adamw", {}),
+    "optim.lr": (0.01, {}),
+    "optim.momentum": (0.5, {}),
+    "optim.decay": (0.5, {"optim.optimizer": "rmsprop_tf"}),
+    "optim.eps": (0.1, {"optim.optimizer": "rmsprop_tf"}),
+    "optim.weight_decay": (0.1, {}),
+    "optim.clip_grad": (0.01, {}),
+    "optim.schedule": ("cosine", {}),
+    "optim.decay_rate": (0.1, {"optim.decay_epochs": 1.0}),
+    "optim.decay_epochs": (1.0, {}),
+    "optim.warmup_epochs": (1.0, {}),
+    "optim.ema_decay": (None, {}),
+    "epochs": (3, {}),
+    "batch_size": (3, {}),
+    "crop_sizes": ([[0.5, 76]], {}),
+    "eval_every": (2, {}),
+    "seed": (1, {}),
+    "precision": ("bf16", {}),
+}
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "data.format": ("voc", "not found|no such"),
+    "data.root": ("nowhere", "not found"),
+    "data.class_names": (["a"], "is for data.format voc"),
+    "device": ("tpu", "device"),
+    "workers": (-1, "must be 0 or more"),
+}
+
+ELSEWHERE = {
+    "run": "names the folder that every run here is read from",
+    "resume": "test_detector_training.py resumes runs",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A dataset, a backbone checkpoint and two files of proposals."""
+    root = make_digits(tmp_path_factory.mktemp("keys"), train=4, val=2, image_size=96)
+    torch.manual_seed(9)
+    backbone = create_backbone(VARIANT, num_classes=0, width=0.25)
+    save_backbone(root / "backbone.safetensors", backbone, ["a"])
+    image_ids = [
+        image["id"]
+        for split in ("train", "val")
+        for image in json.loads((root / "annotations" / f"{split}.json").read_text())["images"]
+    ]
+    for name, sizes in {"proposals": [20, 40], "more": [20, 30]}.items():
+        proposals = [
+            {"image_id": image_id, "bbox": [x, x, size, size], "score": 0.5}
+            for image_id in image_ids
+            for size in sizes
+            for x in (0, 25, 50)
+        ]
+        (root / f"{name}.json").write_text(json.dumps(proposals))
+    return root
+
+
+def leaf_keys(config_class: type, prefix: str = "") -> list[str]:
+    keys = []
+    for field in dataclasses.fields(config_class):
+        default = field.default
+        if isinstance(field.default_factory, type):
+            default = field.default_factory()
+        if dataclasses.is_dataclass(default):
+            keys += leaf_keys(type(default), f"{prefix}{field.name}.")
+        else:
+            keys.append(prefix + field.name)
+    return keys
+
+
+def configuration(values: dict[str, Any]) -> DetectorConfig:
+    """Dotted keys on top of the defaults; the later of `model.learned` and its keys wins."""
+    config = to_dict(DetectorConfig())
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        group = config
+        for parent in parents:
+            group = group[parent]
+        if key == "model.learned":
+            value = to_dict(DetectorConfig())["model"]["learned"]
+        group[name] = value
+    return from_dict(DetectorConfig, config)
+
+
+def outcome(values: dict[str, Any], folder: Path, run: Path) -> dict[str, Any]:
+    """What a run leaves: the figures it logs, every weight, the scores and the detections."""
+    values = BASE | {"data.root": "{root}", "run": str(run)} | values
+    values = {
+        key: value.replace("{root}", str(folder)) if isinstance(value, str) else value
+        for key, value in values.items()
+    }
+    trained = train_detector(configuration(values))
+    state, _ = load_weights(trained["weights"])
+    with (run / "curves.csv").open() as file:
+        figures = list(csv.reader(file))
+    detections = json.loads((run / "test_results.json").read_text())
+    weights = {name: tensor.flatten().tolist() for name, tensor in state.items()}
+    return {"figures": figures, "weights": weights, "detections": detections, **trained["test"]}
+
+
+@pytest.fixture(scope="module")
+def unchanged(folder, tmp_path_factory) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The outcome of the base configuration with a context; made once for each context."""
+    made: dict[str, dict[str, Any]] = {}
+
+    def make(context: dict[str, Any]) -> dict[str, Any]:
+        name = json.dumps(context)
+        if name not in made:
+            made[name] = outcome(context, folder, tmp_path_factory.mktemp("unchanged"))
+        return made[name]
+
+    return make
+
+
+def test_the_tables_cover_every_key():
+    assert sorted([*CHANGED, *REFUSED, *ELSEWHERE]) == sorted(leaf_keys(DetectorConfig))
+
+
+def test_without_a_change_the_outcome_is_the_same(folder, unchanged, tmp_path):
+    assert outcome({}, folder, tmp_path) == unchanged({})
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_a_changed_key_changes_the_run(key, folder, unchanged, tmp_path):
+    value, context = CHANGED[key]
+    assert outcome(context | {key: value}, folder, tmp_path) != unchanged(context)
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_wrong_value_is_refused(key, folder, tmp_path):
+    value, message = REFUSED[key]
+    with pytest.raises(UserError, match=message):
+        outcome({key: value}, folder, tmp_path)
