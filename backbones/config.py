@@ -1,6 +1,8 @@
 """Typed configuration: dataclasses filled from one YAML file plus dotted command-line overrides."""
 
 import dataclasses
+import itertools
+import json
 import os
 import sys
 import types
@@ -27,7 +29,8 @@ def parse_config(
     """Read a configuration from the command line.
 
     `--config FILE.yaml` is applied first wherever it stands, then `--key value` and
-    `--group.key value` in their order. `--help` explains every key from the string below the
+    `--group.key value` in their order. A list of strings may be written as several values,
+    `--inputs a.jpg b.jpg`. `--help` explains every key from the string below the
     dataclass field. A mistake prints one line to stderr that names the key and what was expected,
     and exits with code 2.
 
@@ -38,7 +41,7 @@ def parse_config(
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        arguments = _config_file_first(arguments)
+        arguments = _config_file_first(_gather_lists(config_class, arguments))
         for path in arguments[1:2] if arguments[:1] == ["--config"] else ():
             _check_keys(config_class, read_yaml(path), where=path)
         return _parse(config_class, description, arguments)
@@ -115,6 +118,22 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
+
+
+def _gather_lists(config_class: type, arguments: list[str]) -> list[str]:
+    """`--inputs a b` as `--inputs ["a", "b"]`; what begins with a bracket stays as it is."""
+    options = {
+        f"--{key}" for key, hint in get_type_hints(config_class).items() if hint == list[str]
+    }
+    gathered: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        gathered.append(remaining.pop(0))
+        if gathered[-1] in options and not (remaining and remaining[0].startswith("[")):
+            values = list(itertools.takewhile(lambda value: not value.startswith("--"), remaining))
+            remaining = remaining[len(values) :]
+            gathered += [json.dumps(values)] if values else []
+    return gathered
 
 
 def _config_file_first(arguments: list[str]) -> list[str]:

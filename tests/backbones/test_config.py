@@ -169,3 +169,33 @@ def test_run_tool_exit_codes(capsys):
     assert exit_info.value.code == 130
     with pytest.raises(ZeroDivisionError):
         run_tool(defect)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Has a list."""
+
+    inputs: list[str]
+    """Files."""
+    name: str = "x"
+    """A name."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--inputs", "a.jpg"], ["a.jpg"]),
+        (["--inputs", "a b.jpg", "dir/", "--name", "y"], ["a b.jpg", "dir/"]),
+        (["--name", "y", "--inputs", "a", "1", "null"], ["a", "1", "null"]),
+        (["--inputs", '["a", "b"]'], ["a", "b"]),
+    ],
+)
+def test_a_list_is_several_values(arguments, expected):
+    assert parse_config(Listed, arguments).inputs == expected
+
+
+def test_a_list_needs_a_value(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(Listed, ["--inputs", "--name", "y"])
+    assert stopped.value.code == 2
+    assert "inputs" in capsys.readouterr().err

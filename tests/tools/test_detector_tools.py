@@ -113,8 +113,8 @@ def test_a_finished_run_is_not_overwritten(trained, monkeypatch, capsys):
 def test_infer_on_images_and_video(trained, pictures, tmp_path, monkeypatch, capsys):
     video = tmp_path / "clip.mp4"
     slideshow(video, [torch.zeros(3, 64, 64, dtype=torch.uint8)] * 5, 5, (64, 64))
-    inputs = json.dumps([str(pictures), str(video)])
-    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", inputs]
+    inputs = [str(pictures), str(video)]
+    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", *inputs]
     arguments += ["--output", str(tmp_path / "out"), "--score_thresh", "0"]
     assert run(infer, *arguments, monkeypatch=monkeypatch) == 0
     assert "in 8 images" in capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_infer_goes_on_after_a_broken_image(trained, pictures, tmp_path, monkeyp
     (folder / "a_truncated.jpg").write_bytes(data[: len(data) // 2])
     (folder / "b_no_image.png").write_text("hello")
     (folder / "c_good.jpg").write_bytes(data)
-    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", f'["{folder}"]']
+    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", str(folder)]
     arguments += ["--output", str(tmp_path / "out")]
     message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert "2 inputs could not be read" in message
@@ -161,7 +161,7 @@ def test_a_video_that_ends_early_keeps_its_frames(trained, tmp_path, monkeypatch
     assert index > 0
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(data[: index // 2])
-    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", f'["{cut}"]']
+    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", str(cut)]
     arguments += ["--output", str(tmp_path / "out")]
     message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert "1 inputs could not be read" in message
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_architecture_names_the_tensor(trained, tmp_path
 
 
 def test_make_video_of_pictures(pictures, tmp_path, monkeypatch):
-    arguments = ["--inputs", f'["{pictures}"]', "--output", str(tmp_path / "v.mp4"), "--most", "2"]
+    arguments = ["--inputs", str(pictures), "--output", str(tmp_path / "v.mp4"), "--most", "2"]
     assert run(make_video, *arguments, monkeypatch=monkeypatch) == 0
     reader = VideoReader(tmp_path / "v.mp4")
     assert reader.size == (80, 100)
