@@ -1,7 +1,6 @@
 """Every key of a detector's configuration is read: changing it changes the run, or is refused."""
 
 import csv
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from config_keys import configuration, leaf_keys
 
 from backbones import create_backbone
-from backbones.config import from_dict, to_dict
 from backbones.errors import UserError
 from backbones.weights import load_weights, save_backbone
 from detect.config import DetectorConfig
@@ -161,33 +160,6 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def leaf_keys(config_class: type, prefix: str = "") -> list[str]:
-    keys = []
-    for field in dataclasses.fields(config_class):
-        default = field.default
-        if isinstance(field.default_factory, type):
-            default = field.default_factory()
-        if dataclasses.is_dataclass(default):
-            keys += leaf_keys(type(default), f"{prefix}{field.name}.")
-        else:
-            keys.append(prefix + field.name)
-    return keys
-
-
-def configuration(values: dict[str, Any]) -> DetectorConfig:
-    """Dotted keys on top of the defaults; the later of `model.learned` and its keys wins."""
-    config = to_dict(DetectorConfig())
-    for key, value in values.items():
-        *parents, name = key.split(".")
-        group = config
-        for parent in parents:
-            group = group[parent]
-        if key == "model.learned":
-            value = to_dict(DetectorConfig())["model"]["learned"]
-        group[name] = value
-    return from_dict(DetectorConfig, config)
-
-
 def outcome(values: dict[str, Any], folder: Path, run: Path) -> dict[str, Any]:
     """What a run leaves: the figures it logs, every weight, the scores and the detections."""
     values = BASE | {"data.root": "{root}", "run": str(run)} | values
@@ -195,7 +167,7 @@ def outcome(values: dict[str, Any], folder: Path, run: Path) -> dict[str, Any]:
         key: value.replace("{root}", str(folder)) if isinstance(value, str) else value
         for key, value in values.items()
     }
-    trained = train_detector(configuration(values))
+    trained = train_detector(configuration(DetectorConfig, values))
     state, _ = load_weights(trained["weights"])
     with (run / "curves.csv").open() as file:
         figures = list(csv.reader(file))
