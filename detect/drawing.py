@@ -29,7 +29,7 @@ def draw_detections(
     captions = [class_names[label - 1] for label in labels]
     if "scores" in detections:
         scores = detections["scores"].tolist()
-        captions = [f"{name} {score:.2f}" for name, score in zip(captions, scores, strict=True)]
+        captions = [f"{name}: {score:.2f}" for name, score in zip(captions, scores, strict=True)]
     boxes = sv.Detections(
         xyxy=detections["boxes"].numpy(), class_id=np.asarray(labels, dtype=np.int64) - 1
     )

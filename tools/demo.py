@@ -7,15 +7,18 @@ import shutil
 import time
 from pathlib import Path
 
+from torch import Tensor
+
 from backbones.cli import run_tool
 from backbones.config import parse_config
 from backbones.files import read_image, write_image
 from detect.config import DetectorConfig
-from detect.detector import load_detector
-from detect.drawing import gallery
+from detect.detector import Detector, load_detector
+from detect.drawing import draw_detections, gallery
 from detect.inference import infer
 from detect.sources import find_inputs
 from detect.training import train_detector
+from detect.transforms import rescale_boxes, resize_image
 from detect.video import slideshow
 
 CONFIG = Path(__file__).parents[1] / "configs" / "detector" / "digits_79.yaml"
@@ -42,7 +45,7 @@ def _main() -> None:
     detector = load_detector(outcome["weights"])
     source = find_inputs([*map(str, held_out), str(video)])
     infer(detector, source, run / "pictures", score_thresh=0.5)
-    drawn = [read_image(run / "pictures" / f"{path.stem}.jpg") for path in held_out]
+    drawn = [draw_enlarged(detector, path) for path in held_out]
     write_image(run / "gallery.jpg", gallery(drawn, columns=4))
     scores = outcome["val"]
     minutes, drawing = (trained - began) / 60, time.monotonic() - trained
@@ -52,6 +55,17 @@ def _main() -> None:
     print(f"video:    {run}/pictures/held_out.mp4")
     print(f"curves:   {run}/curves.png")
     print(f"weights:  {outcome['weights']}")
+
+
+def draw_enlarged(detector: Detector, path: Path) -> Tensor:
+    """An image at twice its size with what is found in it, so that labels hide less."""
+    image = read_image(path)
+    found = detector(image)
+    kept = {key: value[found["scores"] >= 0.5] for key, value in found.items()}
+    _, height, width = image.shape
+    large = resize_image(image, 2 * min(height, width), 2 * max(height, width))
+    boxes = rescale_boxes(kept["boxes"], (height, width), (2 * height, 2 * width))
+    return draw_detections(large, kept | {"boxes": boxes}, detector.class_names)
 
 
 if __name__ == "__main__":
