@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
+from backbones.errors import UserError
 from backbones.files import atomic_write
+
+_DAMAGE = (
+    *(OSError, RuntimeError, EOFError, KeyError, IndexError, ValueError),
+    pickle.UnpicklingError,
+)
+"""What torch raises for a damaged file, depending on where it breaks."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +40,29 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
 def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, on the CPU, or None where there is none.
 
-    A damaged one (a disk that filled up, a bad copy) is passed over with a warning.
+    A damaged one (a disk that filled up, a bad copy) is passed over with a warning, and renamed so
+    that it is not taken for the newest again.
+
+    Raises:
+        UserError: there are checkpoints, but none can be read.
     """
+    damaged = []
     for path in _checkpoints(folder):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        # torch reports damage by several types, depending on where the file breaks.
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as e:
-            reason = str(e).partition("\n")[0]
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except _DAMAGE as error:
+            reason = str(error).partition("\n")[0]
             logger.warning("%s: cannot read checkpoint, trying an older one: %s", path, reason)
+            damaged.append(path)
+            continue
+        for broken in damaged:
+            broken.rename(broken.with_suffix(".damaged"))
+        return state
+    if damaged:
+        raise UserError(
+            f"{folder}: none of the {len(damaged)} checkpoints can be read: "
+            "restore one, or delete them to begin anew"
+        )
     return None
 
 

@@ -133,6 +133,8 @@ def _index_shard(shard: Path) -> list[_Member]:
     try:
         with tarfile.open(shard, "r:") as tar:
             for info in tar:
+                if not info.isfile():
+                    continue
                 path = PurePosixPath(info.name)
                 key = str(path.with_suffix(""))
                 if path.suffix.lower() in IMAGE_SUFFIXES:

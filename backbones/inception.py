@@ -63,7 +63,8 @@ class InceptionV3(nn.Module):
         dropout: probability in `[0, 1)` of dropping a pooled feature in training.
 
     Raises:
-        ValueError: an argument out of range, or an auxiliary head without classes.
+        ValueError: an argument out of range (a `UserError`, which is a `ValueError`, where it is
+            a setting of a configuration), or an auxiliary head without classes.
     """
 
     def __init__(
@@ -76,14 +77,14 @@ class InceptionV3(nn.Module):
     ) -> None:
         super().__init__()
         if width not in WIDTHS:
-            raise ValueError(f"width must be one of {WIDTHS}, got {width}")
+            raise UserError(f"width must be one of {WIDTHS}, got {width}")
         if aux not in ("none", "plain", "batch_norm"):
             raise ValueError(f"aux must be 'none', 'plain' or 'batch_norm', got {aux!r}")
         if num_classes < 0 or (num_classes == 0 and aux != "none"):
             least = 0 if aux == "none" else 1
             raise ValueError(f"num_classes must be at least {least}, got {num_classes}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+            raise UserError(f"dropout must be in [0, 1), got {dropout}")
         self.spec = spec
         self.num_classes = num_classes
         self.width = width

@@ -36,7 +36,9 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params: ParamsT, lr: float, momentum: float = 0.9) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "orthogonalize": False}
+        # torch moves AdamW's step counts to the weights' device only for groups that say `fused`.
+        defaults = {"momentum": momentum, "weight_decay": 0.0, "orthogonalize": False}
+        defaults |= {"lr": lr, "fused": True}
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -64,7 +66,7 @@ class Muon(torch.optim.Optimizer):
             [self.state[weight]["exp_avg_sq"] for weight in weights],
             [],
             [self.state[weight]["step"] for weight in weights],
-            fused=True,
+            fused=group["fused"],
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
@@ -99,8 +101,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Matrices with the same singular vectors and singular values moved towards 1.
 
-    Newton-Schulz iteration. Singular values above a thirtieth of the largest end between 0.6 and
-    1.3, smaller ones grow forty-fold, and zero stays zero.
+    Newton-Schulz iteration on the matrix over its Frobenius norm: singular values above a tenth of
+    that norm end between 0.6 and 1.3, smaller ones grow up to forty-fold, and zero stays zero.
 
     Args:
         matrices: `[N, rows, columns]`.

@@ -53,7 +53,8 @@ class OptimConfig:
     decay: float | None = None
     """Decay of rmsprop_tf's average of squared gradients; null is 0.9."""
     eps: float | None = None
-    """Added to the squared gradient: rmsprop_tf 1.0 where null, adamw 1e-8."""
+    """Added to the average of squared gradients (rmsprop_tf, 1.0 where null) or to its root (adamw,
+    1e-8)."""
     weight_decay: float = 4e-5
     """L2 on weights (decoupled in adamw and muon), not on biases and normalisation; the value of
     the authors' published code."""

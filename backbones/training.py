@@ -120,6 +120,7 @@ def fit(
     if ema is not None:
         parts["ema"] = ema
     data = {"seed": sampler.seed, "steps_per_epoch": sampler.steps_per_epoch}
+    data |= {f"optim.{key}": value for key, value in asdict(optim).items()}
     state = _restore(run, parts, data) if run.resume else TrainingState()
     sampler.start_step = state.step
     run.open_curves(state.step)
@@ -218,6 +219,10 @@ def _timed(items: Iterable[Item]) -> Iterator[tuple[Item, float]]:
             item = next(iterator)
         except StopIteration:
             return
+        except UserError as error:
+            # A loader's worker wraps its errors in the text of a traceback.
+            message = str(error).rpartition("backbones.errors.UserError: ")[2]
+            raise UserError(message.strip()) from error
         yield item, time.perf_counter() - asked
 
 
@@ -257,22 +262,22 @@ def _warn_of_skipped(batch: Batch, skipped: set[str]) -> None:
 
 
 def _checkpoint(
-    run: RunFolder, parts: Mapping[str, Any], data: Mapping[str, int], state: TrainingState
+    run: RunFolder, parts: Mapping[str, Any], data: Mapping[str, Any], state: TrainingState
 ) -> None:
     tensors = {name: part.state_dict() for name, part in parts.items()}
     save_checkpoint(run.checkpoints, state.step, {**tensors, **data, "state": asdict(state)})
 
 
-def _restore(run: RunFolder, parts: Mapping[str, Any], data: Mapping[str, int]) -> TrainingState:
+def _restore(run: RunFolder, parts: Mapping[str, Any], data: Mapping[str, Any]) -> TrainingState:
     checkpoint = load_last_checkpoint(run.checkpoints)
     if checkpoint is None:
         logger.info("%s has no checkpoint yet: starting from the beginning", run.path)
         return TrainingState()
     for key, value in data.items():
-        if checkpoint[key] != value:
+        if checkpoint.get(key) != value:
             raise UserError(
-                f"cannot resume {run.path}: {key} was {checkpoint[key]} and is {value} now: "
-                "give the seed, data and batch size that the run began with"
+                f"cannot resume {run.path}: {key} was {checkpoint.get(key)} and is {value} now: "
+                "give the seed, data, batch size and optimiser that the run began with"
             )
     for name, part in parts.items():
         try:

@@ -59,11 +59,11 @@ class ModelConfig:
     precomputed: str | None = None
     """File in COCO results format, covering all splits, for the precomputed proposer."""
     proposals_per_image: int = 100
-    """At most this many proposals an image in use, each of which costs one crop."""
+    """At most this many learned proposals an image in use, each of which costs one crop."""
     proposals_per_image_train: int = 300
-    """At most this many in training, from which the crops of a step are drawn."""
+    """At most this many learned ones in training, from which the crops of a step are drawn."""
     proposal_score_thresh: float = 0.0
-    """Proposals below this score are not looked at in use: easy images cost fewer crops."""
+    """Learned proposals below this score are not looked at in use: easy images cost fewer crops."""
     rcnn: RCNNConfig = field(default_factory=RCNNConfig)
     """Crops, matching and post-processing."""
 
@@ -82,6 +82,17 @@ class ModelConfig:
                 )
         if self.proposer == "precomputed" and self.precomputed is None:
             raise UserError("model.precomputed must name a file when model.proposer is precomputed")
+        if self.proposer != "learned":
+            for key in (
+                "proposals_per_image",
+                "proposals_per_image_train",
+                "proposal_score_thresh",
+            ):
+                if getattr(self, key) != getattr(type(self), key):
+                    raise UserError(
+                        f"model.{key} is for model.proposer learned; {self.proposer} proposals are "
+                        "all looked at: remove it"
+                    )
         if min(self.proposals_per_image, self.proposals_per_image_train) < 1:
             raise UserError("model.proposals_per_image[_train] must be at least 1")
         if not 0 <= self.proposal_score_thresh <= 1:

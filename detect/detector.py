@@ -25,7 +25,7 @@ Image = str | os.PathLike[str] | np.ndarray | Tensor
 
 
 class Detector:
-    """A detector ready for use: call it with an image or a list of images.
+    """A detector ready for use: call it with an image.
 
     Attributes:
         model: the `RCNN` in eval mode.

@@ -42,32 +42,36 @@ def infer(
     output: Path,
     *,
     score_thresh: float,
-    image_ids: dict[str, int] | None = None,
 ) -> InferenceReport:
     """Detect objects in every input and write what was found into the folder `output`.
 
     Writes an annotated picture `NAME.jpg` for each image, an annotated `NAME.mp4` for each video,
-    and `results.json`: `images` gives id, file (and frame) and size, `categories` the classes, and
-    `annotations` the detections as in COCO's results format. An input that cannot be read is
-    reported and the rest is done.
+    `results.json` with the detections in COCO's results format, and `images.json` with `images`
+    (id, file, frame of a video, size) and `categories`, to which the results refer. An input that
+    cannot be read is reported and the rest is done.
 
     Args:
         detector: what to run.
         source: what to run it on.
         output: folder to write to, made where missing.
         score_thresh: detections below it are neither drawn nor written.
-        image_ids: ids of files by name, as in a COCO annotation file; files not in it, and all
-            frames, are numbered from the largest of them on.
+
+    Raises:
+        UserError: the detector has no proposer, `output` cannot be written to, or a result would
+            overwrite an input.
     """
     if detector.model.proposer is None:
         raise UserError(
             "this detector was trained on precomputed proposals and has no proposer of its own: "
             "evaluate it on its dataset, or train one with model.proposer learned or grid"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    results = _Results(detector, image_ids or {})
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot make this folder: {error.strerror}") from error
+    results = _Results(detector)
     report = InferenceReport()
-    names = _unique_names([*source.images, *source.videos])
+    targets = _targets(source, output)
 
     def detect(image: Tensor, file: Path, frame: int | None) -> Tensor:
         found = detector(image)
@@ -82,13 +86,13 @@ def infer(
         if isinstance(image, ImageError):
             _report_error(report, str(image))
         else:
-            write_image(output / f"{names[path]}.jpg", detect(image, path, None))
+            write_image(targets[path], detect(image, path, None))
     for path in source.videos:
         try:
-            _annotate_video(path, output / f"{names[path]}.mp4", detect)
+            _annotate_video(path, targets[path], detect)
         except UserError as error:
             _report_error(report, str(error))
-    results.write(output / "results.json")
+    results.write(output)
     return report
 
 
@@ -118,9 +122,11 @@ def _report_error(report: InferenceReport, message: str) -> None:
     report.errors.append(message)
 
 
-def _unique_names(paths: list[Path]) -> dict[Path, str]:
-    """File stems, numbered where two inputs share one, so that no result overwrites another."""
-    names: dict[Path, str] = {}
+def _targets(source: Source, output: Path) -> dict[Path, Path]:
+    """The file for each input, numbered where two inputs share a name, so that none is lost."""
+    paths = [*source.images, *source.videos]
+    inputs = {path.resolve() for path in paths}
+    targets: dict[Path, Path] = {}
     taken: set[str] = set()
     for path in paths:
         name, number = path.stem, 1
@@ -128,17 +134,18 @@ def _unique_names(paths: list[Path]) -> dict[Path, str]:
             number += 1
             name = f"{path.stem}_{number}"
         taken.add(name)
-        names[path] = name
-    return names
+        target = output / f"{name}{'.mp4' if path in source.videos else '.jpg'}"
+        if target.resolve() in inputs:
+            raise UserError(f"{target}: the result would overwrite this input: change the output")
+        targets[path] = target
+    return targets
 
 
 class _Results:
-    """Collects `results.json`."""
+    """Collects `results.json` and `images.json`."""
 
-    def __init__(self, detector: Detector, image_ids: dict[str, int]) -> None:
+    def __init__(self, detector: Detector) -> None:
         self._category_ids = detector.category_ids
-        self._image_ids = image_ids
-        self._next_id = max(image_ids.values(), default=0) + 1
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._categories = [
@@ -147,19 +154,14 @@ class _Results:
         ]
 
     def add(self, image: Tensor, file: Path, frame: int | None, found: dict[str, Tensor]) -> None:
-        image_id = self._image_ids.get(file.name) if frame is None else None
-        if image_id is None:
-            image_id, self._next_id = self._next_id, self._next_id + 1
+        image_id = len(self._images) + 1
         _, height, width = image.shape
         entry = {"id": image_id, "file_name": str(file), "height": height, "width": width}
         self._images.append(entry if frame is None else entry | {"frame": frame})
         self._annotations += coco_results(found, image_id, self._category_ids)
 
-    def write(self, path: Path) -> None:
-        document = {
-            "images": self._images,
-            "categories": self._categories,
-            "annotations": self._annotations,
-        }
-        with atomic_write(path, "w") as file:
-            json.dump(document, file)
+    def write(self, folder: Path) -> None:
+        with atomic_write(folder / "results.json", "w") as file:
+            json.dump(self._annotations, file)
+        with atomic_write(folder / "images.json", "w") as file:
+            json.dump({"images": self._images, "categories": self._categories}, file)

@@ -82,8 +82,17 @@ class RCNNConfig:
         if not 0 < self.positive_fraction <= 1:
             got = self.positive_fraction
             raise UserError(f"rcnn.positive_fraction must be in (0, 1], got {got}")
+        if min(self.jitter_copies, self.jitter_strength, self.regression_weight) < 0:
+            raise UserError(
+                "rcnn.jitter_copies, jitter_strength and regression_weight must be 0 or more"
+            )
         if self.crops_per_image < 1 or self.detections_per_image < 1:
             raise UserError("rcnn.crops_per_image and rcnn.detections_per_image must be at least 1")
+        if round(self.crops_per_image * self.positive_fraction) < 1:
+            raise UserError(
+                f"rcnn.positive_fraction {self.positive_fraction} of rcnn.crops_per_image "
+                f"{self.crops_per_image} leaves no positive crop: raise one of them"
+            )
         if min(self.delta_std) <= 0:
             raise UserError(f"rcnn.delta_std must be positive, got {list(self.delta_std)}")
 
@@ -96,7 +105,8 @@ class RCNN(nn.Module):
     """Propose regions, crop them, classify the crops, refine their boxes.
 
     torchvision's detection contract: `losses = model(images, targets)` in training mode,
-    `detections = model(images)` in eval mode.
+    `detections = model(images)` in eval mode. Unlike torchvision's, images are `uint8` and
+    `num_classes` does not count the background.
 
     Args:
         backbone: the crop network; its classifier is taken off.
@@ -307,6 +317,9 @@ class RCNN(nn.Module):
     ) -> None:
         if len(targets) != len(images):
             raise ValueError(f"got {len(images)} images but {len(targets)} targets")
+        for i, target in enumerate(targets):
+            if missing := {"boxes", "labels"} - target.keys():
+                raise ValueError(f"targets[{i}] has no {' and no '.join(sorted(missing))}")
         check_boxes([target["boxes"] for target in targets], "target boxes")
         for i, target in enumerate(targets):
             labels = target["labels"]

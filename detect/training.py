@@ -21,7 +21,7 @@ from detect.build import build_dataset, build_detector
 from detect.config import DetectorConfig
 from detect.datasets import DetectionDataset
 from detect.detector import Detector, load_detector, save_detector
-from detect.evaluation import evaluate_coco, to_coco_results
+from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
 from detect.proposals import Proposals, load_proposals
 from detect.rcnn import RCNN
 
@@ -46,6 +46,9 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
     train = build_dataset(data, data.train)
     val = build_dataset(data, data.val) if data.val is not None else None
     test = build_dataset(data, data.test) if data.test is not None else None
+    for split, dataset in ((data.val, val), (data.test, test)):
+        if dataset is not None:
+            _check_same_classes(train, dataset, split)
     proposals = (
         load_proposals(config.model.precomputed) if config.model.precomputed is not None else None
     )
@@ -108,8 +111,23 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
         scores = None
         if test is not None:
             detector = load_detector(weights, config.device)
-            scores = score_detector(detector, test, run.path, proposals)
+            scores = score_detector(detector, test, run.path, proposals, voc=data.format == "voc")
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
+
+
+def _check_same_classes(
+    train: DetectionDataset, other: DetectionDataset, split: str | None
+) -> None:
+    if (other.class_names, other.category_ids) != (train.class_names, train.category_ids):
+        raise UserError(
+            f"the classes of split {split} are not those of the training split: "
+            f"{_listed(other)}; expected {_listed(train)}"
+        )
+
+
+def _listed(dataset: DetectionDataset) -> str:
+    pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
+    return ", ".join(f"{category_id} {name}" for category_id, name in pairs)
 
 
 def crop_size_at(epoch: int, config: DetectorConfig, last: int) -> int:
@@ -139,10 +157,23 @@ def score_detector(
     dataset: DetectionDataset,
     folder: Path,
     proposals: Mapping[int, Proposals] | None = None,
+    *,
+    voc: bool = False,
 ) -> dict[str, Any]:
-    """Score a detector on a dataset; writes `test.json` and `test_results.json` into `folder`."""
+    """Score a detector on a dataset; writes `test.json` and `test_results.json` into `folder`.
+
+    Args:
+        detector: what to score.
+        dataset: what to score it on.
+        folder: where to write.
+        proposals: precomputed ones by image id, for a detector without a proposer.
+        voc: add VOC's mean average precision, as `VOC_mAP` (all points) and `VOC07_mAP`.
+    """
     detections = detect_dataset(detector, dataset, proposals)
     scores = evaluate_coco(dataset, detections)
+    if voc:
+        scores["VOC_mAP"] = evaluate_voc(dataset, detections)["mAP"]
+        scores["VOC07_mAP"] = evaluate_voc(dataset, detections, method="11_point")["mAP"]
     with atomic_write(folder / "test_results.json", "w") as file:
         json.dump(to_coco_results(dataset, detections), file)
     with atomic_write(folder / "test.json", "w") as file:

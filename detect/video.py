@@ -74,7 +74,7 @@ class VideoReader:
 class VideoWriter:
     """Writes an H.264 `.mp4` that browsers and players show; a context manager.
 
-    The file gets its name when the block ends without an exception.
+    The file gets its name when the block ends without an exception; without a frame there is none.
 
     Args:
         path: file to write.
@@ -97,7 +97,7 @@ class VideoWriter:
         height, width = self._stream.height, self._stream.width
         if frame.shape[1] < height or frame.shape[2] < width:
             got = list(frame.shape[1:])
-            raise ValueError(f"{self.path}: frame is {got}, the video [{height}, {width}]")
+            raise UserError(f"{self.path}: frame is {got}, the video [{height}, {width}]")
         pixels = frame[:, :height, :width].permute(1, 2, 0).contiguous().numpy()
         video_frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         for packet in self._stream.encode(video_frame):
@@ -116,7 +116,8 @@ class VideoWriter:
             for packet in self._stream.encode():
                 self._container.mux(packet)
         self._container.close()
-        if kind is None:
+        # A file to which no frame was written was never made.
+        if kind is None and self._partial.exists():
             os.replace(self._partial, self.path)
         else:
             self._partial.unlink(missing_ok=True)

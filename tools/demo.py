@@ -32,7 +32,7 @@ def main() -> None:
 
 def _main() -> None:
     began = time.monotonic()
-    config = parse_config(DetectorConfig, ["--config", str(CONFIG)])
+    config = parse_config(DetectorConfig, ["--config", str(CONFIG), "--run", "runs/demo"])
     run = Path(config.run)
     if run.exists():
         # A demo shows the whole job each time.

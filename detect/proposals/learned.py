@@ -66,6 +66,20 @@ class LearnedConfig:
             )
         if self.images_per_step is not None and self.images_per_step < 1:
             raise UserError(f"learned.images_per_step must be at least 1: {self.images_per_step}")
+        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
+            raise UserError(
+                "learned.negative_iou and learned.positive_iou must be in [0, 1] and the former "
+                f"no larger, got {self.negative_iou} and {self.positive_iou}"
+            )
+        if not 0 < self.positive_fraction <= 1 or not 0 < self.nms_thresh <= 1:
+            raise UserError("learned.positive_fraction and learned.nms_thresh must be in (0, 1]")
+        if min(self.channels, self.anchors_per_image, self.pre_nms_top_n) < 1:
+            raise UserError(
+                "learned.channels, anchors_per_image and pre_nms_top_n must be at least 1"
+            )
+        sizes = [size for level in self.anchor_sizes for size in level]
+        if not self.anchor_ratios or min(*self.anchor_ratios, *sizes) <= 0:
+            raise UserError("learned.anchor_sizes and learned.anchor_ratios must be positive")
         if self.image_size < 64:
             raise UserError(f"learned.image_size must be at least 64, got {self.image_size}")
 

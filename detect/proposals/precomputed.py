@@ -1,6 +1,7 @@
 """Proposals that another program made, read from a file in COCO results format."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -39,8 +40,11 @@ def load_proposals(path: str | Path) -> dict[int, Proposals]:
             raise UserError(
                 f"{path}: entry {i} must have image_id, bbox [x, y, w, h] and score: {error!r}"
             ) from error
-        if not (w > 0 and h > 0):
-            raise UserError(f"{path}: entry {i} has bbox {entry['bbox']} without area")
+        if not (w > 0 and h > 0 and all(map(math.isfinite, (x, y, w, h, score)))):
+            raise UserError(
+                f"{path}: entry {i} must have finite numbers and a bbox with area, got "
+                f"{entry['bbox']} and score {score}"
+            )
         grouped.setdefault(image_id, []).append((score, [x, y, x + w, y + h]))
     return {image_id: _sorted(rows) for image_id, rows in grouped.items()}
 

@@ -10,7 +10,7 @@ def test_auto_takes_a_gpu_where_there_is_one():
     assert resolve_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["tpu", "", "cuda:x"])
+@pytest.mark.parametrize("name", ["tpu", "", "cuda:x", "meta"])
 def test_a_device_of_another_kind_is_refused(name):
     with pytest.raises(UserError, match="device must be auto, cpu, cuda or cuda:N"):
         resolve_device(name)

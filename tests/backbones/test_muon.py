@@ -135,6 +135,18 @@ def test_state_continues_where_it_was_saved():
         assert parameter.equal(expected)
 
 
+def test_a_checkpoint_from_the_cpu_resumes_on_another_device():
+    """Step counts that stayed behind would crash the fused step of AdamW there."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = Muon([parameter], lr=0.1)
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    elsewhere = torch.nn.Parameter(torch.ones(3, device="meta"))
+    resumed = Muon([elsewhere], lr=0.1)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert {state.device.type for state in resumed.state[elsewhere].values()} == {"meta"}
+
+
 def test_only_convolutions_before_normalisation_are_orthogonalised():
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, bias=False),

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import BATCH, EPOCHS, EXAMPLES, cross_entropy, train
+from tiny_run import BATCH, EPOCHS, EXAMPLES, NoisyShapes, collate, cross_entropy, train
 
 from backbones.checkpoints import load_last_checkpoint, save_checkpoint
 from backbones.errors import UserError
-from backbones.order import EpochSampler, derive_seed
-from backbones.runs import read_curves
-from backbones.training import NonFiniteLossError
+from backbones.order import EpochSampler, derive_seed, training_loader
+from backbones.recipe import OptimConfig
+from backbones.runs import RunFolder, read_curves
+from backbones.training import NonFiniteLossError, fit
 
 STEPS = EPOCHS * (EXAMPLES // BATCH)
 ROOT = Path(__file__).parents[2]
@@ -218,6 +219,56 @@ def test_ranks_share_the_batches_of_one_process():
 def test_sampler_refuses_a_batch_larger_than_the_data():
     with pytest.raises(UserError, match="batch_size 8 is larger than the training set"):
         EpochSampler(5, 8, epochs=1, seed=0)
+
+
+def test_all_checkpoints_damaged_is_an_error_not_a_fresh_start(tmp_path):
+    for step in (1, 2):
+        path = save_checkpoint(tmp_path, step, {"step": step})
+        path.write_bytes(b"bad")
+    with pytest.raises(UserError, match="none of the 2 checkpoints can be read"):
+        load_last_checkpoint(tmp_path)
+
+
+def test_a_damaged_checkpoint_does_not_push_out_newer_ones(tmp_path):
+    for step in (1, 20):
+        save_checkpoint(tmp_path, step, {"step": step})
+    (tmp_path / "step_0000000020.pt").write_bytes(b"bad")
+    load_last_checkpoint(tmp_path)
+    for step in (2, 3):
+        save_checkpoint(tmp_path, step, {"step": step})
+    checkpoint = load_last_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint["step"] == 3
+
+
+def test_an_error_in_a_worker_is_told_without_its_traceback(tmp_path):
+    class Failing(NoisyShapes):
+        def __getitem__(self, key):
+            raise UserError("pictures/a.png: is not what it should be")
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    sampler = EpochSampler(8, 4, epochs=1, seed=0)
+    for workers in (0, 1):
+        loader = training_loader(Failing(), sampler, workers=workers, collate_fn=collate)
+        with (
+            RunFolder(tmp_path / str(workers), OptimConfig(), resume=False) as run,
+            pytest.raises(UserError) as raised,
+        ):
+            fit(model, loader, cross_entropy, OptimConfig(), run)
+        assert str(raised.value) == "pictures/a.png: is not what it should be"
+
+
+def test_resuming_with_another_optimiser_is_refused(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    for resume, optim in ((False, OptimConfig()), (True, OptimConfig(weight_decay=0.1))):
+        sampler = EpochSampler(8, 4, epochs=1 + resume, seed=0)
+        loader = training_loader(NoisyShapes(), sampler, workers=0, collate_fn=collate)
+        with RunFolder(tmp_path / "run", optim, resume=resume) as run:
+            if not resume:
+                fit(model, loader, cross_entropy, optim, run)
+                continue
+            with pytest.raises(UserError, match=r"optim.weight_decay was 4e-05 and is 0.1 now"):
+                fit(model, loader, cross_entropy, optim, run)
 
 
 def test_derived_seeds_differ():

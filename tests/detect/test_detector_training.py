@@ -189,3 +189,27 @@ def test_progressive_crops_reach_the_network(digits):
     model.train_crop_size = 40
     assert model.train().crop([image], boxes).shape == (1, 3, 40, 40)
     assert model.eval().crop([image], boxes).shape == (1, 3, 79, 79)
+
+
+@pytest.mark.parametrize("change", ["name", "id", "fewer"])
+def test_splits_must_have_the_same_classes(change, tmp_path):
+    folder = make_digits(tmp_path / "digits", train=4, val=2, image_size=128)
+    path = folder / "annotations" / "val.json"
+    annotations = json.loads(path.read_text())
+    if change == "name":
+        annotations["categories"][3]["name"] = "three"
+    elif change == "id":
+        annotations["categories"][3]["id"] = 77
+        for annotation in annotations["annotations"]:
+            if annotation["category_id"] == 4:
+                annotation["category_id"] = 77
+    else:
+        annotations["categories"] = annotations["categories"][:-1]
+        annotations["annotations"] = [
+            annotation
+            for annotation in annotations["annotations"]
+            if annotation["category_id"] < 10
+        ]
+    path.write_text(json.dumps(annotations))
+    with pytest.raises(UserError, match="classes of split val are not those of the training"):
+        train_detector(tiny(folder, tmp_path))

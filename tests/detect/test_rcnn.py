@@ -142,7 +142,7 @@ def test_nms_is_per_class_and_detections_are_capped():
     assert found["scores"].tolist() == pytest.approx([0.9, 0.8])
 
 
-def test_learned_proposals_change_with_targets_only_in_training():
+def test_training_needs_targets():
     with pytest.raises(ValueError, match="targets are needed in training mode"):
         detector(GridProposer(GridConfig())).train()([image()])
 
@@ -156,6 +156,7 @@ def test_learned_proposals_change_with_targets_only_in_training():
             {"boxes": torch.zeros(0, 4), "labels": torch.ones(2, dtype=torch.int64)},
             "0 boxes but 2 labels",
         ),
+        ({"boxes": torch.zeros(0, 4)}, r"targets\[0\] has no labels"),
     ],
 )
 def test_malformed_targets_are_named(bad, message):
@@ -182,6 +183,9 @@ def test_malformed_images_are_named():
         ({"context": 0.5}, "rcnn.context must be in"),
         ({"positive_fraction": 0.0}, "rcnn.positive_fraction must be in"),
         ({"crops_per_image": 0}, "must be at least 1"),
+        ({"crops_per_image": 2}, "leaves no positive crop"),
+        ({"jitter_copies": -1}, "must be 0 or more"),
+        ({"regression_weight": -1.0}, "must be 0 or more"),
         ({"crop_size": 0}, "rcnn.crop_size must be at least 1"),
         ({"delta_std": (0.1, 0.1, 0.0, 0.2)}, "rcnn.delta_std must be positive"),
     ],

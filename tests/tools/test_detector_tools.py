@@ -104,10 +104,10 @@ def test_a_run_leaves_what_the_readme_says(trained):
     assert detector.metadata["input_size"] == 79
 
 
-def test_a_finished_run_is_not_overwritten(trained, monkeypatch, capsys):
-    arguments = ["--run", str(trained)]
+def test_a_finished_run_is_not_overwritten(trained, digits, monkeypatch, capsys):
+    arguments = ["--run", str(trained), "--data.format", "coco", "--data.root", str(digits)]
     message = error_of(train_detector, *arguments, monkeypatch=monkeypatch, capsys=capsys)
-    assert "already holds a run" in message or "not found" in message
+    assert "already holds a run" in message
 
 
 def test_infer_on_images_and_video(trained, pictures, tmp_path, monkeypatch, capsys):
@@ -119,13 +119,37 @@ def test_infer_on_images_and_video(trained, pictures, tmp_path, monkeypatch, cap
     assert run(infer, *arguments, monkeypatch=monkeypatch) == 0
     assert "in 8 images" in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"0.jpg", "1.jpg", "2.jpg", "clip.mp4", "results.json"}
+    assert written == {"0.jpg", "1.jpg", "2.jpg", "clip.mp4", "images.json", "results.json"}
     assert len(list(VideoReader(tmp_path / "out" / "clip.mp4"))) == 5
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [image["id"] for image in results["images"]] == list(range(1, 9))
-    assert [image.get("frame") for image in results["images"]] == [None] * 3 + list(range(5))
-    for annotation in results["annotations"]:
-        assert set(annotation) == {"image_id", "category_id", "bbox", "score"}
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert [image["id"] for image in images] == list(range(1, 9))
+    assert [image.get("frame") for image in images] == [None] * 3 + list(range(5))
+    # A list, as pycocotools' loadRes wants it.
+    for result in json.loads((tmp_path / "out" / "results.json").read_text()):
+        assert set(result) == {"image_id", "category_id", "bbox", "score"}
+        assert 1 <= result["image_id"] <= 8
+
+
+@pytest.mark.parametrize("kind", ["jpg", "mp4"])
+def test_infer_never_overwrites_an_input(trained, kind, tmp_path, monkeypatch, capsys):
+    original = tmp_path / f"mine.{kind}"
+    if kind == "jpg":
+        write_image(original, torch.zeros(3, 64, 64, dtype=torch.uint8))
+    else:
+        slideshow(original, [torch.zeros(3, 64, 64, dtype=torch.uint8)] * 2, 5, (64, 64))
+    before = original.read_bytes()
+    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", str(original)]
+    arguments += ["--output", str(tmp_path)]
+    message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert f"mine.{kind}: the result would overwrite this input" in message
+    assert original.read_bytes() == before
+
+
+def test_the_output_must_be_a_folder(trained, pictures, monkeypatch, capsys):
+    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", str(pictures)]
+    arguments += ["--output", str(pictures / "0.jpg")]
+    message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert "0.jpg: cannot make this folder" in message
 
 
 def test_infer_goes_on_after_a_broken_image(trained, pictures, tmp_path, monkeypatch, capsys):
@@ -140,8 +164,8 @@ def test_infer_goes_on_after_a_broken_image(trained, pictures, tmp_path, monkeyp
     message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert "2 inputs could not be read" in message
     assert (tmp_path / "out" / "c_good.jpg").exists()
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [Path(image["file_name"]).name for image in results["images"]] == ["c_good.jpg"]
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert [Path(image["file_name"]).name for image in images] == ["c_good.jpg"]
 
 
 def test_a_video_that_ends_early_keeps_its_frames(trained, tmp_path, monkeypatch, capsys, caplog):
