@@ -211,5 +211,6 @@ def test_splits_must_have_the_same_classes(change, tmp_path):
             if annotation["category_id"] < 10
         ]
     path.write_text(json.dumps(annotations))
+    data = DataConfig(format="coco", root=str(folder), train="train", val="val")
     with pytest.raises(UserError, match="classes of split val are not those of the training"):
-        train_detector(tiny(folder, tmp_path))
+        train_detector(tiny(folder, tmp_path / "run", data=data))
