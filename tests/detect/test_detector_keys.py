@@ -1,6 +1,7 @@
 """Every key of a detector's configuration is read: changing it changes the run, or is refused."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from config_keys import configuration, leaf_keys
 
 from backbones import create_backbone
 from backbones.errors import UserError
+from backbones.runs import RunFolder
 from backbones.weights import load_weights, save_backbone
 from detect.config import DetectorConfig
 from detect.datasets import make_digits
@@ -46,10 +48,17 @@ BASE: dict[str, Any] = {
     "precision": "fp32",
 }
 
-GRID = {"model.learned": {}, "model.proposer": "grid"}
+# `{}` sets a key back to its default: what is for learned proposals is refused with others.
+NOT_LEARNED = {
+    "model.learned": {},
+    "model.proposals_per_image": {},
+    "model.proposals_per_image_train": {},
+}
+
+GRID = {**NOT_LEARNED, "model.proposer": "grid"}
 
 PRECOMPUTED = {
-    "model.learned": {},
+    **NOT_LEARNED,
     "model.proposer": "precomputed",
     "model.precomputed": "{root}/proposals.json",
 }
@@ -68,7 +77,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.width": (0.5, {}),
     "model.dropout": (0.5, {}),
     "model.weights": ("{root}/backbone.safetensors", {}),
-    "model.proposer": ("grid", {"model.learned": {}}),
+    "model.proposer": ("grid", NOT_LEARNED),
     "model.learned.width": (0.5, {}),
     "model.learned.image_size": (128, {}),
     "model.learned.channels": (24, {}),
@@ -137,13 +146,21 @@ ELSEWHERE = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures():
+    """Half the time of so short a run is the drawing of its curves, which is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "draw_curves", lambda self: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A dataset, a backbone checkpoint and two files of proposals."""
-    root = make_digits(tmp_path_factory.mktemp("keys"), train=4, val=2, image_size=96)
+    root = make_digits(tmp_path_factory.mktemp("keys"), train=4, val=2, image_size=128)
     torch.manual_seed(9)
     backbone = create_backbone(VARIANT, num_classes=0, width=0.25)
-    save_backbone(root / "backbone.safetensors", backbone, ["a"])
+    save_backbone(root / "backbone.safetensors", backbone)
     image_ids = [
         image["id"]
         for split in ("train", "val")
@@ -172,7 +189,9 @@ def outcome(values: dict[str, Any], folder: Path, run: Path) -> dict[str, Any]:
     with (run / "curves.csv").open() as file:
         figures = list(csv.reader(file))
     detections = json.loads((run / "test_results.json").read_text())
-    weights = {name: tensor.flatten().tolist() for name, tensor in state.items()}
+    weights = {
+        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in state.items()
+    }
     return {"figures": figures, "weights": weights, "detections": detections, **trained["test"]}
 
 
