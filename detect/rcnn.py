@@ -20,6 +20,7 @@ from detect.sampling import (
     encode_boxes,
     jitter_boxes,
     match_proposals,
+    paired_iou,
     sample_minibatch,
 )
 
@@ -54,6 +55,9 @@ class RCNNConfig:
     values of its successors."""
     regression_weight: float = 1.0
     """Weight of the box loss beside the classification loss."""
+    objectness_weight: float = 0.0
+    """Share of the proposal's own score in a detection's: class probability^(1 - this) times
+    proposal score^this; 0 is R-CNN's. Learned proposals know how well they are placed."""
     score_thresh: float = 0.05
     """Detections below this class probability are dropped (R-CNN keeps all its SVM scores)."""
     nms_thresh: float = 0.3
@@ -62,7 +66,10 @@ class RCNNConfig:
     """Detections kept an image, best first."""
 
     def __post_init__(self) -> None:
-        for key in ("positive_iou", "negative_iou", "regression_iou", "score_thresh", "nms_thresh"):
+        for key in (
+            *("positive_iou", "negative_iou", "regression_iou"),
+            *("objectness_weight", "score_thresh", "nms_thresh"),
+        ):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"rcnn.{key} must be in [0, 1], got {getattr(self, key)}")
         if self.negative_iou > self.positive_iou:
@@ -236,23 +243,26 @@ class RCNN(nn.Module):
         if len(gt_boxes) == 0:
             return boxes, labels, boxes, torch.zeros_like(labels, dtype=torch.bool)
         matched = gt_boxes[matched_idxs[chosen]]
-        regress = (labels > 0) & (_paired_iou(boxes, matched) >= config.regression_iou)
+        regress = (labels > 0) & (paired_iou(boxes, matched) >= config.regression_iou)
         return boxes, labels, matched, regress
 
     def _detect(
         self, images: Sequence[Tensor], proposals: Sequence[Proposals]
     ) -> list[dict[str, Tensor]]:
         boxes = [proposal.boxes for proposal in proposals]
+        weight = self.config.objectness_weight
         logits, deltas = self._classify_chunked(images, boxes)
         counts = [len(image_boxes) for image_boxes in boxes]
         detections = []
-        for image, image_boxes, image_logits, image_deltas in zip(
-            images, boxes, logits.split(counts), deltas.split(counts), strict=True
+        for image, proposal, image_logits, image_deltas in zip(
+            images, proposals, logits.split(counts), deltas.split(counts), strict=True
         ):
             height, width = image.shape[-2:]
-            decoded = decode_boxes(image_boxes, image_deltas, self.config.delta_std)
+            decoded = decode_boxes(proposal.boxes, image_deltas, self.config.delta_std)
             decoded = clip_boxes_to_image(decoded, (height, width))
             scores = image_logits.softmax(dim=1)[:, 1:]
+            if weight:
+                scores = scores ** (1 - weight) * proposal.scores[:, None] ** weight
             detections.append(self._postprocess(decoded, scores))
         return detections
 
@@ -342,11 +352,3 @@ def _check_images(images: Sequence[Tensor]) -> None:
             raise ValueError(
                 f"images[{i}] must be uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}"
             )
-
-
-def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of `a[i]` with `b[i]`, `[N]`, for boxes of positive area."""
-    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
-    intersection = overlap.prod(dim=1)
-    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(dim=1), (b[:, 2:] - b[:, :2]).prod(dim=1)
-    return intersection / (area_a + area_b - intersection)

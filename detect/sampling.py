@@ -129,3 +129,11 @@ def decode_boxes(proposals: Tensor, deltas: Tensor, delta_std: Sequence[float]) 
     centres = (proposals[..., :2] + proposals[..., 2:]) / 2 + deltas[..., :2] * sides
     half = sides * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2
     return torch.cat([centres - half, centres + half], dim=-1)
+
+
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of `a[i]` with `b[i]`, `[N]`, for boxes of positive area."""
+    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
+    intersection = overlap.prod(dim=1)
+    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(dim=1), (b[:, 2:] - b[:, :2]).prod(dim=1)
+    return intersection / (area_a + area_b - intersection)

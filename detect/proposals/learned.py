@@ -9,21 +9,28 @@ import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image, nms
+from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
+from torchvision.ops import (
+    FeaturePyramidNetwork,
+    clip_boxes_to_image,
+    generalized_box_iou_loss,
+    nms,
+)
 
 from backbones import create_backbone
 from backbones.errors import UserError
 from backbones.stems import stage_geometry
 from detect.crops import normalize_image
 from detect.proposals.base import Proposals, Proposer
+from detect.sampling import paired_iou
 
 
 @dataclass(frozen=True)
@@ -41,14 +48,10 @@ class LearnedConfig:
     """Anchor sides in pixels of the resized image, one list for each of the strides 8, 16, 32."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Anchor shapes, height over width."""
-    positive_iou: float = 0.6
-    """Anchors from this IoU on are positive (and the best one of each object)."""
-    negative_iou: float = 0.3
+    positive_iou: float = 0.5
+    """Anchors from this IoU on are positive (and the best ones of each object)."""
+    negative_iou: float = 0.4
     """Anchors below this IoU are negative."""
-    anchors_per_image: int = 256
-    """Anchors in the loss of one image."""
-    positive_fraction: float = 0.5
-    """Largest share of positives among them."""
     images_per_step: int | None = None
     """Images of a training step that the proposer sees, null for all. The proposals of the others
     are windows of random place, with the anchors' sizes: a crop network learns from many images
@@ -71,17 +74,22 @@ class LearnedConfig:
                 "learned.negative_iou and learned.positive_iou must be in [0, 1] and the former "
                 f"no larger, got {self.negative_iou} and {self.positive_iou}"
             )
-        if not 0 < self.positive_fraction <= 1 or not 0 < self.nms_thresh <= 1:
-            raise UserError("learned.positive_fraction and learned.nms_thresh must be in (0, 1]")
-        if min(self.channels, self.anchors_per_image, self.pre_nms_top_n) < 1:
-            raise UserError(
-                "learned.channels, anchors_per_image and pre_nms_top_n must be at least 1"
-            )
+        if not 0 < self.nms_thresh <= 1:
+            raise UserError(f"learned.nms_thresh must be in (0, 1], got {self.nms_thresh}")
+        if min(self.channels, self.pre_nms_top_n) < 1:
+            raise UserError("learned.channels and learned.pre_nms_top_n must be at least 1")
         sizes = [size for level in self.anchor_sizes for size in level]
         if not self.anchor_ratios or min(*self.anchor_ratios, *sizes) <= 0:
             raise UserError("learned.anchor_sizes and learned.anchor_ratios must be positive")
         if self.image_size < 64:
             raise UserError(f"learned.image_size must be at least 64, got {self.image_size}")
+
+
+PRIOR = 0.01
+"""Objectness of every anchor before training."""
+
+BOX_LOSS_WEIGHT = 2.0
+"""Of the box loss beside the objectness loss, as in the paper of the quality focal loss."""
 
 
 class LearnedProposer(Proposer):
@@ -106,21 +114,24 @@ class LearnedProposer(Proposer):
         # level would look at pixel 37 and objects at the edge would have no anchor.
         self.border = math.ceil(offsets[-1] - strides[-1] / 2)
         channels = [info["num_chs"] for info in self.trunk.feature_info[-3:]]
-        self.pyramid = FeaturePyramidNetwork(channels, config.channels)
+        self.pyramid = FeaturePyramidNetwork(
+            channels, config.channels, norm_layer=partial(nn.BatchNorm2d, eps=1e-3)
+        )
         anchors = TrunkAnchors(
             config.anchor_sizes,
             config.anchor_ratios,
             strides,
             [offset - self.border for offset in offsets],
         )
-        head = RPNHead(config.channels, anchors.num_anchors_per_location()[0])
+        head = ProposalHead(config.channels, anchors.num_anchors_per_location())
         self.rpn = _RPN(
             anchors,
             head,
             fg_iou_thresh=config.positive_iou,
             bg_iou_thresh=config.negative_iou,
-            batch_size_per_image=config.anchors_per_image,
-            positive_fraction=config.positive_fraction,
+            # Of the parent's loss, which is not used here.
+            batch_size_per_image=1,
+            positive_fraction=1.0,
             pre_nms_top_n={"training": config.pre_nms_top_n, "testing": config.pre_nms_top_n},
             nms_thresh=config.nms_thresh,
             top_n=top_n,
@@ -258,8 +269,45 @@ def _cell_anchors(sizes: Sequence[float], ratios: Sequence[float], offset: float
     )
 
 
+class ProposalHead(nn.Module):
+    """Objectness and box deltas of every anchor, from the levels of a feature pyramid.
+
+    The levels share the convolutions but not their normalisation, as in EfficientDet (Tan et al.
+    2020): objects of all sizes teach one filter, while each level keeps statistics of its own.
+
+    Args:
+        channels: of every level.
+        num_anchors: at each cell, by level; the same on all.
+    """
+
+    def __init__(self, channels: int, num_anchors: Sequence[int]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels, eps=1e-3) for _ in num_anchors)
+        self.cls_logits = nn.Conv2d(channels, num_anchors[0], 1)
+        self.bbox_pred = nn.Conv2d(channels, num_anchors[0] * 4, 1)
+        # Few anchors are objects: without the prior the first steps only learn that (RetinaNet).
+        prior = -math.log((1 - PRIOR) / PRIOR)
+        for layer, bias in ((self.cls_logits, prior), (self.bbox_pred, 0.0)):
+            assert layer.bias is not None
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, bias)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Levels `[B, C, h, w]` -> logits `[B, A, h, w]` and deltas `[B, 4 A, h, w]` of each."""
+        hidden = [
+            F.relu(norm(self.conv(level)), inplace=True)
+            for norm, level in zip(self.norms, features, strict=True)
+        ]
+        return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
+
+
 class _RPN(RegionProposalNetwork):
-    """torchvision's RPN that keeps the scores and suppresses duplicates across levels too.
+    """torchvision's RPN with scores kept, other losses, and suppression across levels too.
+
+    The losses take all anchors: objectness learns the IoU that the predicted box has with its
+    object (quality focal loss, Li et al. 2020), so that the best-placed proposals come first, and
+    boxes learn by generalised IoU (Rezatofighi et al. 2019) instead of by their deltas.
 
     The parent cuts to the best n after a suppression per level only: the same object seen on two
     levels would take two of the few crops an image may cost. So the parent cuts nothing here.
@@ -269,6 +317,26 @@ class _RPN(RegionProposalNetwork):
         uncut = {"training": sys.maxsize, "testing": sys.maxsize}
         super().__init__(*args, post_nms_top_n=uncut, **kwargs)
         self.top_n, self.top_n_train = top_n, top_n_train
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[Proposals], dict[str, Tensor]]:
+        """Proposals, and the losses where targets are given."""
+        levels = list(features.values())
+        logits, deltas = self.head(levels)
+        anchors = self.anchor_generator(images, levels)
+        per_level = [level[0].numel() for level in logits]
+        logits, deltas = concat_box_prediction_layers(logits, deltas)
+        logits = logits.view(len(anchors), -1)
+        boxes = self.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
+        found, _ = self.filter_proposals(boxes.detach(), logits, images.image_sizes, per_level)
+        if targets is None:
+            return found, {}
+        labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        return found, proposal_losses(logits, boxes, torch.stack(labels), torch.stack(matched))
 
     def filter_proposals(
         self,
@@ -286,3 +354,34 @@ class _RPN(RegionProposalNetwork):
             keep = nms(image_boxes, image_scores, self.nms_thresh)[:top_n]
             found.append(Proposals(image_boxes[keep], image_scores[keep]))
         return found, scores
+
+
+def proposal_losses(
+    logits: Tensor, boxes: Tensor, labels: Tensor, gt_boxes: Tensor
+) -> dict[str, Tensor]:
+    """Quality focal loss and generalised IoU loss, both over the number of positive anchors.
+
+    With q the IoU of the predicted box with its object (0 for a negative anchor) and p the
+    predicted objectness, an anchor's loss is |q - p|² times their binary cross-entropy.
+
+    Args:
+        logits: `float32 [B, A]` objectness before the sigmoid.
+        boxes: `float32 [B, A, 4]` predicted, xyxy.
+        labels: `float32 [B, A]`: 1 positive, 0 negative, -1 ignored.
+        gt_boxes: `float32 [B, A, 4]`, the matched object of each positive anchor.
+
+    Returns:
+        `loss_objectness` and `loss_rpn_box_reg`, scalars.
+    """
+    positive = labels == 1
+    count = positive.sum().clamp(min=1)
+    quality = torch.zeros_like(logits)
+    with torch.no_grad():
+        quality[positive] = paired_iou(boxes[positive], gt_boxes[positive])
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    objectness = (quality - logits.sigmoid()).square() * cross_entropy
+    box_loss = generalized_box_iou_loss(boxes[positive], gt_boxes[positive], reduction="sum")
+    return {
+        "loss_objectness": objectness[labels >= 0].sum() / count,
+        "loss_rpn_box_reg": BOX_LOSS_WEIGHT * box_loss / count,
+    }

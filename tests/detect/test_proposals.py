@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
@@ -13,6 +14,7 @@ from detect.proposals import (
     LearnedProposer,
     load_proposals,
 )
+from detect.proposals.learned import proposal_losses
 
 
 def image(height: int, width: int) -> torch.Tensor:
@@ -116,6 +118,47 @@ def test_anchors_are_centred_where_their_cells_look():
         assert want_x[-1] >= 160 - stride
 
 
+def test_proposal_losses_are_the_formulas():
+    """Quality focal loss (Li et al. 2020, eq. 4) and generalised IoU, written out in NumPy."""
+    random = np.random.default_rng(0)
+    corner, side = random.uniform(0, 40, (2, 5, 2)), random.uniform(5, 30, (2, 5, 2))
+    boxes = np.concatenate([corner, corner + side], axis=2)
+    gt_boxes = boxes + random.uniform(-4, 4, boxes.shape)
+    logits = random.normal(size=(2, 5))
+    labels = np.array([[1, 0, -1, 1, 0], [0, 0, 1, -1, 0]])
+    objectness, box_reg, positives = 0.0, 0.0, 0
+    for b in range(2):
+        for a in range(5):
+            p = 1 / (1 + np.exp(-logits[b, a]))
+            q = 0.0
+            if labels[b, a] == 1:
+                one, other = boxes[b, a], gt_boxes[b, a]
+                overlap = np.minimum(one, other)[2:] - np.maximum(one, other)[:2]
+                intersection = overlap.clip(0).prod()
+                union = (one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - intersection
+                hull = (np.maximum(one, other)[2:] - np.minimum(one, other)[:2]).prod()
+                q = intersection / union
+                box_reg += 1 - (q - (hull - union) / hull)
+                positives += 1
+            if labels[b, a] >= 0:
+                objectness -= (q - p) ** 2 * (q * np.log(p) + (1 - q) * np.log(1 - p))
+    losses = proposal_losses(
+        *(torch.tensor(values, dtype=torch.float32) for values in (logits, boxes, labels, gt_boxes))
+    )
+    assert losses["loss_objectness"].item() == pytest.approx(objectness / positives, rel=1e-4)
+    assert losses["loss_rpn_box_reg"].item() == pytest.approx(2 * box_reg / positives, rel=1e-4)
+
+
+def test_an_image_without_objects_teaches_objectness_only():
+    proposer = small_learned().train()
+    target = {"boxes": torch.zeros(0, 4)}
+    _, losses = proposer.forward_train([image(64, 64)], [target])
+    assert losses["loss_rpn_box_reg"].item() == 0
+    assert losses["loss_objectness"].item() > 0
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in proposer.parameters())
+
+
 def test_learned_config_is_checked():
     with pytest.raises(UserError, match="three lists of sizes"):
         LearnedConfig(anchor_sizes=((8.0,), (16.0,)))
@@ -131,9 +174,9 @@ def test_learned_config_is_checked():
     for options, message in (
         ({"images_per_step": 0}, "images_per_step must be at least 1"),
         ({"positive_iou": 0.3, "negative_iou": 0.6}, "negative_iou and learned.positive_iou"),
-        ({"positive_fraction": 0.0}, "positive_fraction and learned.nms_thresh"),
-        ({"anchors_per_image": 0}, "anchors_per_image and pre_nms_top_n must be at least 1"),
-        ({"pre_nms_top_n": 0}, "anchors_per_image and pre_nms_top_n must be at least 1"),
+        ({"nms_thresh": 0.0}, r"nms_thresh must be in \(0, 1\]"),
+        ({"channels": 0}, "channels and learned.pre_nms_top_n must be at least 1"),
+        ({"pre_nms_top_n": 0}, "channels and learned.pre_nms_top_n must be at least 1"),
         ({"anchor_ratios": ()}, "anchor_ratios must be positive"),
         ({"anchor_sizes": ((8.0,), (0.0,), (9.0,))}, "anchor_ratios must be positive"),
     ):
