@@ -7,6 +7,7 @@ converted when annotations are read and results are written, nowhere else.
 """
 
 from detect.detector import Detector, load_detector, save_detector
-from detect.rcnn import RCNN, RCNNConfig
+from detect.rcnn import RCNN
+from detect.rcnn_config import RCNNConfig
 
 __all__ = ["RCNN", "Detector", "RCNNConfig", "load_detector", "save_detector"]

@@ -7,7 +7,7 @@ from backbones.device import Precision
 from backbones.errors import UserError
 from backbones.recipe import OptimConfig
 from detect.proposals import GridConfig, LearnedConfig
-from detect.rcnn import RCNNConfig
+from detect.rcnn_config import RCNNConfig
 from detect.transforms import AugmentConfig
 
 DatasetFormat = Literal["coco", "voc", "digits"]

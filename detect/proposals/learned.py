@@ -1,36 +1,27 @@
 """A region proposal network over a fully convolutional Inception trunk.
 
-Glossary: B images, L = 3 feature levels (after the A, B and C blocks; strides 8, 16 and 32 of the
-resized image), A anchors per cell.
+The pyramid has three levels, after the A, B and C blocks: strides 8, 16 and 32 in pixels of the
+resized image.
 """
 
 import math
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.ops import (
-    FeaturePyramidNetwork,
-    clip_boxes_to_image,
-    generalized_box_iou_loss,
-    nms,
-)
+from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 
 from backbones import create_backbone
 from backbones.errors import UserError
 from backbones.stems import stage_geometry
 from detect.crops import normalize_image
 from detect.proposals.base import Proposals, Proposer
-from detect.sampling import paired_iou
+from detect.proposals.rpn import ProposalHead, ProposalNetwork, TrunkAnchors
 
 
 @dataclass(frozen=True)
@@ -85,13 +76,6 @@ class LearnedConfig:
             raise UserError(f"learned.image_size must be at least 64, got {self.image_size}")
 
 
-PRIOR = 0.01
-"""Objectness of every anchor before training."""
-
-BOX_LOSS_WEIGHT = 2.0
-"""Of the box loss beside the objectness loss, as in the paper of the quality focal loss."""
-
-
 class LearnedProposer(Proposer):
     """Trunk, feature pyramid and RPN; trained together with the detector.
 
@@ -124,7 +108,7 @@ class LearnedProposer(Proposer):
             [offset - self.border for offset in offsets],
         )
         head = ProposalHead(config.channels, anchors.num_anchors_per_location())
-        self.rpn = _RPN(
+        self.rpn = ProposalNetwork(
             anchors,
             head,
             fg_iou_thresh=config.positive_iou,
@@ -214,174 +198,3 @@ class LearnedProposer(Proposer):
             _, h, w = image.shape
             batch[i, :, border : border + h, border : border + w] = image
         return batch.contiguous(memory_format=torch.channels_last), sizes
-
-
-class TrunkAnchors(AnchorGenerator):
-    """Anchors centred where the trunk's cells really look.
-
-    torchvision derives strides from the ratio of image to feature size, which is wrong for
-    convolutions without padding (640 / 18 = 35 where the stride is 32); here they are exact.
-
-    Args:
-        sizes: anchor sides in pixels, one tuple per level.
-        ratios: height over width, the same on all levels.
-        strides: of the levels, in pixels.
-        offsets: centre of the first cell of each level, in pixels of the image.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[tuple[float, ...]],
-        ratios: tuple[float, ...],
-        strides: Sequence[int],
-        offsets: Sequence[float],
-    ) -> None:
-        most = max(len(level) for level in sizes)
-        if any(len(level) != most for level in sizes):
-            raise UserError(
-                "learned.anchor_sizes must have equally many sizes on every level, "
-                f"got {[list(level) for level in sizes]}"
-            )
-        super().__init__(tuple(tuple(level) for level in sizes), (tuple(ratios),) * len(sizes))
-        # torchvision rounds anchors to whole pixels, a third of a 3-pixel anchor's width.
-        self.cell_anchors = [
-            _cell_anchors(level, ratios, offset)
-            for level, offset in zip(sizes, offsets, strict=True)
-        ]
-        self.strides = list(strides)
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """One `float32 [sum of cells * A, 4]` xyxy tensor for each image."""
-        grids = [list(feature.shape[-2:]) for feature in feature_maps]
-        device, dtype = feature_maps[0].device, feature_maps[0].dtype
-        self.set_cell_anchors(dtype, device)
-        strides = [
-            [torch.tensor(stride, dtype=torch.int64, device=device)] * 2 for stride in self.strides
-        ]
-        anchors = torch.cat(self.grid_anchors(grids, strides))
-        return [anchors for _ in image_list.image_sizes]
-
-
-def _cell_anchors(sizes: Sequence[float], ratios: Sequence[float], offset: float) -> Tensor:
-    shapes = [(s / math.sqrt(r), s * math.sqrt(r)) for r in ratios for s in sizes]
-    return torch.tensor(
-        [[offset - w / 2, offset - h / 2, offset + w / 2, offset + h / 2] for w, h in shapes]
-    )
-
-
-class ProposalHead(nn.Module):
-    """Objectness and box deltas of every anchor, from the levels of a feature pyramid.
-
-    The levels share the convolutions but not their normalisation, as in EfficientDet (Tan et al.
-    2020): objects of all sizes teach one filter, while each level keeps statistics of its own.
-
-    Args:
-        channels: of every level.
-        num_anchors: at each cell, by level; the same on all.
-    """
-
-    def __init__(self, channels: int, num_anchors: Sequence[int]) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels, eps=1e-3) for _ in num_anchors)
-        self.cls_logits = nn.Conv2d(channels, num_anchors[0], 1)
-        self.bbox_pred = nn.Conv2d(channels, num_anchors[0] * 4, 1)
-        # Few anchors are objects: without the prior the first steps only learn that (RetinaNet).
-        prior = -math.log((1 - PRIOR) / PRIOR)
-        for layer, bias in ((self.cls_logits, prior), (self.bbox_pred, 0.0)):
-            assert layer.bias is not None
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, bias)
-
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Levels `[B, C, h, w]` -> logits `[B, A, h, w]` and deltas `[B, 4 A, h, w]` of each."""
-        hidden = [
-            F.relu(norm(self.conv(level)), inplace=True)
-            for norm, level in zip(self.norms, features, strict=True)
-        ]
-        return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
-
-
-class _RPN(RegionProposalNetwork):
-    """torchvision's RPN with scores kept, other losses, and suppression across levels too.
-
-    The losses take all anchors: objectness learns the IoU that the predicted box has with its
-    object (quality focal loss, Li et al. 2020), so that the best-placed proposals come first, and
-    boxes learn by generalised IoU (Rezatofighi et al. 2019) instead of by their deltas.
-
-    The parent cuts to the best n after a suppression per level only: the same object seen on two
-    levels would take two of the few crops an image may cost. So the parent cuts nothing here.
-    """
-
-    def __init__(self, *args: Any, top_n: int, top_n_train: int, **kwargs: Any) -> None:
-        uncut = {"training": sys.maxsize, "testing": sys.maxsize}
-        super().__init__(*args, post_nms_top_n=uncut, **kwargs)
-        self.top_n, self.top_n_train = top_n, top_n_train
-
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        targets: list[dict[str, Tensor]] | None = None,
-    ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Proposals, and the losses where targets are given."""
-        levels = list(features.values())
-        logits, deltas = self.head(levels)
-        anchors = self.anchor_generator(images, levels)
-        per_level = [level[0].numel() for level in logits]
-        logits, deltas = concat_box_prediction_layers(logits, deltas)
-        logits = logits.view(len(anchors), -1)
-        boxes = self.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
-        found, _ = self.filter_proposals(boxes.detach(), logits, images.image_sizes, per_level)
-        if targets is None:
-            return found, {}
-        labels, matched = self.assign_targets_to_anchors(anchors, targets)
-        return found, proposal_losses(logits, boxes, torch.stack(labels), torch.stack(matched))
-
-    def filter_proposals(
-        self,
-        proposals: Tensor,
-        objectness: Tensor,
-        image_shapes: list[tuple[int, int]],
-        num_anchors_per_level: list[int],
-    ) -> tuple[list[Proposals], list[Tensor]]:
-        boxes, scores = super().filter_proposals(
-            proposals, objectness, image_shapes, num_anchors_per_level
-        )
-        top_n = self.top_n_train if self.training else self.top_n
-        found = []
-        for image_boxes, image_scores in zip(boxes, scores, strict=True):
-            keep = nms(image_boxes, image_scores, self.nms_thresh)[:top_n]
-            found.append(Proposals(image_boxes[keep], image_scores[keep]))
-        return found, scores
-
-
-def proposal_losses(
-    logits: Tensor, boxes: Tensor, labels: Tensor, gt_boxes: Tensor
-) -> dict[str, Tensor]:
-    """Quality focal loss and generalised IoU loss, both over the number of positive anchors.
-
-    With q the IoU of the predicted box with its object (0 for a negative anchor) and p the
-    predicted objectness, an anchor's loss is |q - p|² times their binary cross-entropy.
-
-    Args:
-        logits: `float32 [B, A]` objectness before the sigmoid.
-        boxes: `float32 [B, A, 4]` predicted, xyxy.
-        labels: `float32 [B, A]`: 1 positive, 0 negative, -1 ignored.
-        gt_boxes: `float32 [B, A, 4]`, the matched object of each positive anchor.
-
-    Returns:
-        `loss_objectness` and `loss_rpn_box_reg`, scalars.
-    """
-    positive = labels == 1
-    count = positive.sum().clamp(min=1)
-    quality = torch.zeros_like(logits)
-    with torch.no_grad():
-        quality[positive] = paired_iou(boxes[positive], gt_boxes[positive])
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
-    objectness = (quality - logits.sigmoid()).square() * cross_entropy
-    box_loss = generalized_box_iou_loss(boxes[positive], gt_boxes[positive], reduction="sum")
-    return {
-        "loss_objectness": objectness[labels >= 0].sum() / count,
-        "loss_rpn_box_reg": BOX_LOSS_WEIGHT * box_loss / count,
-    }

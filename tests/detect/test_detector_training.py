@@ -15,7 +15,7 @@ from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 from detect.datasets import load_coco, make_digits
 from detect.proposals import GridConfig, LearnedConfig, Proposals
-from detect.rcnn import RCNNConfig
+from detect.rcnn_config import RCNNConfig
 from detect.training import crop_size_at, train_detector
 from detect.transforms import AugmentConfig
 

@@ -14,7 +14,7 @@ from detect.proposals import (
     LearnedProposer,
     load_proposals,
 )
-from detect.proposals.learned import proposal_losses
+from detect.proposals.rpn import proposal_losses
 
 
 def image(height: int, width: int) -> torch.Tensor:

@@ -5,7 +5,8 @@ from torch.nn import functional as F
 from backbones import create_backbone
 from backbones.errors import UserError
 from detect.proposals import GridConfig, GridProposer, LearnedConfig, LearnedProposer, Proposals
-from detect.rcnn import RCNN, RCNNConfig
+from detect.rcnn import RCNN
+from detect.rcnn_config import RCNNConfig
 
 
 def image(height: int = 90, width: int = 120, seed: int = 0) -> torch.Tensor:
@@ -130,6 +131,17 @@ def test_losses_against_their_formulas():
         for classifier, box in candidates
     )
     assert deltas.shape == (2, 3, 4)
+
+
+def test_the_proposals_score_takes_its_share():
+    model = detector(nms_thresh=1.0, score_thresh=0.0, objectness_weight=0.25).eval()
+    proposals = Proposals(torch.tensor([[5.0, 5, 40, 40]]), torch.tensor([0.3]))
+    with torch.no_grad():
+        logits, _ = model._classify([image()], [proposals.boxes])
+        found = model([image()], proposals=[proposals])[0]
+    want = logits.softmax(dim=1)[0, 1:] ** 0.75 * 0.3**0.25
+    torch.testing.assert_close(found["scores"], want[found["labels"] - 1])
+    assert sorted(found["labels"].tolist()) == [1, 2, 3]
 
 
 def test_nms_is_per_class_and_detections_are_capped():
