@@ -5,13 +5,13 @@ from pathlib import Path
 from backbones import create_backbone
 from backbones.errors import UserError
 from backbones.weights import load_weights, warm_start
-from detect.config import DataConfig, ModelConfig
+from detect.config import DatasetConfig, ModelConfig
 from detect.datasets import DetectionDataset, load_coco, load_voc, make_digits
 from detect.proposals import GridProposer, LearnedProposer, Proposer
 from detect.rcnn import RCNN
 
 
-def build_dataset(config: DataConfig, split: str) -> DetectionDataset:
+def build_dataset(config: DatasetConfig, split: str) -> DetectionDataset:
     """Load one split; `digits` are generated first where they are missing.
 
     Raises:

@@ -14,7 +14,7 @@ DatasetFormat = Literal["coco", "voc", "digits"]
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DatasetConfig:
     """Which images and boxes."""
 
     format: DatasetFormat = "digits"
@@ -23,18 +23,24 @@ class DataConfig:
     (handwritten digits on photographs, generated into ROOT when it is not there)."""
     root: str = "data/digits"
     """Folder of the dataset."""
-    train: str = "train"
-    """Split to train on."""
-    val: str | None = "val"
-    """Split for the scores during training, which choose the best epoch; null for none."""
-    test: str | None = None
-    """Split scored once, after training; null for none."""
     class_names: tuple[str, ...] | None = None
     """Classes in the order of their labels, `voc` only; null reads them from the annotations."""
 
     def __post_init__(self) -> None:
         if self.class_names is not None and self.format != "voc":
             raise UserError(f"data.class_names is for data.format voc; {self.format} names its own")
+
+
+@dataclass(frozen=True)
+class DataConfig(DatasetConfig):
+    """Which images and boxes, and what each part of them is for."""
+
+    train: str = "train"
+    """Split to train on."""
+    val: str | None = "val"
+    """Split for the scores during training, which choose the best epoch; null for none."""
+    test: str | None = None
+    """Split scored once, after training; null for none."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
     test = build_dataset(data, data.test) if data.test is not None else None
     for split, dataset in ((data.val, val), (data.test, test)):
         if dataset is not None:
-            _check_same_classes(train, dataset, split)
+            check_same_classes(train, dataset, split)
     proposals = (
         load_proposals(config.model.precomputed) if config.model.precomputed is not None else None
     )
@@ -115,17 +115,18 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
 
 
-def _check_same_classes(
-    train: DetectionDataset, other: DetectionDataset, split: str | None
+def check_same_classes(
+    known: DetectionDataset | Detector, dataset: DetectionDataset, split: str | None
 ) -> None:
-    if (other.class_names, other.category_ids) != (train.class_names, train.category_ids):
+    """Raise `UserError` unless a split has the classes of the training data, in their order."""
+    if (dataset.class_names, dataset.category_ids) != (known.class_names, known.category_ids):
         raise UserError(
             f"the classes of split {split} are not those of the training split: "
-            f"{_listed(other)}; expected {_listed(train)}"
+            f"{_listed(dataset)}; expected {_listed(known)}"
         )
 
 
-def _listed(dataset: DetectionDataset) -> str:
+def _listed(dataset: DetectionDataset | Detector) -> str:
     pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
     return ", ".join(f"{category_id} {name}" for category_id, name in pairs)
 

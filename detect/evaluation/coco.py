@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -16,6 +19,12 @@ from detect.evaluation.results import to_coco_results
 # pycocotools' axes of precision: IoU threshold, recall, class, area range, detection limit.
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 _IOU50, _IOU75 = 0, 5
+
+COCO_SIZES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
+"""Areas in square pixels of all, small, medium and large objects."""
+
+FINE_SIZES = (0.0, 16.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, math.inf)
+"""Sides in pixels between which `evaluate_by_size` tells objects apart."""
 
 
 def evaluate_coco(
@@ -44,17 +53,7 @@ def evaluate_coco(
     """
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, got {max_dets}")
-    if detections and "boxes" in detections[0]:
-        results = to_coco_results(dataset, detections)
-    else:
-        results = [dict(entry) for entry in detections]
-        _check_results(dataset, results)
-    # pycocotools reports its progress by print().
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(*_indexed(dataset.to_coco(), results), iouType="bbox")
-        evaluation.params.maxDets = [max_dets]
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = _evaluate(dataset, detections, max_dets, COCO_SIZES)
     precision = evaluation.eval["precision"][..., 0]
     recall = evaluation.eval["recall"][..., _ALL, 0]
     return {
@@ -71,6 +70,77 @@ def evaluate_coco(
             for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True)
         },
     }
+
+
+def evaluate_by_size(
+    dataset: DetectionDataset,
+    detections: Sequence[Mapping[str, Any]],
+    sides: Sequence[float] = FINE_SIZES,
+) -> list[dict[str, Any]]:
+    """AP and recall of objects by size, in finer steps than COCO's three.
+
+    Args:
+        dataset: ground truth.
+        detections: as in `evaluate_coco`.
+        sides: rising borders between sizes in pixels, a size being the root of an object's area.
+
+    Returns:
+        A row for each pair of neighbours: `from` and `to` in pixels, `objects` (without crowds),
+        `AP` (0.50:0.95) and `AR100`, which are None where there are no objects.
+    """
+    ranges = [(low**2, min(high**2, 1e10)) for low, high in itertools.pairwise(sides)]
+    evaluation = _evaluate(dataset, detections, 100, ranges)
+    areas = torch.cat([sample.area[~sample.crowd] for sample in dataset])
+    return [
+        {
+            "from": low,
+            "to": high,
+            "objects": int(((areas >= low**2) & (areas < high**2)).sum()),
+            "AP": _mean(evaluation.eval["precision"][:, :, :, number, 0]),
+            "AR100": _mean(evaluation.eval["recall"][:, :, number, 0]),
+        }
+        for number, (low, high) in enumerate(itertools.pairwise(sides))
+    ]
+
+
+def precision_curves(
+    dataset: DetectionDataset, detections: Sequence[Mapping[str, Any]], iou_thresh: float = 0.5
+) -> dict[str, list[float] | None]:
+    """Precision at recalls 0, 0.01, ..., 1 by class name; None for a class without objects.
+
+    Each is the best precision at that recall or above, as pycocotools averages it; 0 where the
+    recall is not reached. `iou_thresh` is one of COCO's, 0.5, 0.55, ..., 0.95.
+    """
+    evaluation = _evaluate(dataset, detections, 100, COCO_SIZES)
+    threshold = int(np.abs(evaluation.params.iouThrs - iou_thresh).argmin())
+    curves = {}
+    for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
+        place = evaluation.params.catIds.index(category_id)
+        curve = evaluation.eval["precision"][threshold, :, place, _ALL, 0]
+        curves[name] = None if curve.max() < 0 else curve.tolist()
+    return curves
+
+
+def _evaluate(
+    dataset: DetectionDataset,
+    detections: Sequence[Mapping[str, Any]],
+    max_dets: int,
+    area_ranges: Sequence[tuple[float, float]],
+) -> COCOeval:
+    if detections and "boxes" in detections[0]:
+        results = to_coco_results(dataset, detections)
+    else:
+        results = [dict(entry) for entry in detections]
+        _check_results(dataset, results)
+    # pycocotools reports its progress by print().
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(*_indexed(dataset.to_coco(), results), iouType="bbox")
+        evaluation.params.maxDets = [max_dets]
+        evaluation.params.areaRng = [list(limits) for limits in area_ranges]
+        evaluation.params.areaRngLbl = [str(limits) for limits in area_ranges]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -1,11 +1,15 @@
 """Detections in COCO's results format."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from backbones.errors import UserError
 from detect.datasets import DetectionDataset
+from detect.results_file import read_results
 
 
 def coco_results(
@@ -51,6 +55,36 @@ def to_coco_results(
         result
         for image_id, found in zip(dataset.image_ids, detections, strict=True)
         for result in coco_results(found, image_id, dataset.category_ids)
+    ]
+
+
+def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, Tensor]]:
+    """Read a results file of any detector as detections of a dataset, one dict an image.
+
+    Raises:
+        UserError: a missing or malformed file, or a result for an image or a category that the
+            dataset has not; the message names file and entry.
+    """
+    places = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
+    label_of = {category_id: k for k, category_id in enumerate(dataset.category_ids, start=1)}
+    rows: list[list[tuple[list[float], int, float]]] = [[] for _ in places]
+    for result in read_results(path, "results"):
+        category_id = result.entry.get("category_id")
+        if result.image_id not in places:
+            raise UserError(f"{result.where}: image_id {result.image_id} is not in the dataset")
+        if category_id not in label_of:
+            known = ", ".join(map(str, dataset.category_ids[:20]))
+            raise UserError(
+                f"{result.where}: category_id {category_id!r} is not in the dataset: {known}"
+            )
+        rows[places[result.image_id]].append((result.box, label_of[category_id], result.score))
+    return [
+        {
+            "boxes": torch.tensor([box for box, _, _ in found], dtype=torch.float32).view(-1, 4),
+            "labels": torch.tensor([label for _, label, _ in found], dtype=torch.int64),
+            "scores": torch.tensor([score for _, _, score in found], dtype=torch.float32),
+        }
+        for found in rows
     ]
 
 

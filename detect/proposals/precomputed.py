@@ -1,13 +1,11 @@
 """Proposals that another program made, read from a file in COCO results format."""
 
-import json
-import math
 from pathlib import Path
 
 import torch
 
-from backbones.errors import UserError
 from detect.proposals.base import Proposals
+from detect.results_file import read_results
 
 
 def load_proposals(path: str | Path) -> dict[int, Proposals]:
@@ -22,30 +20,9 @@ def load_proposals(path: str | Path) -> dict[int, Proposals]:
     Raises:
         UserError: missing file, not JSON, not a list of results; the message names file and entry.
     """
-    path = Path(path)
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read proposals: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: proposals are not valid JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: expected a list of COCO results, got {type(entries).__name__}")
     grouped: dict[int, list[tuple[float, list[float]]]] = {}
-    for i, entry in enumerate(entries):
-        try:
-            x, y, w, h = (float(value) for value in entry["bbox"])
-            image_id, score = int(entry["image_id"]), float(entry["score"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: entry {i} must have image_id, bbox [x, y, w, h] and score: {error!r}"
-            ) from error
-        if not (w > 0 and h > 0 and all(map(math.isfinite, (x, y, w, h, score)))):
-            raise UserError(
-                f"{path}: entry {i} must have finite numbers and a bbox with area, got "
-                f"{entry['bbox']} and score {score}"
-            )
-        grouped.setdefault(image_id, []).append((score, [x, y, x + w, y + h]))
+    for result in read_results(path, "proposals"):
+        grouped.setdefault(result.image_id, []).append((result.score, result.box))
     return {image_id: _sorted(rows) for image_id, rows in grouped.items()}
 
 

@@ -1,0 +1,244 @@
+"""What goes wrong in a detector's results, after TIDE (Bolya et al., ECCV 2020).
+
+Every detection that is no hit is given one kind of error, every object that nothing accounts for is
+missed, and each kind weighs what AP50 would gain if it alone were put right.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import box_area, box_iou
+
+from detect.datasets import DetectionDataset, Sample
+from detect.evaluation.results import check_one_per_image
+
+KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+"""In this order everywhere. `both` is a box of the wrong class and in the wrong place."""
+
+FOREGROUND_IOU = 0.5
+"""From this IoU on a box is in the right place."""
+
+BACKGROUND_IOU = 0.1
+"""Up to this IoU a box has nothing to do with an object."""
+
+MAX_DETECTIONS = 100
+"""Of a class in an image, best first; what is beyond does not count, as in COCO."""
+
+_HIT, _IGNORED = -1, -2
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """How many errors of each kind there are and what each costs.
+
+    Attributes:
+        ap50: COCO's average precision at IoU 0.5, in 0..1; None without objects.
+        counts: number of errors by kind. Low scores count as much as high ones here.
+        cost: by kind, what `ap50` would gain without these errors.
+    """
+
+    ap50: float | None
+    counts: dict[str, int]
+    cost: dict[str, float]
+
+
+@dataclass
+class _Marked:
+    """All detections of a dataset, and its objects; images are told apart by the objects' index."""
+
+    labels: np.ndarray
+    scores: np.ndarray
+    kinds: np.ndarray  # index into KINDS, or _HIT or _IGNORED
+    objects: np.ndarray  # the object hit or meant, -1 for none
+    object_labels: np.ndarray
+    found: np.ndarray  # of objects: hit by a detection
+
+
+def error_report(dataset: DetectionDataset, detections: Sequence[Mapping[str, Any]]) -> ErrorReport:
+    """Sort the errors of detections into kinds and weigh them.
+
+    Args:
+        dataset: ground truth; crowd boxes neither need to be found nor count against what finds
+            them.
+        detections: one dict of `boxes` `[D, 4]` xyxy, `labels` `[D]`, `scores` `[D]` for each image
+            in the dataset's order.
+
+    Raises:
+        ValueError: there is not one dict for each image.
+    """
+    check_one_per_image(dataset, detections)
+    marked = _mark(dataset, detections)
+    num_classes = len(dataset.class_names)
+    covered = np.isin(marked.kinds, [KINDS.index("classification"), KINDS.index("localisation")])
+    accounted = marked.found.copy()
+    accounted[marked.objects[covered]] = True
+    counts = {kind: int((marked.kinds == i).sum()) for i, kind in enumerate(KINDS)}
+    counts["missed"] = int((~accounted).sum())
+
+    ap50 = _mean_ap(marked, num_classes)
+    cost = {}
+    for kind in KINDS:
+        fixed = _fixed(marked, kind, accounted)
+        better = _mean_ap(fixed, num_classes)
+        cost[kind] = 0.0 if ap50 is None or better is None else better - ap50
+    return ErrorReport(ap50, counts, cost)
+
+
+def confusion_matrix(
+    dataset: DetectionDataset, detections: Sequence[Mapping[str, Tensor]], score_thresh: float
+) -> np.ndarray:
+    """Which class is taken for which: `int64 [K + 1, K + 1]`, true class by predicted class.
+
+    Detections of at least `score_thresh` take objects of any class by falling score, each the one
+    it overlaps most among those left, at IoU 0.5 or more. Row 0 counts detections of nothing,
+    column 0 objects that were not found. Crowd boxes are left out.
+    """
+    check_one_per_image(dataset, detections)
+    size = len(dataset.class_names) + 1
+    matrix = np.zeros((size, size), np.int64)
+    for sample, found in zip(dataset, detections, strict=True):
+        keep = found["scores"] >= score_thresh
+        order = found["scores"][keep].argsort(descending=True, stable=True)
+        labels = found["labels"][keep][order].tolist()
+        objects = sample.labels[~sample.crowd].tolist()
+        iou = box_iou(found["boxes"][keep][order], sample.boxes[~sample.crowd])
+        for row, label in zip(iou, labels, strict=True):
+            best = int(row.argmax()) if len(row) else -1
+            if best >= 0 and row[best] >= FOREGROUND_IOU:
+                matrix[objects[best], label] += 1
+                iou[:, best] = -1
+                objects[best] = 0
+            else:
+                matrix[0, label] += 1
+        for label in objects:
+            if label:
+                matrix[label, 0] += 1
+    return matrix
+
+
+def _mark(dataset: DetectionDataset, detections: Sequence[Mapping[str, Tensor]]) -> _Marked:
+    columns: list[tuple[np.ndarray, ...]] = []
+    object_labels: list[np.ndarray] = []
+    first = 0
+    for sample, found in zip(dataset, detections, strict=True):
+        columns.append(_mark_image(sample, found, first))
+        object_labels.append(sample.labels[~sample.crowd].numpy())
+        first += len(object_labels[-1])
+    labels, scores, kinds, objects = (np.concatenate(c) for c in zip(*columns, strict=True))
+    found_objects = np.zeros(first, bool)
+    found_objects[objects[kinds == _HIT]] = True
+    return _Marked(labels, scores, kinds, objects, np.concatenate(object_labels), found_objects)
+
+
+def _mark_image(
+    sample: Sample, found: Mapping[str, Tensor], first: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, scores, kinds and objects (numbered from `first`) of one image's detections."""
+    order = _best_of_each_class(found)
+    boxes, labels = found["boxes"][order].cpu(), found["labels"][order].cpu()
+    gt_boxes, gt_labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
+    iou = box_iou(boxes, gt_boxes).double()
+    same = labels[:, None] == gt_labels[None]
+    kinds = np.full(len(labels), KINDS.index("both"))
+    objects = np.full(len(labels), -1)
+    if len(gt_boxes) == 0:
+        kinds[:] = KINDS.index("background")
+    else:
+        free = torch.ones(len(gt_boxes), dtype=torch.bool)
+        for i, row in enumerate(torch.where(same, iou, -1.0)):
+            best = int(torch.where(free, row, -1.0).argmax())
+            if free[best] and row[best] >= FOREGROUND_IOU:
+                kinds[i], objects[i] = _HIT, first + best
+                free[best] = False
+        for i in np.flatnonzero(kinds != _HIT).tolist():
+            kind, meant = _kind(iou[i], same[i])
+            kinds[i], objects[i] = KINDS.index(kind), -1 if meant < 0 else first + meant
+    if sample.crowd.any():
+        kinds[(kinds != _HIT) & _in_crowd(boxes, labels, sample)] = _IGNORED
+    scores = found["scores"][order].cpu().double().numpy()
+    return labels.numpy(), scores, kinds, objects
+
+
+def _kind(iou: Tensor, same: Tensor) -> tuple[str, int]:
+    """The error of a detection that hit nothing, and the object it meant (-1 for none).
+
+    Args:
+        iou: with every object, `[G]`, G > 0.
+        same: whether the object is of the detection's class, `[G]`.
+    """
+    of_class, of_others = torch.where(same, iou, 0.0), torch.where(same, 0.0, iou)
+    if BACKGROUND_IOU <= of_class.max() < FOREGROUND_IOU:
+        return "localisation", int(of_class.argmax())
+    if of_others.max() >= FOREGROUND_IOU:
+        return "classification", int(of_others.argmax())
+    if of_class.max() >= FOREGROUND_IOU:
+        return "duplicate", -1
+    if iou.max() <= BACKGROUND_IOU:
+        return "background", -1
+    return "both", -1
+
+
+def _best_of_each_class(found: Mapping[str, Tensor]) -> Tensor:
+    """Indices by falling score, at most `MAX_DETECTIONS` of a class."""
+    order = found["scores"].argsort(descending=True, stable=True)
+    labels = found["labels"][order]
+    rank = torch.zeros_like(labels)
+    for label in labels.unique():
+        of_label = labels == label
+        rank[of_label] = torch.arange(int(of_label.sum()), device=labels.device)
+    return order[rank < MAX_DETECTIONS]
+
+
+def _in_crowd(boxes: Tensor, labels: Tensor, sample: Sample) -> np.ndarray:
+    """Whether half of a detection lies in a crowd of its class, which COCO then ignores."""
+    crowds, crowd_labels = sample.boxes[sample.crowd], sample.labels[sample.crowd]
+    corner = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])
+    far = torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
+    share = (far - corner).clamp(min=0).prod(dim=2) / box_area(boxes)[:, None]
+    inside = (share >= FOREGROUND_IOU) & (labels[:, None] == crowd_labels[None])
+    return inside.any(dim=1).numpy()
+
+
+def _fixed(marked: _Marked, kind: str, accounted: np.ndarray) -> _Marked:
+    """The same results with the errors of one kind put right."""
+    if kind == "missed":
+        # Objects that a wrong detection means stay: they are that error's.
+        return replace(
+            marked, object_labels=marked.object_labels[accounted], found=marked.found[accounted]
+        )
+    labels, kinds = marked.labels.copy(), marked.kinds.copy()
+    wrong = np.flatnonzero(kinds == KINDS.index(kind))
+    kinds[wrong] = _IGNORED
+    if kind in ("classification", "localisation"):
+        found = marked.found.copy()
+        # The best of several that mean one object becomes its hit; the others are in its way.
+        for i in wrong[np.argsort(-marked.scores[wrong], kind="stable")]:
+            meant = marked.objects[i]
+            if not found[meant]:
+                found[meant] = True
+                kinds[i], labels[i] = _HIT, marked.object_labels[meant]
+    return replace(marked, labels=labels, kinds=kinds)
+
+
+def _mean_ap(marked: _Marked, num_classes: int) -> float | None:
+    values = []
+    for label in range(1, num_classes + 1):
+        total = int((marked.object_labels == label).sum())
+        if total == 0:
+            continue
+        rows = (marked.labels == label) & (marked.kinds != _IGNORED)
+        order = np.argsort(-marked.scores[rows], kind="stable")
+        values.append(_average_precision((marked.kinds[rows] == _HIT)[order], total))
+    return float(np.mean(values)) if values else None
+
+
+def _average_precision(hits: np.ndarray, total: int) -> float:
+    """COCO's: mean over 101 recalls of the best precision at that recall or above."""
+    true = hits.cumsum()
+    recall, precision = true / total, true / np.arange(1, len(hits) + 1)
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return float(envelope[np.searchsorted(recall, np.linspace(0, 1, 101), side="left")].mean())

@@ -1,0 +1,170 @@
+"""A report on one evaluation: figures as JSON, and one HTML page that needs nothing beside it."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from backbones.errors import ImageError
+from backbones.files import atomic_write
+from detect.datasets import DetectionDataset
+from detect.drawing import draw_detections, gallery
+from detect.evaluation.coco import evaluate_by_size, evaluate_coco, precision_curves
+from detect.evaluation.errors import FOREGROUND_IOU, confusion_matrix, error_report
+from detect.evaluation.voc import evaluate_voc
+
+WORST_IMAGES = 8
+"""Pictures in the gallery."""
+
+PICTURE_SIDE = 480
+"""Longest side in pixels of a picture in the report."""
+
+
+def write_report(
+    dataset: DetectionDataset,
+    detections: Sequence[Mapping[str, Tensor]],
+    folder: Path,
+    *,
+    title: str,
+    score_thresh: float = 0.5,
+) -> dict[str, Any]:
+    """Score detections and write `report.json` and `report.html` into `folder`.
+
+    Args:
+        dataset: ground truth; its images are read for the gallery.
+        detections: one dict of `boxes` `[D, 4]` xyxy, `labels` `[D]`, `scores` `[D]` for each image
+            in the dataset's order, with low scores too, which average precision needs.
+        folder: made where missing.
+        title: heading of the page.
+        score_thresh: for the confusion matrix and the gallery, which show what a user would see.
+
+    Returns:
+        What `report.json` holds.
+    """
+    scores = evaluate_coco(dataset, detections)
+    counts = np.bincount(
+        np.concatenate([sample.labels.numpy() for sample in dataset]),
+        minlength=len(dataset.class_names) + 1,
+    )
+    figures = {
+        "title": title,
+        "images": len(dataset),
+        "objects": dict(zip(dataset.class_names, counts[1:].tolist(), strict=True)),
+        "coco": scores,
+        "voc": {
+            "mAP": evaluate_voc(dataset, detections)["mAP"],
+            "mAP_11_point": evaluate_voc(dataset, detections, method="11_point")["mAP"],
+        },
+        "sizes": [
+            row | {"to": None if np.isinf(row["to"]) else row["to"]}
+            for row in evaluate_by_size(dataset, detections)
+        ],
+        "errors": asdict(error_report(dataset, detections)),
+        "score_thresh": score_thresh,
+        "confusion": confusion_matrix(dataset, detections, score_thresh).tolist(),
+        "precision_at_recall": precision_curves(dataset, detections),
+    }
+    with atomic_write(folder / "report.json", "w") as file:
+        json.dump(figures, file, indent=2)
+    template = files("detect.evaluation").joinpath("report.html.jinja").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = environment.from_string(template).render(
+        figures,
+        class_names=dataset.class_names,
+        curves_svg=_draw_precision_curves(figures["precision_at_recall"]),
+        gallery=_worst_images(dataset, detections, score_thresh),
+    )
+    with atomic_write(folder / "report.html", "w") as file:
+        file.write(page)
+    return figures
+
+
+def _draw_precision_curves(curves: Mapping[str, list[float] | None]) -> str:
+    """An SVG element."""
+    # Slow to import, and not needed to compute figures.
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasSVG(figure)
+    panel = figure.subplots()
+    shown = {name: curve for name, curve in curves.items() if curve is not None}
+    for name, curve in list(shown.items())[:10]:
+        # A leading underscore would hide the name from the legend.
+        panel.plot(np.linspace(0, 1, len(curve)), curve, label=f"\u200b{name}")
+    if shown:
+        panel.plot(
+            np.linspace(0, 1, 101), np.mean(list(shown.values()), axis=0), "k--", label="mean"
+        )
+        panel.legend(frameon=False, fontsize="small")
+    panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    text = io.StringIO()
+    figure.savefig(
+        text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    )
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _worst_images(
+    dataset: DetectionDataset, detections: Sequence[Mapping[str, Tensor]], score_thresh: float
+) -> list[dict[str, Any]]:
+    """The images with the most wrong and missed objects, truth beside result, as data URLs."""
+    rows = []
+    for index, found in enumerate(detections):
+        sample = dataset.sample(index)
+        keep = found["scores"] >= score_thresh
+        kept = {key: value[keep].cpu() for key, value in found.items()}
+        wrong, missed = _count_wrong(kept, sample.boxes, sample.labels)
+        if wrong + missed:
+            rows.append((wrong + missed, index, kept, wrong, missed))
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    shown: list[dict[str, Any]] = []
+    for _, index, kept, wrong, missed in rows:
+        sample = dataset.sample(index)
+        entry: dict[str, Any] = {"name": Path(sample.path).name, "wrong": wrong, "missed": missed}
+        try:
+            image = dataset.load_image(index)
+        except ImageError as error:
+            shown.append(entry | {"picture": None, "problem": str(error)})
+        else:
+            truth = {"boxes": sample.boxes, "labels": sample.labels}
+            pair = [draw_detections(image, d, dataset.class_names) for d in (truth, kept)]
+            shown.append(entry | {"picture": _data_url(gallery(pair, columns=2))})
+        if len(shown) == WORST_IMAGES:
+            break
+    return shown
+
+
+def _count_wrong(kept: Mapping[str, Tensor], boxes: Tensor, labels: Tensor) -> tuple[int, int]:
+    """How many detections have no object of their class to themselves, and the reverse."""
+    free = [True] * len(labels)
+    wrong = 0
+    iou = box_iou(kept["boxes"], boxes) * (kept["labels"][:, None] == labels[None])
+    for row in iou[kept["scores"].argsort(descending=True, stable=True)].tolist():
+        best = max((i for i in range(len(row)) if free[i]), key=row.__getitem__, default=-1)
+        if best >= 0 and row[best] >= FOREGROUND_IOU:
+            free[best] = False
+        else:
+            wrong += 1
+    return wrong, sum(free)
+
+
+def _data_url(picture: Tensor) -> str:
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    image.thumbnail((2 * PICTURE_SIDE, PICTURE_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,146 @@
+"""tools/evaluate.py: reports on results and on detectors, and mistakes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detect.build import build_detector
+from detect.config import ModelConfig
+from detect.datasets import load_coco, make_digits
+from detect.detector import save_detector
+from detect.evaluation import evaluate_coco, to_coco_results
+from detect.proposals import LearnedConfig
+from tools import evaluate
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("data") / "digits", train=2, val=3, image_size=128)
+
+
+@pytest.fixture(scope="module")
+def results(digits, tmp_path_factory) -> Path:
+    """The truth but for one box, moved away from its digit."""
+    dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
+    found = [
+        {"boxes": s.boxes, "labels": s.labels, "scores": torch.linspace(0.9, 0.6, len(s.boxes))}
+        for s in dataset
+    ]
+    entries = to_coco_results(dataset, found)
+    x, y, w, h = entries[0]["bbox"]
+    entries[0]["bbox"] = [(x + 64) % (128 - w), y, w, h]
+    path = tmp_path_factory.mktemp("results") / "results.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def run(*arguments: str, monkeypatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    try:
+        evaluate.main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def data_arguments(root: Path) -> list[str]:
+    return ["--data.format", "coco", "--data.root", str(root), "--split", "val"]
+
+
+@pytest.fixture
+def report(digits, results, tmp_path, monkeypatch) -> Path:
+    arguments = ["--results", str(results), *data_arguments(digits), "--output", str(tmp_path)]
+    assert run(*arguments, monkeypatch=monkeypatch) == 0
+    return tmp_path
+
+
+def test_a_report_on_results(report, digits, results):
+    figures = json.loads((report / "report.json").read_text())
+    dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
+    assert figures["coco"] == evaluate_coco(dataset, json.loads(results.read_text()))
+    assert sum(figures["objects"].values()) == sum(row["objects"] for row in figures["sizes"])
+    assert figures["errors"]["counts"]["missed"] + figures["errors"]["counts"]["localisation"] == 1
+    # All hits are on the diagonal; the moved box stands in row 0, its digit in column 0.
+    confusion = torch.tensor(figures["confusion"])
+    assert confusion[0].sum() == confusion[:, 0].sum() == 1
+    assert confusion.diagonal().sum() == sum(figures["objects"].values()) - 1
+    page = (report / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 1
+    assert "//" not in page.replace("http://www.w3.org", "").split("data:image")[0]
+
+
+def test_a_report_on_a_detector(digits, tmp_path, monkeypatch):
+    config = ModelConfig(
+        variant="inception_v3_79_naive",
+        learned=LearnedConfig(image_size=64, channels=16),
+        proposals_per_image=5,
+    )
+    torch.manual_seed(0)
+    names = [str(digit) for digit in range(10)]
+    weights = tmp_path / "d.safetensors"
+    save_detector(weights, build_detector(config, 10), config, names, range(1, 11), {})
+    arguments = ["--weights", str(weights), *data_arguments(digits), "--output", str(tmp_path)]
+    assert run(*arguments, monkeypatch=monkeypatch) == 0
+    dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
+    written = json.loads((tmp_path / "results.json").read_text())
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert figures["coco"] == evaluate_coco(dataset, written)
+
+
+def test_names_of_classes_cannot_become_markup(digits, results, tmp_path, monkeypatch):
+    root = tmp_path / "digits"
+    shutil.copytree(digits, root)
+    path = root / "annotations" / "val.json"
+    document = json.loads(path.read_text())
+    document["categories"][0]["name"] = "<script>alert(1)</script>"
+    path.write_text(json.dumps(document))
+    arguments = ["--results", str(results), *data_arguments(root), "--output", str(tmp_path)]
+    assert run(*arguments, monkeypatch=monkeypatch) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_page_opens_in_a_browser(report, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    picture = tmp_path / "page.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    done = subprocess.run(
+        [
+            *(browser, *flags, f"--user-data-dir={tmp_path / 'profile'}"),
+            *("--window-size=1100,2400", f"--screenshot={picture}"),
+            (report / "report.html").as_uri(),
+        ],
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert picture.stat().st_size > 50_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name one of weights and results"),
+        (["--results", "a.json", "--weights", "b"], "name one of weights and results"),
+        (["--results", "nowhere.json"], "nowhere.json: cannot read results"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--results", "a.json", "--precomputed", "p.json"], "results need no proposals"),
+        (["--results", "a.json", "--score_thresh", "2"], r"score_thresh must be in"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, digits, tmp_path, monkeypatch, capsys):
+    arguments = [*arguments, *data_arguments(digits), "--output", str(tmp_path)]
+    assert run(*arguments, monkeypatch=monkeypatch) == 2
+    stderr = capsys.readouterr().err
+    assert "Traceback" not in stderr
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert words in errors[0]

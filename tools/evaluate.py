@@ -1,0 +1,84 @@
+"""Score a detector, or any detector's results, and write a report.
+
+python -m tools.evaluate --weights runs/mine/best.safetensors --data.format voc --data.root DIR \
+    --split test
+python -m tools.evaluate --results results.json --data.format coco --data.root DIR --split val2017
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from backbones.errors import UserError
+from backbones.files import atomic_write
+from detect.build import build_dataset
+from detect.config import DatasetConfig
+from detect.detector import load_detector
+from detect.evaluation import load_results, to_coco_results
+from detect.evaluation.report import write_report
+from detect.proposals import load_proposals
+from detect.training import check_same_classes, detect_dataset
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to score on what."""
+
+    weights: str | None = None
+    """Detector checkpoint (.safetensors) to run; or name `results`."""
+    results: str | None = None
+    """File in COCO's results format, of any detector; or name `weights`."""
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+    """Which dataset."""
+    split: str = "val"
+    """Which part of it."""
+    precomputed: str | None = None
+    """File of proposals for a detector that was trained on precomputed ones."""
+    output: str = "runs/evaluate"
+    """Folder for report.html, report.json and results.json."""
+    score_thresh: float = 0.5
+    """Scores from which detections enter the confusion matrix and the pictures."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if (self.weights is None) == (self.results is None):
+            raise UserError("name one of weights and results")
+        if self.precomputed is not None and self.weights is None:
+            raise UserError("precomputed is for weights: results need no proposals")
+        if not 0 <= self.score_thresh <= 1:
+            raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(EvaluateConfig, description="Score detections and write a report.")
+    dataset = build_dataset(config.data, config.split)
+    folder = Path(config.output)
+    if config.weights is None:
+        assert config.results is not None
+        detections = load_results(config.results, dataset)
+    else:
+        detector = load_detector(config.weights, config.device)
+        check_same_classes(detector, dataset, config.split)
+        proposals = None if config.precomputed is None else load_proposals(config.precomputed)
+        detections = detect_dataset(detector, dataset, proposals)
+        with atomic_write(folder / "results.json", "w") as file:
+            json.dump(to_coco_results(dataset, detections), file)
+    title = f"{config.weights or config.results} on {config.data.root}, {config.split}"
+    figures = write_report(
+        dataset, detections, folder, title=title, score_thresh=config.score_thresh
+    )
+    scores = {key: figures["coco"][key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+    print(", ".join(f"{key} {value:.3f}" for key, value in scores.items() if value is not None))
+    print(f"report: {folder}/report.html")
+
+
+if __name__ == "__main__":
+    main()
