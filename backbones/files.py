@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from backbones.errors import ImageError
+from backbones.errors import ImageError, UserError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError),
+    *(struct.error, KeyError, TypeError, ZeroDivisionError),
+)
+"""What Pillow raises on damaged data: the first in its decoders (SyntaxError for broken PNG
+chunks), the others where the EXIF tags are read."""
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -50,8 +58,7 @@ def decode_image(data: bytes, name: str) -> Tensor:
         raise ImageError(f"{name}: not an image in a known format") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: image too large: {error}") from error
-    # Pillow's decoders raise several types on damaged data, SyntaxError for broken PNG chunks.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DAMAGE as error:
         raise ImageError(f"{name}: corrupt or truncated image: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
@@ -61,6 +68,23 @@ def write_image(path: str | os.PathLike[str], image: Tensor) -> None:
     pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
     with atomic_write(path) as file:
         pixels.save(file, format=Image.registered_extensions()[Path(path).suffix.lower()])
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder to write into, where it is missing, and see that files can be made in it.
+
+    To be called before the work whose results go there.
+
+    Raises:
+        UserError: it cannot be made, is a file, or cannot be written to.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".writable."):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot write into this folder: {error.strerror}") from error
+    return Path(path)
 
 
 @contextmanager

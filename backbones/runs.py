@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from backbones.config import save_config, to_dict
 from backbones.errors import UserError
-from backbones.files import atomic_write
+from backbones.files import atomic_write, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,7 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with --resume true or choose "
                 "another folder with --run"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot make the run folder: {error.strerror}") from error
+        make_folder(self.path)
 
     def __enter__(self) -> "RunFolder":
         self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
@@ -71,7 +68,8 @@ class RunFolder:
         root.addHandler(self._handler)
         self._curves: IO[str] | None = None
         self._tensorboard: SummaryWriter | None = None
-        self._write_config()
+        if not (self.path / "config.yaml").exists():
+            save_config(self.path / "config.yaml", self._config)
         return self
 
     def __exit__(
@@ -99,8 +97,10 @@ class RunFolder:
     def open_curves(self, step: int) -> None:
         """Start recording at `step`: what was recorded beyond it is dropped.
 
-        Such rows are of a run that was killed after its last checkpoint; they come again.
+        Such rows are of a run that was killed after its last checkpoint; they come again. From here
+        on `config.yaml` is that of a resumed run, which may have been refused until now.
         """
+        self._write_config()
         path = self.path / "curves.csv"
         kept = [point for point in read_curves(path) if point.step <= step] if step else []
         with atomic_write(path, "w") as file:

@@ -119,7 +119,8 @@ def fit(
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
     if ema is not None:
         parts["ema"] = ema
-    data = {"seed": sampler.seed, "steps_per_epoch": sampler.steps_per_epoch}
+    data = {key: getattr(sampler, key) for key in ("seed", "num_examples", "batch_size")}
+    data |= {"world_size": sampler.world_size}
     data |= {f"optim.{key}": value for key, value in asdict(optim).items()}
     state = _restore(run, parts, data) if run.resume else TrainingState()
     sampler.start_step = state.step

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.ops import clip_boxes_to_image
 
 from backbones.errors import ImageError, UserError
 from backbones.order import derive_seed
@@ -69,7 +70,7 @@ class TrainingSet(Dataset):
         dataset: images and boxes.
         config: random changes to them.
         seed: of the run.
-        proposals: precomputed ones by image id, augmented along with the boxes; or None.
+        proposals: from `proposals_for`, augmented along with the boxes; or None.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class TrainingSet(Dataset):
             image, boxes, labels = augment(image, boxes, labels, self.config, seed)
             proposals = None
         else:
-            given = proposals_of(self.proposals, sample.image_id, sample.path)
+            given = self.proposals[sample.image_id]
             # Negative labels carry the proposals' places in the list through the augmentation.
             places = -1 - torch.arange(len(given.boxes))
             image, boxes, labels = augment(
@@ -127,12 +128,36 @@ class TrainingSet(Dataset):
         return Example(image, target, proposals, sample.path, epoch, skipped)
 
 
-def proposals_of(proposals: Mapping[int, Proposals], image_id: int, name: str) -> Proposals:
-    """The precomputed proposals of one image.
+def proposals_for(
+    proposals: Mapping[int, Proposals], datasets: Sequence[DetectionDataset]
+) -> dict[int, Proposals]:
+    """The precomputed proposals of all images of some datasets, cut off at their images' borders.
+
+    What lies outside its image altogether is dropped.
+
+    Args:
+        proposals: by image id, from `load_proposals`.
+        datasets: splits that the proposals were made for.
 
     Raises:
-        UserError: there are none for it, which is more likely a wrong file than an empty image.
+        UserError: an image has no entry, which is more likely a wrong file than an image without
+            any proposal; or two different images have the same id, and so the same proposals.
     """
-    if image_id not in proposals:
-        raise UserError(f"{name}: no precomputed proposals for image id {image_id}")
-    return proposals[image_id]
+    owners: dict[int, str] = {}
+    found: dict[int, Proposals] = {}
+    for sample in (sample for dataset in datasets for sample in dataset):
+        if sample.image_id not in proposals:
+            raise UserError(
+                f"{sample.path}: no precomputed proposals for image id {sample.image_id}"
+            )
+        owner = owners.setdefault(sample.image_id, sample.path)
+        if owner != sample.path:
+            raise UserError(
+                f"{sample.path} and {owner} both have the image id {sample.image_id}: precomputed "
+                "proposals need ids that are unique across the splits"
+            )
+        boxes, scores = proposals[sample.image_id]
+        boxes = clip_boxes_to_image(boxes, (sample.height, sample.width))
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        found[sample.image_id] = Proposals(boxes[inside], scores[inside])
+    return found

@@ -24,7 +24,8 @@ class DatasetConfig:
     root: str = "data/digits"
     """Folder of the dataset."""
     class_names: tuple[str, ...] | None = None
-    """Classes in the order of their labels, `voc` only; null reads them from the annotations."""
+    """Classes in the order of their labels, `voc` only; null takes
+    VOC's 20 where the annotations have no others, else the names in them."""
 
     def __post_init__(self) -> None:
         if self.class_names is not None and self.format != "voc":
@@ -99,6 +100,11 @@ class ModelConfig:
                         f"model.{key} is for model.proposer learned; {self.proposer} proposals are "
                         "all looked at: remove it"
                     )
+        if self.proposer == "grid" and self.rcnn.objectness_weight:
+            raise UserError(
+                "model.rcnn.objectness_weight must be 0 when model.proposer is grid, whose windows "
+                f"all have the score 1, got {self.rcnn.objectness_weight}"
+            )
         if min(self.proposals_per_image, self.proposals_per_image_train) < 1:
             raise UserError("model.proposals_per_image[_train] must be at least 1")
         if not 0 <= self.proposal_score_thresh <= 1:

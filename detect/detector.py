@@ -130,18 +130,24 @@ def load_detector(path: str | Path, device: str = "auto") -> Detector:
     try:
         config_dict = dict(metadata["config"])
         class_names, category_ids = list(metadata["class_names"]), list(metadata["category_ids"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: detector checkpoint with broken metadata: {error!r}") from error
-    # The weights are in this very file; the backbone they once started from need not exist here.
-    config = from_dict(ModelConfig, config_dict | {"weights": None})
+        if len(class_names) != len(category_ids) or not class_names:
+            raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
+        # The weights are in this very file; the backbone they once started from need not exist.
+        config = from_dict(ModelConfig, config_dict | {"weights": None})
+        # Without storage: the sizes in a hostile file cost nothing until they are checked.
+        with torch.device("meta"):
+            outline = build_detector(config, len(class_names)).state_dict()
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise UserError(f"{path}: detector checkpoint with broken metadata: {reason}") from error
+    _check_fit(outline, state, path)
     model = build_detector(config, len(class_names))
-    load_strictly(model, state, path)
+    model.load_state_dict(state)
     return Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
 
 
-def load_strictly(model: RCNN, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load all weights or raise `UserError` naming the first tensor that does not fit."""
-    own = model.state_dict()
+def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise `UserError` naming the first tensor that does not fit."""
     for name in sorted(own.keys() | state.keys()):
         expected = list(own[name].shape) if name in own else None
         got = list(state[name].shape) if name in state else None
@@ -150,4 +156,3 @@ def load_strictly(model: RCNN, state: Mapping[str, Tensor], path: str | Path) ->
                 f"{path}: checkpoint of another architecture: tensor {name} is "
                 f"{got or 'missing'}, this detector needs {expected or 'none of that name'}"
             )
-    model.load_state_dict(dict(state))

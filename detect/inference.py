@@ -2,15 +2,17 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from backbones.errors import ImageError, UserError
-from backbones.files import atomic_write, write_image
+from backbones.files import make_folder, write_image
 from backbones.progress import track
 from detect.detector import Detector
 from detect.drawing import draw_detections
@@ -65,34 +67,30 @@ def infer(
             "this detector was trained on precomputed proposals and has no proposer of its own: "
             "evaluate it on its dataset, or train one with model.proposer learned or grid"
         )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output}: cannot make this folder: {error.strerror}") from error
-    results = _Results(detector)
+    make_folder(output)
     report = InferenceReport()
     targets = _targets(source, output)
+    with _Results(detector, output) as results:
 
-    def detect(image: Tensor, file: Path, frame: int | None) -> Tensor:
-        found = detector(image)
-        keep = found["scores"] >= score_thresh
-        found = {key: value[keep] for key, value in found.items()}
-        results.add(image, file, frame, found)
-        report.images += 1
-        report.detections += len(found["boxes"])
-        return draw_detections(image, found, detector.class_names)
+        def detect(image: Tensor, file: Path, frame: int | None) -> Tensor:
+            found = detector(image)
+            keep = found["scores"] >= score_thresh
+            found = {key: value[keep] for key, value in found.items()}
+            results.add(image, file, frame, found)
+            report.images += 1
+            report.detections += len(found["boxes"])
+            return draw_detections(image, found, detector.class_names)
 
-    for path, image in track(read_images(source.images), len(source.images), "images"):
-        if isinstance(image, ImageError):
-            _report_error(report, str(image))
-        else:
-            write_image(targets[path], detect(image, path, None))
-    for path in source.videos:
-        try:
-            _annotate_video(path, targets[path], detect)
-        except UserError as error:
-            _report_error(report, str(error))
-    results.write(output)
+        for path, image in track(read_images(source.images), len(source.images), "images"):
+            if isinstance(image, ImageError):
+                _report_error(report, str(image))
+            else:
+                write_image(targets[path], detect(image, path, None))
+        for path in source.videos:
+            try:
+                _annotate_video(path, targets[path], detect)
+            except UserError as error:
+                _report_error(report, str(error))
     return report
 
 
@@ -107,6 +105,7 @@ def _annotate_video(
         while True:
             try:
                 number, frame = next(frames)
+                writer.check_size(frame)
             except StopIteration:
                 break
             except UserError as error:
@@ -142,26 +141,58 @@ def _targets(source: Source, output: Path) -> dict[Path, Path]:
 
 
 class _Results:
-    """Collects `results.json` and `images.json`."""
+    """Writes `results.json` and `images.json` entry by entry, so that memory does not grow.
 
-    def __init__(self, detector: Detector) -> None:
+    The files get their names in the end, also when that is early: what was found by then stays.
+    """
+
+    def __init__(self, detector: Detector, folder: Path) -> None:
+        self._folder = folder
         self._category_ids = detector.category_ids
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
-        self._categories = [
+        categories = [
             {"id": category_id, "name": name}
             for category_id, name in zip(detector.category_ids, detector.class_names, strict=True)
         ]
+        self._tail = f'], "categories": {json.dumps(categories)}}}'
+        self._count = 0
+
+    def __enter__(self) -> "_Results":
+        self._annotations = _Entries(self._folder / "results.json", "[")
+        self._images = _Entries(self._folder / "images.json", '{"images": [')
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._annotations.finish("]")
+        self._images.finish(self._tail)
 
     def add(self, image: Tensor, file: Path, frame: int | None, found: dict[str, Tensor]) -> None:
-        image_id = len(self._images) + 1
+        self._count += 1
         _, height, width = image.shape
-        entry = {"id": image_id, "file_name": str(file), "height": height, "width": width}
-        self._images.append(entry if frame is None else entry | {"frame": frame})
-        self._annotations += coco_results(found, image_id, self._category_ids)
+        entry = {"id": self._count, "file_name": str(file), "height": height, "width": width}
+        self._images.add(entry if frame is None else entry | {"frame": frame})
+        for result in coco_results(found, self._count, self._category_ids):
+            self._annotations.add(result)
 
-    def write(self, folder: Path) -> None:
-        with atomic_write(folder / "results.json", "w") as file:
-            json.dump(self._annotations, file)
-        with atomic_write(folder / "images.json", "w") as file:
-            json.dump({"images": self._images, "categories": self._categories}, file)
+
+class _Entries:
+    """A JSON list that is written as it grows, in a file of another name until it is whole."""
+
+    def __init__(self, path: Path, head: str) -> None:
+        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._file = self._partial.open("w", encoding="utf-8")
+        self._file.write(head)
+        self._separator = ""
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self._file.write(self._separator + json.dumps(entry))
+        self._separator = ", "
+
+    def finish(self, tail: str) -> None:
+        self._file.write(tail)
+        self._file.close()
+        os.replace(self._partial, self._path)

@@ -40,7 +40,7 @@ class RCNNConfig:
     """Share of the proposal's own score in a detection's: class probability^(1 - this) times
     proposal score^this; 0 is R-CNN's. Learned proposals know how well they are placed."""
     score_thresh: float = 0.05
-    """Detections below this class probability are dropped (R-CNN keeps all its SVM scores)."""
+    """Detections below this score are dropped (R-CNN keeps all its SVM scores)."""
     nms_thresh: float = 0.3
     """Per-class non-maximum suppression threshold."""
     detections_per_image: int = 100

@@ -16,7 +16,7 @@ from backbones.order import EpochSampler, derive_seed, training_loader
 from backbones.progress import track
 from backbones.runs import RunFolder
 from backbones.training import fit
-from detect.batches import DetectionBatch, TrainingSet, collate, proposals_of
+from detect.batches import DetectionBatch, TrainingSet, collate, proposals_for
 from detect.build import build_dataset, build_detector
 from detect.config import DetectorConfig
 from detect.datasets import DetectionDataset
@@ -49,9 +49,10 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
     for split, dataset in ((data.val, val), (data.test, test)):
         if dataset is not None:
             check_same_classes(train, dataset, split)
-    proposals = (
-        load_proposals(config.model.precomputed) if config.model.precomputed is not None else None
-    )
+    proposals = None
+    if config.model.precomputed is not None:
+        datasets = [dataset for dataset in (train, val, test) if dataset is not None]
+        proposals = proposals_for(load_proposals(config.model.precomputed), datasets)
     torch.manual_seed(derive_seed(config.seed))
     model = build_detector(config.model, len(train.class_names))
     # channels_last: convolutions on both CPU and GPU are faster in it.
@@ -134,7 +135,8 @@ def _listed(dataset: DetectionDataset | Detector) -> str:
 def crop_size_at(epoch: int, config: DetectorConfig, last: int) -> int:
     """Side of the training crops in an epoch, counted from 0 (see `DetectorConfig.crop_sizes`)."""
     for share, size in config.crop_sizes:
-        if epoch < share * config.epochs:
+        # The epsilon keeps rounding in the product from adding an epoch.
+        if epoch < share * config.epochs - 1e-9:
             return size
     return last
 
@@ -167,7 +169,7 @@ def score_detector(
         detector: what to score.
         dataset: what to score it on.
         folder: where to write.
-        proposals: precomputed ones by image id, for a detector without a proposer.
+        proposals: from `proposals_for`, for a detector without a proposer.
         voc: add VOC's mean average precision, as `VOC_mAP` (all points) and `VOC07_mAP`.
     """
     detections = detect_dataset(detector, dataset, proposals)
@@ -195,14 +197,14 @@ def detect_dataset(
     Args:
         detector: what to run.
         dataset: what to run it on.
-        proposals: precomputed ones by image id, for a detector without a proposer.
+        proposals: from `proposals_for`, for a detector without a proposer.
     """
     detections = []
     for index in track(range(len(dataset)), len(dataset), "evaluate"):
         sample = dataset.sample(index)
         given = None
         if proposals is not None:
-            given = proposals_of(proposals, sample.image_id, sample.path)
+            given = proposals[sample.image_id]
         try:
             image = dataset.load_image(index)
         except ImageError as error:

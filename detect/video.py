@@ -94,14 +94,19 @@ class VideoWriter:
 
     def write(self, frame: Tensor) -> None:
         """Append a `uint8` RGB frame `[3, H, W]` of the declared size."""
+        self.check_size(frame)
         height, width = self._stream.height, self._stream.width
-        if frame.shape[1] < height or frame.shape[2] < width:
-            got = list(frame.shape[1:])
-            raise UserError(f"{self.path}: frame is {got}, the video [{height}, {width}]")
         pixels = frame[:, :height, :width].permute(1, 2, 0).contiguous().numpy()
         video_frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         for packet in self._stream.encode(video_frame):
             self._container.mux(packet)
+
+    def check_size(self, frame: Tensor) -> None:
+        """Raise `UserError` where a frame is smaller than the video, as after a cut to another."""
+        height, width = self._stream.height, self._stream.width
+        if frame.shape[1] < height or frame.shape[2] < width:
+            got = list(frame.shape[1:])
+            raise UserError(f"{self.path}: frame is {got}, the video [{height}, {width}]")
 
     def __enter__(self) -> "VideoWriter":
         return self

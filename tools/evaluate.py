@@ -7,18 +7,19 @@ python -m tools.evaluate --results results.json --data.format coco --data.root D
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from backbones.cli import run_tool
 from backbones.config import parse_config
 from backbones.errors import UserError
-from backbones.files import atomic_write
+from backbones.files import atomic_write, make_folder
+from detect.batches import proposals_for
 from detect.build import build_dataset
 from detect.config import DatasetConfig
-from detect.detector import load_detector
+from detect.datasets import DetectionDataset
+from detect.detector import Detector, load_detector
 from detect.evaluation import load_results, to_coco_results
 from detect.evaluation.report import write_report
-from detect.proposals import load_proposals
+from detect.proposals import Proposals, load_proposals
 from detect.training import check_same_classes, detect_dataset
 
 
@@ -52,6 +53,24 @@ class EvaluateConfig:
             raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
 
 
+def _proposals(
+    config: EvaluateConfig, detector: Detector, dataset: DetectionDataset
+) -> dict[int, Proposals] | None:
+    if (detector.model.proposer is None) != (config.precomputed is not None):
+        raise UserError(
+            f"{config.weights}: this detector has "
+            + (
+                "no proposer of its own: name its proposals by"
+                if config.precomputed is None
+                else "a proposer of its own: remove"
+            )
+            + " --precomputed"
+        )
+    if config.precomputed is None:
+        return None
+    return proposals_for(load_proposals(config.precomputed), [dataset])
+
+
 def main() -> None:
     """Run from the command line."""
     run_tool(_main)
@@ -60,14 +79,14 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(EvaluateConfig, description="Score detections and write a report.")
     dataset = build_dataset(config.data, config.split)
-    folder = Path(config.output)
+    folder = make_folder(config.output)
     if config.weights is None:
         assert config.results is not None
         detections = load_results(config.results, dataset)
     else:
         detector = load_detector(config.weights, config.device)
         check_same_classes(detector, dataset, config.split)
-        proposals = None if config.precomputed is None else load_proposals(config.precomputed)
+        proposals = _proposals(config, detector, dataset)
         detections = detect_dataset(detector, dataset, proposals)
         with atomic_write(folder / "results.json", "w") as file:
             json.dump(to_coco_results(dataset, detections), file)

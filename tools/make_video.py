@@ -4,11 +4,12 @@ python -m tools.make_video --inputs FOLDER --output pictures.mp4
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from backbones.cli import run_tool
 from backbones.config import parse_config
 from backbones.errors import UserError
-from backbones.files import read_image
+from backbones.files import make_folder, read_image
 from backbones.progress import track
 from detect.sources import find_inputs
 from detect.video import slideshow
@@ -44,8 +45,12 @@ def _main() -> None:
         raise UserError(f"{' '.join(config.inputs)}: no pictures there, only videos")
     _, height, width = read_image(paths[0]).shape
     images = (read_image(path) for path in track(paths, len(paths), "video"))
-    count = slideshow(config.output, images, config.fps, (height, width))
-    print(f"{count} pictures: {config.output}")
+    target = Path(config.output)
+    if target.is_dir():
+        raise UserError(f"{target}: expected the name of a video, this is a folder")
+    make_folder(target.parent)
+    count = slideshow(target, images, config.fps, (height, width))
+    print(f"{count} pictures: {target}")
 
 
 if __name__ == "__main__":

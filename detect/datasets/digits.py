@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from backbones.errors import UserError
-from backbones.files import atomic_write, read_image
+from backbones.files import atomic_write, make_folder, read_image
 from detect.datasets.digit_scenes import Scene, draw_scene
 
 VERSION = 1
@@ -90,7 +90,7 @@ def make_digits(
     settings = _Settings(VERSION, seed, train, val, image_size)
     if _is_complete(folder, settings):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         _generate(temporary, settings)

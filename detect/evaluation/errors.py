@@ -95,7 +95,8 @@ def confusion_matrix(
 
     Detections of at least `score_thresh` take objects of any class by falling score, each the one
     it overlaps most among those left, at IoU 0.5 or more. Row 0 counts detections of nothing,
-    column 0 objects that were not found. Crowd boxes are left out.
+    column 0 objects that were not found. Crowd boxes are no objects, and what is found in one of
+    its class counts nowhere.
     """
     check_one_per_image(dataset, detections)
     size = len(dataset.class_names) + 1
@@ -103,16 +104,17 @@ def confusion_matrix(
     for sample, found in zip(dataset, detections, strict=True):
         keep = found["scores"] >= score_thresh
         order = found["scores"][keep].argsort(descending=True, stable=True)
-        labels = found["labels"][keep][order].tolist()
+        boxes, labels = found["boxes"][keep][order], found["labels"][keep][order]
+        ignored = in_crowd(boxes, labels, sample)
         objects = sample.labels[~sample.crowd].tolist()
-        iou = box_iou(found["boxes"][keep][order], sample.boxes[~sample.crowd])
-        for row, label in zip(iou, labels, strict=True):
-            best = int(row.argmax()) if len(row) else -1
-            if best >= 0 and row[best] >= FOREGROUND_IOU:
+        iou = box_iou(boxes, sample.boxes[~sample.crowd])
+        for i, label in enumerate(labels.tolist()):
+            best = int(iou[i].argmax()) if objects else -1
+            if best >= 0 and iou[i, best] >= FOREGROUND_IOU:
                 matrix[objects[best], label] += 1
                 iou[:, best] = -1
                 objects[best] = 0
-            else:
+            elif not ignored[i]:
                 matrix[0, label] += 1
         for label in objects:
             if label:
@@ -157,8 +159,7 @@ def _mark_image(
         for i in np.flatnonzero(kinds != _HIT).tolist():
             kind, meant = _kind(iou[i], same[i])
             kinds[i], objects[i] = KINDS.index(kind), -1 if meant < 0 else first + meant
-    if sample.crowd.any():
-        kinds[(kinds != _HIT) & _in_crowd(boxes, labels, sample)] = _IGNORED
+    kinds[(kinds != _HIT) & in_crowd(boxes, labels, sample).numpy()] = _IGNORED
     scores = found["scores"][order].cpu().double().numpy()
     return labels.numpy(), scores, kinds, objects
 
@@ -193,14 +194,14 @@ def _best_of_each_class(found: Mapping[str, Tensor]) -> Tensor:
     return order[rank < MAX_DETECTIONS]
 
 
-def _in_crowd(boxes: Tensor, labels: Tensor, sample: Sample) -> np.ndarray:
-    """Whether half of a detection lies in a crowd of its class, which COCO then ignores."""
+def in_crowd(boxes: Tensor, labels: Tensor, sample: Sample) -> Tensor:
+    """Whether half of a detection lies in a crowd of its class, which COCO then ignores: `[D]`."""
     crowds, crowd_labels = sample.boxes[sample.crowd], sample.labels[sample.crowd]
     corner = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])
     far = torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
     share = (far - corner).clamp(min=0).prod(dim=2) / box_area(boxes)[:, None]
     inside = (share >= FOREGROUND_IOU) & (labels[:, None] == crowd_labels[None])
-    return inside.any(dim=1).numpy()
+    return inside.any(dim=1)
 
 
 def _fixed(marked: _Marked, kind: str, accounted: np.ndarray) -> _Marked:

@@ -17,10 +17,10 @@ from torchvision.ops import box_iou
 
 from backbones.errors import ImageError
 from backbones.files import atomic_write
-from detect.datasets import DetectionDataset
+from detect.datasets import DetectionDataset, Sample
 from detect.drawing import draw_detections, gallery
 from detect.evaluation.coco import evaluate_by_size, evaluate_coco, precision_curves
-from detect.evaluation.errors import FOREGROUND_IOU, confusion_matrix, error_report
+from detect.evaluation.errors import FOREGROUND_IOU, confusion_matrix, error_report, in_crowd
 from detect.evaluation.voc import evaluate_voc
 
 WORST_IMAGES = 8
@@ -53,7 +53,7 @@ def write_report(
     """
     scores = evaluate_coco(dataset, detections)
     counts = np.bincount(
-        np.concatenate([sample.labels.numpy() for sample in dataset]),
+        np.concatenate([sample.labels[~sample.crowd].numpy() for sample in dataset]),
         minlength=len(dataset.class_names) + 1,
     )
     figures = {
@@ -127,7 +127,7 @@ def _worst_images(
         sample = dataset.sample(index)
         keep = found["scores"] >= score_thresh
         kept = {key: value[keep].cpu() for key, value in found.items()}
-        wrong, missed = _count_wrong(kept, sample.boxes, sample.labels)
+        wrong, missed = _count_wrong(kept, sample)
         if wrong + missed:
             rows.append((wrong + missed, index, kept, wrong, missed))
     rows.sort(key=lambda row: (-row[0], row[1]))
@@ -148,16 +148,19 @@ def _worst_images(
     return shown
 
 
-def _count_wrong(kept: Mapping[str, Tensor], boxes: Tensor, labels: Tensor) -> tuple[int, int]:
+def _count_wrong(kept: Mapping[str, Tensor], sample: Sample) -> tuple[int, int]:
     """How many detections have no object of their class to themselves, and the reverse."""
+    boxes, labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
+    ignored = in_crowd(kept["boxes"], kept["labels"], sample).tolist()
     free = [True] * len(labels)
     wrong = 0
     iou = box_iou(kept["boxes"], boxes) * (kept["labels"][:, None] == labels[None])
-    for row in iou[kept["scores"].argsort(descending=True, stable=True)].tolist():
+    for number in kept["scores"].argsort(descending=True, stable=True).tolist():
+        row = iou[number].tolist()
         best = max((i for i in range(len(row)) if free[i]), key=row.__getitem__, default=-1)
         if best >= 0 and row[best] >= FOREGROUND_IOU:
             free[best] = False
-        else:
+        elif not ignored[number]:
             wrong += 1
     return wrong, sum(free)
 

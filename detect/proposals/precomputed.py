@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from backbones.errors import UserError
 from detect.proposals.base import Proposals
 from detect.results_file import read_results
 
@@ -18,10 +19,15 @@ def load_proposals(path: str | Path) -> dict[int, Proposals]:
         By image id, boxes in xyxy pixels, best first.
 
     Raises:
-        UserError: missing file, not JSON, not a list of results; the message names file and entry.
+        UserError: missing file, not JSON, not a list of results, a score outside [0, 1]; the
+            message names file and entry.
     """
     grouped: dict[int, list[tuple[float, list[float]]]] = {}
     for result in read_results(path, "proposals"):
+        if not 0 <= result.score <= 1:
+            raise UserError(
+                f"{result.where}: expected a score from 0 to 1, a probability, got {result.score}"
+            )
         grouped.setdefault(result.image_id, []).append((result.score, result.box))
     return {image_id: _sorted(rows) for image_id, rows in grouped.items()}
 

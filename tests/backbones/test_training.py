@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny_run import BATCH, EPOCHS, EXAMPLES, NoisyShapes, collate, cross_entropy, train
 
 from backbones.checkpoints import load_last_checkpoint, save_checkpoint
@@ -269,6 +270,28 @@ def test_resuming_with_another_optimiser_is_refused(tmp_path):
                 continue
             with pytest.raises(UserError, match=r"optim.weight_decay was 4e-05 and is 0.1 now"):
                 fit(model, loader, cross_entropy, optim, run)
+    # The run is still the one it was.
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["weight_decay"] == 4e-5
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "message"),
+    [(9, 4, "num_examples was 8 and is 9"), (8, 3, "batch_size was 4 and is 3")],
+)
+def test_resuming_with_other_data_is_refused(examples, batch_size, message, tmp_path):
+    """Also where both make as many steps in an epoch."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    for resume, sizes in ((False, (8, 4)), (True, (examples, batch_size))):
+        sampler = EpochSampler(*sizes, epochs=1 + resume, seed=0)
+        assert sampler.steps_per_epoch == 2
+        loader = training_loader(NoisyShapes(), sampler, workers=0, collate_fn=collate)
+        with RunFolder(tmp_path / "run", OptimConfig(), resume=resume) as run:
+            if not resume:
+                fit(model, loader, cross_entropy, OptimConfig(), run)
+                continue
+            with pytest.raises(UserError, match=message):
+                fit(model, loader, cross_entropy, OptimConfig(), run)
 
 
 def test_derived_seeds_differ():

@@ -10,7 +10,7 @@ import torch
 from backbones.errors import UserError
 from backbones.recipe import OptimConfig
 from backbones.weights import load_weights
-from detect.batches import TrainingSet, collate
+from detect.batches import TrainingSet, collate, proposals_for
 from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 from detect.datasets import load_coco, make_digits
@@ -85,8 +85,26 @@ def test_precomputed_proposals_move_with_the_picture(digits):
         assert example.proposals is not None
         assert torch.equal(example.proposals.boxes, example.target["boxes"])
         assert (example.proposals.scores.diff() <= 0).all()
-    with pytest.raises(UserError, match="no precomputed proposals for image id"):
-        TrainingSet(data, NO_AUGMENT, seed=0, proposals={})[(0, 0)]
+
+
+def test_precomputed_proposals_are_checked_before_training(digits):
+    data, other = dataset(digits), dataset(digits, "val")
+    outside = torch.tensor([[-40.0, -40, 60, 60], [500, 0, 510, 9], [5, 5, 9, 9]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    given = {image_id: Proposals(outside, scores) for image_id in data.image_ids}
+    found = proposals_for(given, [data])
+    assert found.keys() == set(data.image_ids)
+    for proposals in found.values():
+        assert proposals.boxes.tolist() == [[0, 0, 60, 60], [5, 5, 9, 9]]
+        assert proposals.scores.tolist() == pytest.approx([0.9, 0.7])
+    with pytest.raises(
+        UserError, match=f"no precomputed proposals for image id {data.image_ids[-1]}"
+    ):
+        proposals_for({k: v for k, v in given.items() if k != data.image_ids[-1]}, [data])
+    # Two splits that both count their images from 1.
+    other.image_ids = data.image_ids[: len(other)]
+    with pytest.raises(UserError, match=r"both have the image id 1: .* unique across the splits"):
+        proposals_for(given, [data, other])
 
 
 def tiny(folder: Path, run: Path, **options) -> DetectorConfig:
@@ -173,6 +191,9 @@ def test_progressive_crop_sizes_follow_the_epoch(digits, tmp_path):
     variant = ModelConfig(variant="inception_v3_79")
     config = tiny(digits, tmp_path, epochs=4, crop_sizes=sizes, model=variant)
     assert [crop_size_at(epoch, config, 79) for epoch in range(4)] == [32, 32, 48, 79]
+    # 0.14 * 50 is a little more than 7 in floating point.
+    rounded = tiny(digits, tmp_path, epochs=50, crop_sizes=((0.14, 32),), model=variant)
+    assert [crop_size_at(epoch, rounded, 79) for epoch in (6, 7)] == [32, 79]
     with pytest.raises(UserError, match=r"crop_sizes must be from .* to 79 pixels"):
         train_detector(tiny(digits, tmp_path, crop_sizes=((0.5, 99),)))
     for shares, unused in ((((0.9, 40),), 79), (((0.1, 40), (0.15, 56)), 56)):

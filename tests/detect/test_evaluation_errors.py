@@ -12,6 +12,7 @@ from backbones.errors import UserError
 from detect.evaluation import evaluate_coco, load_results, to_coco_results
 from detect.evaluation.coco import evaluate_by_size, precision_curves
 from detect.evaluation.errors import KINDS, confusion_matrix, error_report
+from detect.evaluation.report import _count_wrong
 
 CAT, DOG = 1, 2
 
@@ -87,6 +88,20 @@ def test_of_several_that_mean_one_object_the_best_becomes_its_hit():
     report = error_report(dataset, make_detections([found]))
     assert report.counts["localisation"] == 2
     assert report.cost["localisation"] == pytest.approx(1.0)
+
+
+def test_what_is_found_in_a_crowd_counts_nowhere():
+    crowd = (0, 0, 200, 100, CAT, 0, 1)
+    dataset = make_dataset([[crowd, (250, 0, 290, 40, CAT)]])
+    inside = [(10 * i, 0, 10 * i + 30, 40, CAT, 0.9) for i in range(10)]
+    others = [(250, 0, 290, 40, CAT, 0.6), (0, 0, 30, 40, DOG, 0.9)]
+    detections = make_detections([inside + others])
+    report = error_report(dataset, detections)
+    assert report.ap50 == pytest.approx(1.0)
+    assert report.counts == dict.fromkeys(KINDS, 0) | {"background": 1}
+    matrix = confusion_matrix(dataset, detections, score_thresh=0.5)
+    assert matrix[CAT, CAT] == matrix[0, DOG] == matrix.sum() - 1 == 1
+    assert _count_wrong(detections[0], dataset.sample(0)) == (1, 0)
 
 
 def test_confusion_by_hand():

@@ -4,6 +4,7 @@ from torch.nn import functional as F
 
 from backbones import create_backbone
 from backbones.errors import UserError
+from detect.config import ModelConfig
 from detect.proposals import GridConfig, GridProposer, LearnedConfig, LearnedProposer, Proposals
 from detect.rcnn import RCNN
 from detect.rcnn_config import RCNNConfig
@@ -142,6 +143,11 @@ def test_the_proposals_score_takes_its_share():
     want = logits.softmax(dim=1)[0, 1:] ** 0.75 * 0.3**0.25
     torch.testing.assert_close(found["scores"], want[found["labels"] - 1])
     assert sorted(found["labels"].tolist()) == [1, 2, 3]
+
+
+def test_windows_of_a_grid_have_no_score_to_share():
+    with pytest.raises(UserError, match=r"objectness_weight must be 0 when .* is grid"):
+        ModelConfig(proposer="grid", rcnn=RCNNConfig(objectness_weight=0.5))
 
 
 def test_nms_is_per_class_and_detections_are_capped():

@@ -1,6 +1,7 @@
 """The tools as a user meets them: training, inference, and mistakes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,14 @@ import torch
 import yaml
 
 from backbones import create_backbone, save_backbone
-from backbones.files import write_image
+from backbones.errors import UserError
+from backbones.files import read_image, write_image
 from backbones.weights import load_weights, save_weights
-from detect.datasets import make_digits
+from detect.datasets import load_coco, make_digits
 from detect.detector import load_detector
+from detect.inference import infer as infer_inputs
+from detect.sources import Source
+from detect.training import detect_dataset
 from detect.video import VideoReader, slideshow
 from tools import infer, make_video, train_detector
 
@@ -125,7 +130,9 @@ def test_infer_on_images_and_video(trained, pictures, tmp_path, monkeypatch, cap
     assert [image["id"] for image in images] == list(range(1, 9))
     assert [image.get("frame") for image in images] == [None] * 3 + list(range(5))
     # A list, as pycocotools' loadRes wants it.
-    for result in json.loads((tmp_path / "out" / "results.json").read_text()):
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results
+    for result in results:
         assert set(result) == {"image_id", "category_id", "bbox", "score"}
         assert 1 <= result["image_id"] <= 8
 
@@ -193,11 +200,68 @@ def test_a_video_that_ends_early_keeps_its_frames(trained, tmp_path, monkeypatch
     data = whole.read_bytes()
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(data[: len(data) // 2])
-    reader = VideoReader(cut)
-    frames = iter(reader)
-    next(frames)
-    with pytest.raises(ValueError, match=r"cut\.mkv: the video (ends early|breaks off)"):
-        list(frames)
+    arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", str(cut)]
+    arguments += ["--output", str(tmp_path / "cut")]
+    message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert "1 inputs could not be read" in message
+    assert re.search(r"cut\.mkv: the video (ends early|breaks off)", caplog.text)
+    kept = list(VideoReader(tmp_path / "cut" / "cut.mp4"))
+    assert 0 < len(kept) < 12
+    images = json.loads((tmp_path / "cut" / "images.json").read_text())["images"]
+    assert [image["frame"] for image in images] == list(range(len(kept)))
+
+
+def test_an_interrupted_inference_keeps_what_it_found(trained, pictures, tmp_path, monkeypatch):
+    paths = sorted(pictures.iterdir())
+
+    def interrupted(paths_: list[Path]):
+        yield paths_[0], read_image(paths_[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detect.inference.read_images", interrupted)
+    detector = load_detector(trained / "best.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        infer_inputs(detector, Source(paths, []), tmp_path, score_thresh=0.0)
+    results = json.loads((tmp_path / "results.json").read_text())
+    images = json.loads((tmp_path / "images.json").read_text())
+    assert [image["file_name"] for image in images["images"]] == [str(paths[0])]
+    assert [category["name"] for category in images["categories"]] == detector.class_names
+    assert results
+    assert {result["image_id"] for result in results} == {1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("0.jpg", "images.json", "results.json"),
+    ]
+
+
+def test_an_unreadable_image_counts_as_without_detections(trained, tmp_path, caplog):
+    folder = make_digits(tmp_path / "digits", train=1, val=2, image_size=128)
+    dataset = load_coco(folder / "annotations" / "val.json", folder / "val")
+    Path(dataset.sample(0).path).write_bytes(b"broken")
+    detections = detect_dataset(load_detector(trained / "best.safetensors"), dataset)
+    assert len(detections) == 2
+    assert len(detections[0]["boxes"]) == 0
+    assert "counted as without detections: " + dataset.sample(0).path in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"category_ids": [1, 2]}, "10 class names, 2 category ids"),
+        ({"class_names": [], "category_ids": []}, "0 class names, 0 category ids"),
+        (
+            {"config": {"learned": {"anchors_per_image": 3}}},
+            "learned.anchors_per_image",
+        ),
+        ({"config": {"learned": {"channels": 10**9}}}, "another architecture|broken metadata"),
+    ],
+)
+def test_broken_metadata_of_a_detector_names_the_file(change, words, trained, tmp_path):
+    state, metadata = load_weights(trained / "best.safetensors")
+    if "config" in change:
+        change = {"config": {**metadata["config"], **change["config"]}}
+    save_weights(tmp_path / "broken.safetensors", state, metadata | change)
+    with pytest.raises(UserError, match=f"broken.safetensors: .*({words})"):
+        load_detector(tmp_path / "broken.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -253,9 +317,12 @@ def test_a_checkpoint_of_another_architecture_names_the_tensor(trained, tmp_path
         load_detector(tmp_path / "other.safetensors")
 
 
-def test_make_video_of_pictures(pictures, tmp_path, monkeypatch):
+def test_make_video_of_pictures(pictures, tmp_path, monkeypatch, capsys):
     arguments = ["--inputs", str(pictures), "--output", str(tmp_path / "v.mp4"), "--most", "2"]
     assert run(make_video, *arguments, monkeypatch=monkeypatch) == 0
+    into_folder = ["--inputs", str(pictures), "--output", str(tmp_path)]
+    message = error_of(make_video, *into_folder, monkeypatch=monkeypatch, capsys=capsys)
+    assert "expected the name of a video, this is a folder" in message
     reader = VideoReader(tmp_path / "v.mp4")
     assert reader.size == (80, 100)
     assert len(list(reader)) == 2

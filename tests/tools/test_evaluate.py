@@ -92,6 +92,28 @@ def test_a_report_on_a_detector(digits, tmp_path, monkeypatch):
     assert figures["coco"] == evaluate_coco(dataset, written)
 
 
+def test_precomputed_proposals_must_be_named_and_only_then(digits, tmp_path, monkeypatch, capsys):
+    names = [str(digit) for digit in range(10)]
+    for proposer, options, words in (
+        ("precomputed", {"precomputed": "p.json"}, "name its proposals by --precomputed"),
+        ("grid", {}, "has a proposer of its own: remove --precomputed"),
+    ):
+        config = ModelConfig(variant="inception_v3_79_naive", proposer=proposer, **options)
+        weights = tmp_path / f"{proposer}.safetensors"
+        save_detector(weights, build_detector(config, 10), config, names, range(1, 11), {})
+        arguments = ["--weights", str(weights), *data_arguments(digits), "--output", str(tmp_path)]
+        if proposer == "grid":
+            arguments += ["--precomputed", "p.json"]
+        assert run(*arguments, monkeypatch=monkeypatch) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_output_must_be_a_folder(digits, results, tmp_path, monkeypatch, capsys):
+    arguments = ["--results", str(results), *data_arguments(digits), "--output", str(results)]
+    assert run(*arguments, monkeypatch=monkeypatch) == 2
+    assert "results.json: cannot write into this folder" in capsys.readouterr().err
+
+
 def test_names_of_classes_cannot_become_markup(digits, results, tmp_path, monkeypatch):
     root = tmp_path / "digits"
     shutil.copytree(digits, root)
