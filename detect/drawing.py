@@ -8,6 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+COLORS = sv.ColorPalette.LEGACY
+"""Of the classes in turn: strong ones first, for a pale box does not show on a pale picture."""
+
+
+def _text_color(color: sv.Color) -> sv.Color:
+    """Black on bright colours and white on dark ones (luma of ITU-R BT.601)."""
+    luma = 0.299 * color.r + 0.587 * color.g + 0.114 * color.b
+    return sv.Color.BLACK if luma > 128 else sv.Color.WHITE
+
+
+TEXT_COLORS = sv.ColorPalette([_text_color(color) for color in COLORS.colors])
+
 
 def draw_detections(
     image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str]
@@ -36,9 +48,10 @@ def draw_detections(
     # supervision draws on BGR, as OpenCV does.
     canvas = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
     scale = max(0.35, min(image.shape[1:]) / 1200)
-    canvas = sv.BoxAnnotator(thickness=1 if scale < 0.5 else 2).annotate(canvas, boxes)
+    thickness = 1 if scale < 0.5 else 2
+    canvas = sv.BoxAnnotator(COLORS, thickness).annotate(canvas, boxes)
     canvas = sv.LabelAnnotator(
-        text_scale=scale, text_padding=2, text_color=sv.Color.BLACK
+        COLORS, text_scale=scale, text_padding=2, text_color=TEXT_COLORS, smart_position=True
     ).annotate(canvas, boxes, labels=captions)
     return torch.from_numpy(canvas[..., ::-1].copy()).permute(2, 0, 1)
 
