@@ -24,6 +24,9 @@ from detect.video import slideshow
 CONFIG = Path(__file__).parents[1] / "configs" / "detector" / "digits_79.yaml"
 PICTURES = 12
 
+SCORE_THRESH = 0.4
+"""Detections below it are not drawn. Scores of proposals have a share in it, so 0.5 is strict."""
+
 
 def main() -> None:
     """Run from the command line; it has no options."""
@@ -44,7 +47,7 @@ def _main() -> None:
     slideshow(video, map(read_image, held_out), fps=2, size=(256, 256))
     detector = load_detector(outcome["weights"])
     source = find_inputs([*map(str, held_out), str(video)])
-    infer(detector, source, run / "pictures", score_thresh=0.5)
+    infer(detector, source, run / "pictures", score_thresh=SCORE_THRESH)
     drawn = [draw_enlarged(detector, path) for path in held_out]
     write_image(run / "gallery.jpg", gallery(drawn, columns=4))
     scores = outcome["val"]
@@ -61,7 +64,7 @@ def draw_enlarged(detector: Detector, path: Path) -> Tensor:
     """An image at twice its size with what is found in it, so that labels hide less."""
     image = read_image(path)
     found = detector(image)
-    kept = {key: value[found["scores"] >= 0.5] for key, value in found.items()}
+    kept = {key: value[found["scores"] >= SCORE_THRESH] for key, value in found.items()}
     _, height, width = image.shape
     large = resize_image(image, 2 * min(height, width), 2 * max(height, width))
     boxes = rescale_boxes(kept["boxes"], (height, width), (2 * height, 2 * width))
