@@ -47,7 +47,7 @@ def test_a_second_run_needs_resume(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the run folder"):
+    with pytest.raises(UserError, match="file/run: cannot write into this folder"):
         RunFolder(tmp_path / "file/run", Config())
 
 
@@ -66,8 +66,11 @@ def test_resume_drops_what_came_after_and_a_torn_row(tmp_path):
 
 def test_resume_with_another_config_warns_and_names_the_key(tmp_path, caplog):
     make_run(tmp_path)
-    with RunFolder(tmp_path, Config(lr=0.2, resume=True), resume=True):
-        pass
+    config = tmp_path / "config.yaml"
+    with RunFolder(tmp_path, Config(lr=0.2, resume=True), resume=True) as run:
+        assert yaml.safe_load(config.read_text())["lr"] == 0.1
+        run.open_curves(30)
+    assert yaml.safe_load(config.read_text())["lr"] == 0.2
     assert "resuming with lr 0.2, the run began with 0.1" in caplog.text
     assert "resuming with resume" not in caplog.text
 

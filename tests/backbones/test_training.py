@@ -165,7 +165,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path)
 def test_another_batch_size_cannot_resume(tmp_path, monkeypatch):
     train(tmp_path / "run", epochs=1)
     monkeypatch.setattr("tiny_run.BATCH", 8)
-    with pytest.raises(UserError, match="steps_per_epoch was 11 and is 5 now"):
+    with pytest.raises(UserError, match="batch_size was 4 and is 8 now"):
         train(tmp_path / "run", resume=True)
 
 
@@ -275,14 +275,10 @@ def test_resuming_with_another_optimiser_is_refused(tmp_path):
     assert config["weight_decay"] == 4e-5
 
 
-@pytest.mark.parametrize(
-    ("examples", "batch_size", "message"),
-    [(9, 4, "num_examples was 8 and is 9"), (8, 3, "batch_size was 4 and is 3")],
-)
-def test_resuming_with_other_data_is_refused(examples, batch_size, message, tmp_path):
+def test_resuming_with_another_dataset_is_refused(tmp_path):
     """Also where both make as many steps in an epoch."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
-    for resume, sizes in ((False, (8, 4)), (True, (examples, batch_size))):
+    for resume, sizes in ((False, (8, 4)), (True, (9, 4))):
         sampler = EpochSampler(*sizes, epochs=1 + resume, seed=0)
         assert sampler.steps_per_epoch == 2
         loader = training_loader(NoisyShapes(), sampler, workers=0, collate_fn=collate)
@@ -290,7 +286,7 @@ def test_resuming_with_other_data_is_refused(examples, batch_size, message, tmp_
             if not resume:
                 fit(model, loader, cross_entropy, OptimConfig(), run)
                 continue
-            with pytest.raises(UserError, match=message):
+            with pytest.raises(UserError, match="num_examples was 8 and is 9 now"):
                 fit(model, loader, cross_entropy, OptimConfig(), run)
 
 

@@ -24,7 +24,7 @@ VARIANT = "inception_v3_79_naive"
 BASE: dict[str, Any] = {
     "data.format": "coco",
     "data.train": "train",
-    "data.val": "val",
+    "data.val": None,
     "data.test": "val",
     "augment.flip": 0.5,
     "augment.scale": [0.9, 1.1],
@@ -40,6 +40,7 @@ BASE: dict[str, Any] = {
     "optim.optimizer": "sgd",
     "optim.lr": 0.02,
     "optim.clip_grad": 1.0,
+    "optim.ema_decay": None,
     "epochs": 2,
     "batch_size": 2,
     "workers": 0,
@@ -66,7 +67,7 @@ PRECOMPUTED = {
 # Key -> its other value, and what else must be set for the key to have a meaning at all.
 CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.train": ("val", {}),
-    "data.val": (None, {}),
+    "data.val": ("val", {}),
     "data.test": ("train", {}),
     "augment.flip": (0.0, {}),
     "augment.vertical_flip": (1.0, {}),
@@ -122,11 +123,11 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "optim.decay_rate": (0.1, {"optim.decay_epochs": 1.0}),
     "optim.decay_epochs": (1.0, {}),
     "optim.warmup_epochs": (1.0, {}),
-    "optim.ema_decay": (None, {}),
+    "optim.ema_decay": (0.9, {}),
     "epochs": (3, {}),
     "batch_size": (3, {}),
     "crop_sizes": ([[0.5, 76]], {}),
-    "eval_every": (2, {}),
+    "eval_every": (2, {"data.val": "val"}),
     "seed": (1, {}),
     "precision": ("bf16", {}),
 }

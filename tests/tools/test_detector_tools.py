@@ -156,7 +156,7 @@ def test_the_output_must_be_a_folder(trained, pictures, monkeypatch, capsys):
     arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", str(pictures)]
     arguments += ["--output", str(pictures / "0.jpg")]
     message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
-    assert "0.jpg: cannot make this folder" in message
+    assert "0.jpg: cannot write into this folder" in message
 
 
 def test_infer_goes_on_after_a_broken_image(trained, pictures, tmp_path, monkeypatch, capsys):
