@@ -125,13 +125,15 @@ def tiny(folder: Path, run: Path, **options) -> DetectorConfig:
             ),
         ),
         "optim": OptimConfig(
-            optimizer="adamw", lr=0.002, schedule="cosine", ema_decay=0.9, clip_grad=10.0
+            optimizer="muon", lr=0.005, schedule="cosine", ema_decay=0.9, clip_grad=10.0
         ),
-        "epochs": 100,
+        "epochs": 60,
         "batch_size": 4,
         "workers": 0,
-        "eval_every": 100,
+        "eval_every": 60,
         "device": "cpu",
+        # The same on every processor.
+        "precision": "fp32",
     }
     return DetectorConfig(**(defaults | options))
 
