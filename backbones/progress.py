@@ -29,15 +29,18 @@ def console_handler() -> logging.Handler:
     return handler
 
 
-def track(items: Iterable[Item], total: int | None, description: str) -> Iterator[Item]:
+def track(
+    items: Iterable[Item], total: int | None, description: str, unit: str = "images"
+) -> Iterator[Item]:
     """Pass the items on while showing how far the work is.
 
     Args:
         items: what is worked on.
         total: how many there are; None where it is not known.
-        description: what they are, a word or two.
+        description: of the work, a word or two.
+        unit: what the items are.
     """
-    with TrainingProgress(description, total, unit=description) as progress:
+    with TrainingProgress(description, total, unit=unit) as progress:
         for count, item in enumerate(items, start=1):
             yield item
             progress.update(count, 1, waited=None, notes="")

@@ -125,8 +125,9 @@ def load_detector(path: str | Path, device: str = "auto") -> Detector:
     """
     state, metadata = load_weights(path)
     if metadata.get("kind") != "detector":
-        kind = metadata.get("kind", "file without a kind")
-        raise UserError(f"{path}: expected a detector checkpoint, this is a {kind}")
+        kind = metadata.get("kind")
+        found = f"this is a {kind}" if kind else "this file does not say what it holds"
+        raise UserError(f"{path}: expected a checkpoint of train_detector, {found}")
     try:
         config_dict = dict(metadata["config"])
         class_names, category_ids = list(metadata["class_names"]), list(metadata["category_ids"])

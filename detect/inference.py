@@ -101,7 +101,7 @@ def _annotate_video(
     reader = VideoReader(path)
     broken: UserError | None = None
     with VideoWriter(target, reader.fps, reader.size) as writer:
-        frames = enumerate(track(reader, reader.num_frames or None, path.name))
+        frames = enumerate(track(reader, reader.num_frames or None, path.name, "frames"))
         while True:
             try:
                 number, frame = next(frames)

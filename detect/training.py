@@ -123,7 +123,8 @@ def check_same_classes(
     if (dataset.class_names, dataset.category_ids) != (known.class_names, known.category_ids):
         raise UserError(
             f"the classes of split {split} are not those of the training split: "
-            f"{_listed(dataset)}; expected {_listed(known)}"
+            f"{_listed(dataset)}; expected {_listed(known)}: give the same ids and names in both "
+            "(data.class_names sets those of the voc layout)"
         )
 
 

@@ -3,8 +3,9 @@
 python -m tools.demo
 """
 
-import shutil
+import itertools
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -28,18 +29,25 @@ SCORE_THRESH = 0.4
 """Detections below it are not drawn. Scores of proposals have a share in it, so 0.5 is strict."""
 
 
+@dataclass(frozen=True)
+class DemoConfig:
+    """Where the demo leaves what it makes."""
+
+    run: str = "runs/demo"
+    """Folder of the run; a number is added where there is one already."""
+
+
 def main() -> None:
-    """Run from the command line; it has no options."""
+    """Run from the command line."""
     run_tool(_main)
 
 
 def _main() -> None:
     began = time.monotonic()
-    config = parse_config(DetectorConfig, ["--config", str(CONFIG), "--run", "runs/demo"])
-    run = Path(config.run)
-    if run.exists():
-        # A demo shows the whole job each time.
-        shutil.rmtree(run)
+    chosen = parse_config(DemoConfig, description="Train on handwritten digits and draw results.")
+    config = parse_config(DetectorConfig, ["--config", str(CONFIG), "--run", chosen.run])
+    run = free_folder(Path(config.run))
+    config = replace(config, run=str(run))
     outcome = train_detector(config)
     trained = time.monotonic()
     held_out = find_inputs([str(Path(config.data.root) / "val")]).images[:PICTURES]
@@ -58,6 +66,15 @@ def _main() -> None:
     print(f"video:    {run}/pictures/held_out.mp4")
     print(f"curves:   {run}/curves.png")
     print(f"weights:  {outcome['weights']}")
+
+
+def free_folder(folder: Path) -> Path:
+    """The folder, or with the first number from 2 behind its name under which there is none yet.
+
+    The demo shows the whole job each time, and never at the cost of an earlier run.
+    """
+    numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 
 
 def draw_enlarged(detector: Detector, path: Path) -> Tensor:

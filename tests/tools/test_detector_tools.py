@@ -21,7 +21,7 @@ from detect.inference import infer as infer_inputs
 from detect.sources import Source
 from detect.training import detect_dataset
 from detect.video import VideoReader, slideshow
-from tools import infer, make_video, train_detector
+from tools import demo, infer, make_video, train_detector
 
 TINY = {
     "model": {
@@ -297,7 +297,7 @@ def test_inference_mistakes_are_one_line(trained, pictures, tmp_path, monkeypatc
         ([weights, f'["{weights}"]'], "unknown type of file"),
         ([str(tmp_path / "none.safetensors"), f'["{pictures}"]'], "none.safetensors"),
         ([str(broken), f'["{pictures}"]'], "broken.safetensors"),
-        ([str(other), f'["{pictures}"]'], "expected a detector checkpoint"),
+        ([str(other), f'["{pictures}"]'], "expected a checkpoint of train_detector"),
     ]:
         message = error_of(
             infer,
@@ -315,6 +315,17 @@ def test_a_checkpoint_of_another_architecture_names_the_tensor(trained, tmp_path
     save_weights(tmp_path / "other.safetensors", state, metadata)
     with pytest.raises(ValueError, match="another architecture: tensor backbone"):
         load_detector(tmp_path / "other.safetensors")
+
+
+def test_the_demo_never_takes_the_place_of_an_earlier_run(tmp_path, monkeypatch, capsys):
+    run_folder = tmp_path / "demo"
+    assert demo.free_folder(run_folder) == run_folder
+    for number in (2, 3):
+        run_folder.mkdir()
+        run_folder = demo.free_folder(tmp_path / "demo")
+        assert run_folder == tmp_path / f"demo_{number}"
+    message = error_of(demo, "--nope", "1", monkeypatch=monkeypatch, capsys=capsys)
+    assert "unrecognized arguments: --nope 1: --help lists all keys" in message
 
 
 def test_make_video_of_pictures(pictures, tmp_path, monkeypatch, capsys):
