@@ -225,7 +225,7 @@ def _one_line(error: Exception) -> str:
     if text.startswith('Parser key "'):
         key, _, rest = text.removeprefix('Parser key "').partition('":')
         text = f"{key}: {rest.strip()}"
-    if "nrecognized arguments" in text:
+    if "unrecognized arguments" in text:
         text += ": --help lists all keys"
     return text.replace(". Got value: ", ", got ")
 

@@ -119,8 +119,8 @@ def fit(
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
     if ema is not None:
         parts["ema"] = ema
-    data = {key: getattr(sampler, key) for key in ("seed", "num_examples", "batch_size")}
-    data |= {"world_size": sampler.world_size}
+    identity = ("seed", "num_examples", "batch_size", "world_size")
+    data = {key: getattr(sampler, key) for key in identity}
     data |= {f"optim.{key}": value for key, value in asdict(optim).items()}
     state = _restore(run, parts, data) if run.resume else TrainingState()
     sampler.start_step = state.step

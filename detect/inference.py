@@ -3,10 +3,10 @@
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,8 @@ from detect.sources import Source, read_images
 from detect.video import VideoReader, VideoWriter
 
 logger = logging.getLogger(__name__)
+
+AddEntry = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -70,7 +72,16 @@ def infer(
     make_folder(output)
     report = InferenceReport()
     targets = _targets(source, output)
-    with _Results(detector, output) as results:
+    categories = [
+        {"id": category_id, "name": name}
+        for category_id, name in zip(detector.category_ids, detector.class_names, strict=True)
+    ]
+    tail = f'], "categories": {json.dumps(categories)}}}'
+    with (
+        _growing_list(output / "results.json", "[", "]") as add_result,
+        _growing_list(output / "images.json", '{"images": [', tail) as add_image,
+    ):
+        results = _Results(detector, add_result, add_image)
 
         def detect(image: Tensor, file: Path, frame: int | None) -> Tensor:
             found = detector(image)
@@ -141,58 +152,41 @@ def _targets(source: Source, output: Path) -> dict[Path, Path]:
 
 
 class _Results:
-    """Writes `results.json` and `images.json` entry by entry, so that memory does not grow.
+    """Puts what is found in an image into `results.json` and `images.json`."""
 
-    The files get their names in the end, also when that is early: what was found by then stays.
-    """
-
-    def __init__(self, detector: Detector, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, detector: Detector, add_result: AddEntry, add_image: AddEntry) -> None:
         self._category_ids = detector.category_ids
-        categories = [
-            {"id": category_id, "name": name}
-            for category_id, name in zip(detector.category_ids, detector.class_names, strict=True)
-        ]
-        self._tail = f'], "categories": {json.dumps(categories)}}}'
+        self._add_result, self._add_image = add_result, add_image
         self._count = 0
-
-    def __enter__(self) -> "_Results":
-        self._annotations = _Entries(self._folder / "results.json", "[")
-        self._images = _Entries(self._folder / "images.json", '{"images": [')
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._annotations.finish("]")
-        self._images.finish(self._tail)
 
     def add(self, image: Tensor, file: Path, frame: int | None, found: dict[str, Tensor]) -> None:
         self._count += 1
         _, height, width = image.shape
         entry = {"id": self._count, "file_name": str(file), "height": height, "width": width}
-        self._images.add(entry if frame is None else entry | {"frame": frame})
+        self._add_image(entry if frame is None else entry | {"frame": frame})
         for result in coco_results(found, self._count, self._category_ids):
-            self._annotations.add(result)
+            self._add_result(result)
 
 
-class _Entries:
-    """A JSON list that is written as it grows, in a file of another name until it is whole."""
+@contextmanager
+def _growing_list(path: Path, head: str, tail: str) -> Iterator[AddEntry]:
+    """A JSON list between `head` and `tail`, written entry by entry so that memory does not grow.
 
-    def __init__(self, path: Path, head: str) -> None:
-        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
-        self._file = self._partial.open("w", encoding="utf-8")
-        self._file.write(head)
-        self._separator = ""
+    The file gets its name in the end, also when that is early: what was added by then stays.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    separator = ""
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(head)
 
-    def add(self, entry: dict[str, Any]) -> None:
-        self._file.write(self._separator + json.dumps(entry))
-        self._separator = ", "
+        def add(entry: dict[str, Any]) -> None:
+            nonlocal separator
+            file.write(separator + json.dumps(entry))
+            separator = ", "
 
-    def finish(self, tail: str) -> None:
-        self._file.write(tail)
-        self._file.close()
-        os.replace(self._partial, self._path)
+        try:
+            yield add
+        finally:
+            file.write(tail)
+            file.close()
+            os.replace(partial, path)

@@ -5,7 +5,7 @@ python -m tools.demo
 
 import itertools
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -45,9 +45,8 @@ def main() -> None:
 def _main() -> None:
     began = time.monotonic()
     chosen = parse_config(DemoConfig, description="Train on handwritten digits and draw results.")
-    config = parse_config(DetectorConfig, ["--config", str(CONFIG), "--run", chosen.run])
-    run = free_folder(Path(config.run))
-    config = replace(config, run=str(run))
+    run = free_folder(Path(chosen.run))
+    config = parse_config(DetectorConfig, ["--config", str(CONFIG), "--run", str(run)])
     outcome = train_detector(config)
     trained = time.monotonic()
     held_out = find_inputs([str(Path(config.data.root) / "val")]).images[:PICTURES]

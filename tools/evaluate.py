@@ -56,18 +56,18 @@ class EvaluateConfig:
 def _proposals(
     config: EvaluateConfig, detector: Detector, dataset: DetectionDataset
 ) -> dict[int, Proposals] | None:
-    if (detector.model.proposer is None) != (config.precomputed is not None):
-        raise UserError(
-            f"{config.weights}: this detector has "
-            + (
-                "no proposer of its own: name its proposals by"
-                if config.precomputed is None
-                else "a proposer of its own: remove"
-            )
-            + " --precomputed"
-        )
+    has_proposer = detector.model.proposer is not None
     if config.precomputed is None:
+        if not has_proposer:
+            raise UserError(
+                f"{config.weights}: this detector has no proposer of its own: name its proposals "
+                "by --precomputed"
+            )
         return None
+    if has_proposer:
+        raise UserError(
+            f"{config.weights}: this detector has a proposer of its own: remove --precomputed"
+        )
     return proposals_for(load_proposals(config.precomputed), [dataset])
 
 

@@ -104,19 +104,18 @@ def evaluate_by_size(
 
 
 def precision_curves(
-    dataset: DetectionDataset, detections: Sequence[Mapping[str, Any]], iou_thresh: float = 0.5
+    dataset: DetectionDataset, detections: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[float] | None]:
-    """Precision at recalls 0, 0.01, ..., 1 by class name; None for a class without objects.
+    """Precision at IoU 0.5 and recalls 0, 0.01, ..., 1 by class name; None without objects.
 
     Each is the best precision at that recall or above, as pycocotools averages it; 0 where the
-    recall is not reached. `iou_thresh` is one of COCO's, 0.5, 0.55, ..., 0.95.
+    recall is not reached.
     """
-    evaluation = _evaluate(dataset, detections, 100, COCO_SIZES)
-    threshold = int(np.abs(evaluation.params.iouThrs - iou_thresh).argmin())
+    evaluation = _evaluate(dataset, detections, 100, COCO_SIZES[:1])
     curves = {}
     for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
         place = evaluation.params.catIds.index(category_id)
-        curve = evaluation.eval["precision"][threshold, :, place, _ALL, 0]
+        curve = evaluation.eval["precision"][_IOU50, :, place, _ALL, 0]
         curves[name] = None if curve.max() < 0 else curve.tolist()
     return curves
 

@@ -105,7 +105,7 @@ def confusion_matrix(
         keep = found["scores"] >= score_thresh
         order = found["scores"][keep].argsort(descending=True, stable=True)
         boxes, labels = found["boxes"][keep][order], found["labels"][keep][order]
-        ignored = in_crowd(boxes, labels, sample)
+        ignored = _in_crowd(boxes, labels, sample)
         objects = sample.labels[~sample.crowd].tolist()
         iou = box_iou(boxes, sample.boxes[~sample.crowd])
         for i, label in enumerate(labels.tolist()):
@@ -120,6 +120,13 @@ def confusion_matrix(
             if label:
                 matrix[label, 0] += 1
     return matrix
+
+
+def count_wrong(found: Mapping[str, Tensor], sample: Sample) -> tuple[int, int]:
+    """Of one image, how many detections hit no object of their class, and how many are not hit."""
+    _, _, kinds, _ = _mark_image(sample, found, 0)
+    hits = int((kinds == _HIT).sum())
+    return int((kinds >= 0).sum()), int((~sample.crowd).sum()) - hits
 
 
 def _mark(dataset: DetectionDataset, detections: Sequence[Mapping[str, Tensor]]) -> _Marked:
@@ -159,7 +166,7 @@ def _mark_image(
         for i in np.flatnonzero(kinds != _HIT).tolist():
             kind, meant = _kind(iou[i], same[i])
             kinds[i], objects[i] = KINDS.index(kind), -1 if meant < 0 else first + meant
-    kinds[(kinds != _HIT) & in_crowd(boxes, labels, sample).numpy()] = _IGNORED
+    kinds[(kinds != _HIT) & _in_crowd(boxes, labels, sample).numpy()] = _IGNORED
     scores = found["scores"][order].cpu().double().numpy()
     return labels.numpy(), scores, kinds, objects
 
@@ -194,7 +201,7 @@ def _best_of_each_class(found: Mapping[str, Tensor]) -> Tensor:
     return order[rank < MAX_DETECTIONS]
 
 
-def in_crowd(boxes: Tensor, labels: Tensor, sample: Sample) -> Tensor:
+def _in_crowd(boxes: Tensor, labels: Tensor, sample: Sample) -> Tensor:
     """Whether half of a detection lies in a crowd of its class, which COCO then ignores: `[D]`."""
     crowds, crowd_labels = sample.boxes[sample.crowd], sample.labels[sample.crowd]
     corner = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])

@@ -13,14 +13,13 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from backbones.errors import ImageError
 from backbones.files import atomic_write
-from detect.datasets import DetectionDataset, Sample
+from detect.datasets import DetectionDataset
 from detect.drawing import draw_detections, gallery
 from detect.evaluation.coco import evaluate_by_size, evaluate_coco, precision_curves
-from detect.evaluation.errors import FOREGROUND_IOU, confusion_matrix, error_report, in_crowd
+from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
 from detect.evaluation.voc import evaluate_voc
 
 WORST_IMAGES = 8
@@ -127,7 +126,7 @@ def _worst_images(
         sample = dataset.sample(index)
         keep = found["scores"] >= score_thresh
         kept = {key: value[keep].cpu() for key, value in found.items()}
-        wrong, missed = _count_wrong(kept, sample)
+        wrong, missed = count_wrong(kept, sample)
         if wrong + missed:
             rows.append((wrong + missed, index, kept, wrong, missed))
     rows.sort(key=lambda row: (-row[0], row[1]))
@@ -146,23 +145,6 @@ def _worst_images(
         if len(shown) == WORST_IMAGES:
             break
     return shown
-
-
-def _count_wrong(kept: Mapping[str, Tensor], sample: Sample) -> tuple[int, int]:
-    """How many detections have no object of their class to themselves, and the reverse."""
-    boxes, labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
-    ignored = in_crowd(kept["boxes"], kept["labels"], sample).tolist()
-    free = [True] * len(labels)
-    wrong = 0
-    iou = box_iou(kept["boxes"], boxes) * (kept["labels"][:, None] == labels[None])
-    for number in kept["scores"].argsort(descending=True, stable=True).tolist():
-        row = iou[number].tolist()
-        best = max((i for i in range(len(row)) if free[i]), key=row.__getitem__, default=-1)
-        if best >= 0 and row[best] >= FOREGROUND_IOU:
-            free[best] = False
-        elif not ignored[number]:
-            wrong += 1
-    return wrong, sum(free)
 
 
 def _data_url(picture: Tensor) -> str:

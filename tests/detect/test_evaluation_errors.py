@@ -11,8 +11,7 @@ from scenes import make_dataset, make_detections, scenes
 from backbones.errors import UserError
 from detect.evaluation import evaluate_coco, load_results, to_coco_results
 from detect.evaluation.coco import evaluate_by_size, precision_curves
-from detect.evaluation.errors import KINDS, confusion_matrix, error_report
-from detect.evaluation.report import _count_wrong
+from detect.evaluation.errors import KINDS, confusion_matrix, count_wrong, error_report
 
 CAT, DOG = 1, 2
 
@@ -101,7 +100,7 @@ def test_what_is_found_in_a_crowd_counts_nowhere():
     assert report.counts == dict.fromkeys(KINDS, 0) | {"background": 1}
     matrix = confusion_matrix(dataset, detections, score_thresh=0.5)
     assert matrix[CAT, CAT] == matrix[0, DOG] == matrix.sum() - 1 == 1
-    assert _count_wrong(detections[0], dataset.sample(0)) == (1, 0)
+    assert count_wrong(detections[0], dataset.sample(0)) == (1, 0)
 
 
 def test_confusion_by_hand():

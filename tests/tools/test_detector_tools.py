@@ -10,6 +10,7 @@ import av
 import pytest
 import torch
 import yaml
+from tool_runs import error_of, run
 
 from backbones import create_backbone, save_backbone
 from backbones.errors import UserError
@@ -36,26 +37,6 @@ TINY = {
     "batch_size": 2,
     "workers": 0,
 }
-
-
-def run(tool, *arguments: str, monkeypatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["tool", *arguments])
-    try:
-        tool.main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
-
-
-def error_of(tool, *arguments: str, monkeypatch, capsys) -> str:
-    """The one line that a user's mistake ends in."""
-    capsys.readouterr()
-    assert run(tool, *arguments, monkeypatch=monkeypatch) == 2
-    stderr = capsys.readouterr().err
-    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, stderr
-    assert "Traceback" not in stderr
-    return errors[0]
 
 
 @pytest.fixture(scope="module")

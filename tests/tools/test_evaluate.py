@@ -3,11 +3,11 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tool_runs import error_of, run
 
 from detect.build import build_detector
 from detect.config import ModelConfig
@@ -39,15 +39,6 @@ def results(digits, tmp_path_factory) -> Path:
     return path
 
 
-def run(*arguments: str, monkeypatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
-    try:
-        evaluate.main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
-
-
 def data_arguments(root: Path) -> list[str]:
     return ["--data.format", "coco", "--data.root", str(root), "--split", "val"]
 
@@ -55,7 +46,7 @@ def data_arguments(root: Path) -> list[str]:
 @pytest.fixture
 def report(digits, results, tmp_path, monkeypatch) -> Path:
     arguments = ["--results", str(results), *data_arguments(digits), "--output", str(tmp_path)]
-    assert run(*arguments, monkeypatch=monkeypatch) == 0
+    assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
     return tmp_path
 
 
@@ -85,7 +76,7 @@ def test_a_report_on_a_detector(digits, tmp_path, monkeypatch):
     weights = tmp_path / "d.safetensors"
     save_detector(weights, build_detector(config, 10), config, names, range(1, 11), {})
     arguments = ["--weights", str(weights), *data_arguments(digits), "--output", str(tmp_path)]
-    assert run(*arguments, monkeypatch=monkeypatch) == 0
+    assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
     dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
     written = json.loads((tmp_path / "results.json").read_text())
     figures = json.loads((tmp_path / "report.json").read_text())
@@ -104,13 +95,13 @@ def test_precomputed_proposals_must_be_named_and_only_then(digits, tmp_path, mon
         arguments = ["--weights", str(weights), *data_arguments(digits), "--output", str(tmp_path)]
         if proposer == "grid":
             arguments += ["--precomputed", "p.json"]
-        assert run(*arguments, monkeypatch=monkeypatch) == 2
+        assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 2
         assert words in capsys.readouterr().err
 
 
 def test_the_output_must_be_a_folder(digits, results, tmp_path, monkeypatch, capsys):
     arguments = ["--results", str(results), *data_arguments(digits), "--output", str(results)]
-    assert run(*arguments, monkeypatch=monkeypatch) == 2
+    assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 2
     assert "results.json: cannot write into this folder" in capsys.readouterr().err
 
 
@@ -122,7 +113,7 @@ def test_names_of_classes_cannot_become_markup(digits, results, tmp_path, monkey
     document["categories"][0]["name"] = "<script>alert(1)</script>"
     path.write_text(json.dumps(document))
     arguments = ["--results", str(results), *data_arguments(root), "--output", str(tmp_path)]
-    assert run(*arguments, monkeypatch=monkeypatch) == 0
+    assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -160,9 +151,5 @@ def test_the_page_opens_in_a_browser(report, tmp_path):
 )
 def test_mistakes_are_one_line(arguments, words, digits, tmp_path, monkeypatch, capsys):
     arguments = [*arguments, *data_arguments(digits), "--output", str(tmp_path)]
-    assert run(*arguments, monkeypatch=monkeypatch) == 2
-    stderr = capsys.readouterr().err
-    assert "Traceback" not in stderr
-    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert words in errors[0]
+    message = error_of(evaluate, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert words in message

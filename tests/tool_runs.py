@@ -1,0 +1,23 @@
+"""Running a command-line tool in this process, as its tests do."""
+
+import sys
+
+
+def run(tool, *arguments: str, monkeypatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["tool", *arguments])
+    try:
+        tool.main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def error_of(tool, *arguments: str, monkeypatch, capsys) -> str:
+    """The one line that a user's mistake ends in."""
+    capsys.readouterr()
+    assert run(tool, *arguments, monkeypatch=monkeypatch) == 2
+    stderr = capsys.readouterr().err
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, stderr
+    assert "Traceback" not in stderr
+    return errors[0]
