@@ -16,10 +16,10 @@ from backbones.blocks import (
 @pytest.mark.parametrize(
     ("block", "channels", "size"),
     [
-        (InceptionA(16, 32, 0.25), 16 + 16 + 24 + 8, 9),
+        (InceptionA(16, 32, 0.25), 16 + 16 + 32 + 16, 9),
         (InceptionB(16, 128, 0.25), 4 * 48, 9),
         (InceptionC(16, 0.25), 80 + 4 * 96 + 48, 9),
-        (ReductionA(16, 0.25), 96 + 24 + 16, 4),
+        (ReductionA(16, 0.25), 96 + 32 + 16, 4),
         (ReductionB(16, 0.25), 80 + 48 + 16, 4),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else None,
@@ -43,7 +43,7 @@ def test_blocks_of_a_stage_move_nothing(block):
 
 def test_scale_channels():
     assert [scale_channels(c, 1.0) for c in (32, 48, 80, 448)] == [32, 48, 80, 448]
-    assert [scale_channels(c, 0.25) for c in (8, 32, 48, 80)] == [8, 8, 16, 24]
+    assert [scale_channels(c, 0.25) for c in (8, 32, 96, 160)] == [16, 16, 32, 48]
 
 
 def test_conv_norm_act():

@@ -87,14 +87,16 @@ def test_width(width):
     with torch.device("meta"):
         model = create_backbone("inception_v3_79", width=width, aux="batch_norm")
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert all(conv.out_channels % 8 == 0 for conv in convolutions)
+    assert all(conv.out_channels % 16 == 0 for conv in convolutions)
     assert model.num_features == 2048 * width
     # Channels on both sides of a convolution shrink, so its cost goes with the square.
     parameters = sum(conv.weight.numel() for conv in convolutions)
     with torch.device("meta"):
         full = create_backbone("inception_v3_79", aux="batch_norm").state_dict()
     full_size = sum(t.numel() for name, t in full.items() if name.endswith("conv.weight"))
-    assert parameters == pytest.approx(full_size * width**2, rel=0.03)
+    assert parameters == pytest.approx(
+        full_size * width**2, rel=0.07
+    )  # rounding to multiples of 16
 
 
 @pytest.mark.parametrize("aux", ["plain", "batch_norm"])

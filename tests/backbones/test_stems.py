@@ -106,4 +106,4 @@ def test_first_pool_is_gone_at_79_only():
 def test_stem_channels():
     with torch.device("meta"):
         assert Stem(SPECS["inception_v3"]).out_channels == 192
-        assert Stem(SPECS["inception_v3_table1"], width=0.25).out_channels == 72
+        assert Stem(SPECS["inception_v3_table1"], width=0.25).out_channels == 80
