@@ -17,6 +17,8 @@ class ImageSource(Protocol):
     """Encoded images with labels 0..K-1, in a fixed order."""
 
     class_names: tuple[str, ...]
+    labels: list[int]
+    """Of every image."""
 
     def __len__(self) -> int: ...
 
@@ -67,6 +69,7 @@ class ClassFolders:
             self._files += [(file, labels[name]) for file in files]
         if not self._files:
             raise UserError(f"{root}: expected images in CLASS folders, found none")
+        self.labels = [label for _, label in self._files]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -104,6 +107,7 @@ class Shards:
                 f"{largest.name}: label {largest.label} but there are {len(class_names)} classes"
             )
         self.class_names = tuple(class_names)
+        self.labels = [member.label for member in self._members]
 
     def __len__(self) -> int:
         return len(self._members)
@@ -117,6 +121,33 @@ class Shards:
                 return file.read(member.size), member.label, member.name
         except OSError as error:
             raise ImageError(f"{member.name}: cannot read image: {error.strerror}") from error
+
+
+class FirstClasses:
+    """The images of the first `count` classes of another source, for experiments in little time.
+
+    Raises:
+        UserError: `count` is more than there are, or no image is left.
+    """
+
+    def __init__(self, source: ImageSource, count: int) -> None:
+        if count > len(source.class_names):
+            raise UserError(
+                f"data.max_classes is {count} but there are {len(source.class_names)} classes"
+            )
+        self._source = source
+        self._indices = [index for index, label in enumerate(source.labels) if label < count]
+        if not self._indices:
+            raise UserError(f"data.max_classes: the first {count} classes have no image")
+        self.class_names = tuple(source.class_names[:count])
+        self.labels = [source.labels[index] for index in self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        """As `ImageSource.read`."""
+        return self._source.read(self._indices[index])
 
 
 class _Member(NamedTuple):

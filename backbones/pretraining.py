@@ -15,7 +15,7 @@ from backbones.config import to_dict
 from backbones.device import Precision, resolve_device, resolve_precision
 from backbones.errors import UserError
 from backbones.evaluation import evaluate_classifier
-from backbones.image_sources import open_split
+from backbones.image_sources import FirstClasses, open_split
 from backbones.images import (
     AugmentConfig,
     EvaluationImages,
@@ -42,6 +42,12 @@ class ImagesConfig:
     """Folder with train/CLASS/* and val/CLASS/*, or with shards train-*.tar and val-*.tar."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to training images."""
+    max_classes: int | None = None
+    """Use only the first so many classes, for experiments in little time; null uses all."""
+
+    def __post_init__(self) -> None:
+        if self.max_classes is not None and self.max_classes < 2:
+            raise UserError(f"data.max_classes must be at least 2, got {self.max_classes}")
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,10 @@ def pretrain(config: PretrainConfig) -> TrainingState:
     device = resolve_device(config.device)
     train_source = open_split(config.data.root, "train")
     val_source = open_split(config.data.root, "val", train_source.class_names)
+    if config.data.max_classes is not None:
+        train_source, val_source = (
+            FirstClasses(source, config.data.max_classes) for source in (train_source, val_source)
+        )
     class_names = list(train_source.class_names)
     torch.manual_seed(derive_seed(config.seed))
     model = create_backbone(

@@ -2,9 +2,9 @@ from functools import cache
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import SPECS, create_backbone
+from backbones.cost import count_multiply_adds as multiply_adds
 
 # Multiply-adds in billions and parameters in millions, without auxiliary head, 1000 classes.
 # 5.71 G and 23.83 M are what torchvision publishes for its `inception_v3`.
@@ -25,12 +25,6 @@ COSTS = {
 def build_on_meta(name):
     with torch.device("meta"):
         return create_backbone(name).eval()
-
-
-def multiply_adds(model, size):
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, size, size, device="meta"))
-    return counter.get_total_flops() / 2
 
 
 def conv_multiply_adds(out_size, kernel, cin, cout):

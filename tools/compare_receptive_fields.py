@@ -1,0 +1,32 @@
+"""Train networks of equal compute and different receptive fields, and compare them.
+
+python -m tools.compare_receptive_fields --config configs/receptive_fields.yaml
+"""
+
+from pathlib import Path
+
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from backbones.receptive_fields import (
+    ReceptiveFieldConfig,
+    compare_receptive_fields,
+    format_table,
+)
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(
+        ReceptiveFieldConfig,
+        description="The paper's Table 2 on your data: equal compute, different receptive fields.",
+    )
+    print(format_table(compare_receptive_fields(config)))
+    print(f"plot: {Path(config.run) / 'receptive_fields.png'}")
+
+
+if __name__ == "__main__":
+    main()
