@@ -1,6 +1,7 @@
 """What every command-line tool does around its work: one-line errors and exit codes."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -29,5 +30,8 @@ def run_tool(main: Callable[[], None]) -> None:
 
 def exit_with_error(error: UserError) -> NoReturn:
     """Print the error as one line on stderr and exit with code 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    # Set by torchrun and srun; the main process needs no name.
+    number = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    where = "" if number == "0" else f"process {number}: "
+    print(f"{where}error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)

@@ -6,7 +6,7 @@ import torch
 
 from backbones.errors import UserError
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,7 +28,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(name: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+def resolve_precision(name: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """`auto` as `bf16` where the device computes in it natively, else `fp32`.
 
     A CPU without bf16 instructions emulates them, several times slower than fp32.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from backbones import distributed
 from backbones.images import ImageBatch
 
 logger = logging.getLogger(__name__)
@@ -17,6 +18,7 @@ def evaluate_classifier(
 ) -> dict[str, float]:
     """Share of images whose label has the highest logit, or one of the five highest.
 
+    With several processes each gives its own part of the images, and all get the same result.
     Counts each image once; unreadable ones are left out of the share and warned of.
 
     Args:
@@ -38,8 +40,10 @@ def evaluate_classifier(
         count += len(labels)
         top1 += int(best[:, 0].sum())
         top5 += int(best.sum())
+    sums = distributed.sum_over_processes({"count": count, "top1": top1, "top5": top5})
+    count = round(sums.pop("count"))
     if skipped:
         logger.warning("left out %d unreadable images, first: %s", len(skipped), skipped[0])
     if count == 0:
         return {"top1": float("nan"), "top5": float("nan")}
-    return {"top1": top1 / count, "top5": top5 / count}
+    return {name: total / count for name, total in sums.items()}

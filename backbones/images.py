@@ -138,6 +138,19 @@ class ImageBatch(NamedTuple):
     names: list[str]
     skipped: list[str]
 
+    def split(self, parts: int) -> "list[ImageBatch]":
+        """The examples in order, in so many batches of one size."""
+        size = len(self.names) // parts
+        return [
+            ImageBatch(
+                self.images[start : start + size],
+                self.labels[start : start + size],
+                self.names[start : start + size],
+                self.skipped if start == 0 else [],
+            )
+            for start in range(0, len(self.names), size)
+        ]
+
 
 def collate(examples: Sequence[Example]) -> ImageBatch:
     """Put examples into a batch, leaving out those without an image."""

@@ -64,10 +64,10 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.steps_per_epoch = num_examples // (batch_size * world_size)
+        self.steps_per_epoch = num_examples // self.global_batch
         if self.steps_per_epoch == 0:
             raise UserError(
-                f"batch_size {batch_size * world_size} is larger than the training set, which has "
+                f"batch_size {self.global_batch} is larger than the training set, which has "
                 f"{num_examples} images: lower batch_size"
             )
         self.start_step = 0
@@ -77,18 +77,22 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         """Steps in the whole run."""
         return self.epochs * self.steps_per_epoch
 
+    @property
+    def global_batch(self) -> int:
+        """Examples in a step, of all processes together."""
+        return self.batch_size * self.world_size
+
     def __len__(self) -> int:
         return self.total_steps - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_epoch, first = divmod(self.start_step, self.steps_per_epoch)
-        global_batch = self.batch_size * self.world_size
         for epoch in range(first_epoch, self.epochs):
             order = np.random.default_rng(derive_seed(self.seed, epoch)).permutation(
                 self.num_examples
             )
             for batch in range(first, self.steps_per_epoch):
-                indices = order[batch * global_batch : (batch + 1) * global_batch]
+                indices = order[batch * self.global_batch : (batch + 1) * self.global_batch]
                 yield [(epoch, int(index)) for index in indices[self.rank :: self.world_size]]
             first = 0
 

@@ -8,11 +8,11 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
-from backbones import InceptionV3, create_backbone
+from backbones import InceptionV3, create_backbone, distributed
 from backbones.config import to_dict
-from backbones.device import Precision, resolve_device, resolve_precision
+from backbones.device import Precision, resolve_precision
 from backbones.errors import UserError
 from backbones.evaluation import evaluate_classifier
 from backbones.image_sources import FirstClasses, open_split
@@ -28,6 +28,7 @@ from backbones.order import EpochSampler, derive_seed, training_loader
 from backbones.recipe import OptimConfig, classification_loss
 from backbones.runs import RunFolder
 from backbones.signals import ignore_stop_signals
+from backbones.stepping import StepConfig
 from backbones.training import TrainingState, fit
 from backbones.weights import load_weights, save_backbone, warm_start
 
@@ -85,25 +86,35 @@ class PretrainConfig:
     epochs: int = 100
     """Passes over the training images."""
     batch_size: int = 32
-    """Images in a step."""
+    """Images in a step, of each process."""
     precision: Precision = "auto"
-    """Of the convolutions in training: `bf16` (autocast, weights stay fp32), `fp32`; `auto` takes
-    bf16 where the device has instructions for it."""
+    """Of the convolutions in training: `bf16` or `fp16` (autocast, weights stay fp32), `fp32`;
+    `auto` takes bf16 where the device has instructions for it."""
+    step: StepConfig = field(default_factory=StepConfig)
+    """How a step is taken."""
     workers: int = 1
     """Processes that read and augment images; 0 does it in the training process."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    checkpoint_minutes: float = 10.0
+    """Longest time between two checkpoints; every epoch writes one too."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one, with several processes each
+    its own."""
     resume: bool = False
     """Continue the run in the run folder from its last checkpoint."""
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "eval_every"):
+        for key in ("epochs", "batch_size", "eval_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
+        self.step.check_batch_size(self.batch_size)
+        if self.checkpoint_minutes < 0:
+            raise UserError(f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}")
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
         if not 0 <= self.label_smoothing < 1:
@@ -115,10 +126,16 @@ class PretrainConfig:
 def pretrain(config: PretrainConfig) -> TrainingState:
     """Train as configured; leaves `best.safetensors` and `last.safetensors` in the run folder.
 
+    Under torchrun or srun (see `backbones.distributed`) this is one of the processes.
+
     Raises:
         UserError: data, weights, device or run folder are not as the config says.
     """
-    device = resolve_device(config.device)
+    with distributed.processes(config.device) as device:
+        return _pretrain(config, device)
+
+
+def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
     train_source = open_split(config.data.root, "train")
     val_source = open_split(config.data.root, "val", train_source.class_names)
     if config.data.max_classes is not None:
@@ -140,8 +157,14 @@ def pretrain(config: PretrainConfig) -> TrainingState:
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     spec = model.spec
 
+    rank, world_size = distributed.rank(), distributed.world_size()
     sampler = EpochSampler(
-        len(train_source), config.batch_size, epochs=config.epochs, seed=config.seed
+        len(train_source),
+        config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
     )
     loader = training_loader(
         TrainingImages(
@@ -153,7 +176,10 @@ def pretrain(config: PretrainConfig) -> TrainingState:
         pin_memory=device.type == "cuda",
     )
     val_loader: DataLoader = DataLoader(
-        EvaluationImages(val_source, spec.input_size, spec.crop_fraction, spec.interpolation),
+        Subset(
+            EvaluationImages(val_source, spec.input_size, spec.crop_fraction, spec.interpolation),
+            range(rank, len(val_source), world_size),
+        ),
         batch_size=config.batch_size,
         num_workers=config.workers,
         collate_fn=collate,
@@ -195,4 +221,7 @@ def pretrain(config: PretrainConfig) -> TrainingState:
             best_metric="top1",
             save=save,
             precision=precision,
+            step_config=config.step,
+            checkpoint_minutes=config.checkpoint_minutes,
+            keep_checkpoints=config.keep_checkpoints,
         )

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
 
+from backbones import distributed
+
 Item = TypeVar("Item")
 
 LOG_SECONDS = 30.0
@@ -49,8 +51,8 @@ def track(
 class TrainingProgress:
     """Where a run is: images/s, share of time spent waiting for data, remaining time.
 
-    Speed and share are of the last few seconds; the remaining time is that of the whole run, with
-    evaluations as they have cost so far.
+    With several processes the main one shows it. Speed and share are of the last few seconds; the
+    remaining time is that of the whole run, with evaluations as they have cost so far.
 
     Args:
         description: shown in front.
@@ -66,7 +68,7 @@ class TrainingProgress:
         self._began = self._shown = time.monotonic()
         self._window_items, self._window_waited = 0, 0.0
         self._bar: Progress | None = None
-        if _console.is_terminal:
+        if _console.is_terminal and distributed.is_main():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -116,7 +118,7 @@ class TrainingProgress:
         line = " · ".join(parts)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, line=line)
-        else:
+        elif distributed.is_main():
             logger.info("%s %s", self.description, line)
         self._shown, self._window_items, self._window_waited = now, 0, 0.0
 

@@ -5,6 +5,7 @@ and 8: RMSProp with decay 0.9 and ε = 1.0, learning rate 0.045 decayed by 0.94 
 gradient clipping at 2.0, evaluation on a running average of the parameters.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from backbones.errors import UserError
 from backbones.muon import Muon, muon_groups
+
+logger = logging.getLogger(__name__)
 
 _OPTIMIZER_DEFAULTS: dict[str, dict[str, float]] = {
     "rmsprop_tf": {"momentum": 0.9, "decay": 0.9, "eps": 1.0},
@@ -46,7 +49,10 @@ class OptimConfig:
     `muon` orthogonalises the momentum and needs the fewest steps from random weights."""
     lr: float = 0.045
     """Learning rate after warm-up. The paper's goes with its batch of 32 a replica; it is used as
-    it stands, whatever the batch size."""
+    it stands unless scale_lr_from says otherwise."""
+    scale_lr_from: int | None = None
+    """Images in a step, of all processes, that `lr` is meant for: the rate used is lr times the
+    actual number over this (Goyal et al. 2017), and the log says so. Null uses lr as it stands."""
     momentum: float | None = None
     """Momentum of rmsprop_tf, sgd and muon; null is 0.9, as in the authors' published code (the
     paper names it for SGD only)."""
@@ -78,6 +84,7 @@ class OptimConfig:
         self._refuse_unused("schedule", ("decay_rate", "decay_epochs"), _SCHEDULE_DEFAULTS)
         checks = {
             "lr": ("more than 0", self.lr > 0),
+            "scale_lr_from": ("at least 1", self.scale_lr_from is None or self.scale_lr_from >= 1),
             "momentum": ("in [0, 1)", self.momentum is None or 0 <= self.momentum < 1),
             "decay": ("in [0, 1)", self.decay is None or 0 <= self.decay < 1),
             "eps": ("more than 0", self.eps is None or self.eps > 0),
@@ -144,8 +151,20 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=config.lr, eps=config.value("eps"), fused=True)
 
 
+def scaled_lr(config: OptimConfig, global_batch: int) -> float:
+    """The learning rate after warm-up, for so many images in a step of all processes together."""
+    if config.scale_lr_from is None:
+        return config.lr
+    lr = config.lr * global_batch / config.scale_lr_from
+    logger.info(
+        "learning rate %g: optim.lr %g times %d images a step over optim.scale_lr_from %d",
+        *(lr, config.lr, global_batch, config.scale_lr_from),
+    )
+    return lr
+
+
 def lr_factor(step: int, config: OptimConfig, steps_per_epoch: int, total_steps: int) -> float:
-    """What `config.lr` is multiplied by at a step.
+    """What the learning rate is multiplied by at a step.
 
     Args:
         step: steps taken before this one.

@@ -11,6 +11,7 @@ from typing import IO, Any, NamedTuple
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from backbones import distributed
 from backbones.config import save_config, to_dict
 from backbones.errors import UserError
 from backbones.files import atomic_write, make_folder
@@ -38,6 +39,8 @@ class RunFolder:
     `curves.png`, `tensorboard/` and `checkpoints/`; `best.safetensors` and `last.safetensors` are
     written by the caller.
 
+    With several processes only the main one reads and writes here; the others may call everything.
+
     Args:
         path: made where it is missing.
         config: dataclass, written as `config.yaml`.
@@ -51,8 +54,10 @@ class RunFolder:
         self.path = Path(path)
         self.resume = resume
         self._config = config
-        config_file = self.path / "config.yaml"
-        if config_file.exists() and not resume:
+        distributed.call_on_main(self._make)
+
+    def _make(self) -> None:
+        if (self.path / "config.yaml").exists() and not self.resume:
             raise UserError(
                 f"{self.path} already holds a run: continue it with --resume true or choose "
                 "another folder with --run"
@@ -60,6 +65,8 @@ class RunFolder:
         make_folder(self.path)
 
     def __enter__(self) -> "RunFolder":
+        if not distributed.is_main():
+            return self
         self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root = logging.getLogger()
@@ -78,6 +85,8 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not distributed.is_main():
+            return
         if isinstance(error, Exception):
             logger.error("run stopped: %s", error, exc_info=not isinstance(error, UserError))
         if self._curves is not None:
@@ -100,6 +109,8 @@ class RunFolder:
         Such rows are of a run that was killed after its last checkpoint; they come again. From here
         on `config.yaml` is that of a resumed run, which may have been refused until now.
         """
+        if not distributed.is_main():
+            return
         self._write_config()
         path = self.path / "curves.csv"
         kept = [point for point in read_curves(path) if point.step <= step] if step else []
@@ -112,6 +123,8 @@ class RunFolder:
 
     def record(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Append values, named `group/metric`, to the curves and to TensorBoard."""
+        if not distributed.is_main():
+            return
         assert self._curves is not None, "open_curves comes first"
         assert self._tensorboard is not None
         writer = csv.writer(self._curves, lineterminator="\n")
@@ -122,6 +135,8 @@ class RunFolder:
 
     def draw_curves(self) -> None:
         """Draw `curves.png` from what has been recorded."""
+        if not distributed.is_main():
+            return
         draw_curves(read_curves(self.path / "curves.csv"), self.path / "curves.png")
 
     def _write_config(self) -> None:

@@ -1,24 +1,27 @@
 """The loop that trains any network here."""
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
+from backbones import distributed
 from backbones.checkpoints import load_last_checkpoint, save_checkpoint
 from backbones.errors import UserError
-from backbones.order import EpochSampler, derive_seed
+from backbones.order import EpochSampler
 from backbones.progress import TrainingProgress
-from backbones.recipe import OptimConfig, build_ema, build_optimizer, lr_factor
+from backbones.recipe import OptimConfig, lr_factor, scaled_lr
 from backbones.runs import RunFolder
 from backbones.signals import StopSignals
+from backbones.stepping import Batch, LossFunction, StepConfig, Stepper
 
 Item = TypeVar("Item")
 
@@ -28,19 +31,10 @@ LOG_STEPS = 50
 DRAW_SECONDS = 60.0
 """Shortest time between two pictures of the curves; the last epoch draws in any case."""
 
+MAX_SKIPPED = 10
+"""Steps without a finite loss, one after the other, that end a run that skips them."""
+
 logger = logging.getLogger(__name__)
-
-
-class Batch(Protocol):
-    """What `fit` asks of a batch; the rest is between the data and the loss function."""
-
-    @property
-    def names(self) -> list[str]:
-        """The files the examples come from, one for each."""
-
-    @property
-    def skipped(self) -> list[str]:
-        """Error messages of unreadable images that others stand in for."""
 
 
 class NonFiniteLossError(UserError):
@@ -52,7 +46,11 @@ class TrainingState:
     """How far a run is; goes into checkpoints."""
 
     step: int = 0
-    """Steps taken."""
+    """Steps taken, skipped ones included."""
+    skipped_steps: int = 0
+    """Steps without a finite loss."""
+    skipped_in_a_row: int = 0
+    """Of those, the last ones."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
     best_metrics: dict[str, float] = field(default_factory=dict)
@@ -68,7 +66,7 @@ class TrainingState:
 def fit(
     model: nn.Module,
     loader: DataLoader,
-    loss_fn: Callable[[nn.Module, Any], Mapping[str, Tensor]],
+    loss_fn: LossFunction,
     optim: OptimConfig,
     run: RunFolder,
     *,
@@ -76,89 +74,96 @@ def fit(
     eval_every: int = 1,
     best_metric: str | None = None,
     save: Callable[[Path, nn.Module, dict[str, float]], None] | None = None,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    step_config: StepConfig | None = None,
     checkpoint_minutes: float = 10.0,
+    keep_checkpoints: int = 2,
 ) -> TrainingState:
     """Train a model; resume where `run.resume` is set and the run has a checkpoint.
 
-    Before every step torch's generators are seeded by (seed, step), so a resumed run takes the
-    same steps as an unbroken one, bit for bit on the CPU. Checkpoints are written after every
+    Before every step torch's generators are seeded by (seed, step, rank), so a resumed run takes
+    the same steps as an unbroken one, bit for bit on the CPU. Checkpoints are written after every
     epoch, every `checkpoint_minutes`, and on SIGTERM or Ctrl-C, which then end the run.
+
+    With several processes (see `backbones.distributed`) all call this alike: each takes its share
+    of every batch, gradients and losses are averaged, and the main process writes the files.
 
     Args:
         model: on its device; left there with the raw weights of the last step.
         loader: as made by `training_loader`: its sampler gives epochs, seed and order.
-        loss_fn: named terms of the loss, each a scalar; their sum is minimised. It moves the
-            batch (see `Batch`) to the model's device.
+        loss_fn: see `Stepper`. It moves the batch (see `Batch`) to the model's device, and calls
+            the network that it is given, which is the model or a wrapper around it.
         optim: optimiser, schedule, weight averaging.
         run: folder, entered.
         evaluate: metrics of a model in eval mode (with averaged weights where `optim` averages),
-            recorded as `val/<name>`; run without gradients.
+            the same in all processes, recorded as `val/<name>`; run without gradients.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         best_metric: the metric that chooses the best weights, higher is better.
         save: writes weights for use: `last.safetensors` at each evaluation, `best.safetensors`
             when it is the best so far. Given the path, the evaluated model and its metrics.
-        precision: `bf16` runs the loss function under autocast.
+        precision: `bf16` and `fp16` run the loss function under autocast.
+        step_config: see `StepConfig`; its defaults where None.
         checkpoint_minutes: longest time between checkpoints.
+        keep_checkpoints: how many of the newest checkpoints stay, at least 1.
 
     Returns:
         The state after the last step, with the metrics.
 
     Raises:
         NonFiniteLossError: names step, term and files.
-        UserError: the checkpoint does not fit the model, the data or the seed.
+        UserError: the checkpoint does not fit the model, the data or the seed; another process was
+            lost.
         SystemExit: SIGTERM came; the code is 143.
         KeyboardInterrupt: Ctrl-C came.
     """
     sampler = loader.batch_sampler
     if not isinstance(sampler, EpochSampler):
         raise TypeError("fit needs a loader made by training_loader")
-    device = next(model.parameters()).device
-    optimizer = build_optimizer(model, optim)
-    ema = build_ema(model, optim.ema_decay) if optim.ema_decay is not None else None
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
-    if ema is not None:
-        parts["ema"] = ema
-    identity = ("seed", "num_examples", "batch_size", "world_size")
-    data = {key: getattr(sampler, key) for key in identity}
-    data |= {f"optim.{key}": value for key, value in asdict(optim).items()}
-    state = _restore(run, parts, data) if run.resume else TrainingState()
+    step_config = StepConfig() if step_config is None else step_config
+    step_config.check_batch_size(sampler.batch_size)
+    stepper = Stepper(model, loss_fn, optim, step_config, precision, sampler.seed)
+    identity = {key: getattr(sampler, key) for key in ("seed", "num_examples", "global_batch")}
+    identity |= {f"optim.{key}": value for key, value in asdict(optim).items()}
+    state = _restore(run, stepper, identity) if run.resume else TrainingState()
     sampler.start_step = state.step
     run.open_curves(state.step)
-    evaluated_model = model if ema is None else ema.module
+    base_lr = scaled_lr(optim, sampler.global_batch)
+    evaluated_model = model if stepper.ema is None else stepper.ema.module
     skipped: set[str] = set()
     model.train()
 
     with (
         StopSignals() as stop,
         TrainingProgress("train", sampler.total_steps, state.step) as progress,
+        distributed.lost_processes_are_errors(),
+        contextlib.closing(_timed(loader)) as batches,
     ):
         checkpointed = time.monotonic()
         drawn = -math.inf
-        for batch, waited in _timed(loader):
-            factor = lr_factor(state.step, optim, sampler.steps_per_epoch, sampler.total_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = optim.lr * factor
-            torch.manual_seed(derive_seed(sampler.seed, state.step))
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                terms = loss_fn(model, batch)
-            values = _descend(terms, optimizer, optim.clip_grad, batch, state.step)
-            if ema is not None:
-                ema.update_parameters(model)
+        for batch, waited in batches:
+            lr = base_lr * lr_factor(
+                state.step, optim, sampler.steps_per_epoch, sampler.total_steps
+            )
+            values = stepper.accumulate_gradients(batch, state.step)
+            overdue = time.monotonic() - checkpointed > 60 * checkpoint_minutes
+            values, stopping, overdue = _agree(values, stop, overdue)
+            if _is_usable(values, stepper, batch, state):
+                stepper.apply_gradients(lr)
+                for name, value in values.items():
+                    state.sums[name] = state.sums.get(name, 0.0) + value
+                state.summed_steps += 1
             state.step += 1
 
-            for name, value in values.items():
-                state.sums[name] = state.sums.get(name, 0.0) + value
-            state.summed_steps += 1
             _warn_of_skipped(batch, skipped)
             epoch = state.step / sampler.steps_per_epoch
             ends_epoch = state.step % sampler.steps_per_epoch == 0
-            if ends_epoch or state.step % LOG_STEPS == 0:
+            if (ends_epoch or state.step % LOG_STEPS == 0) and state.summed_steps:
                 means = {name: total / state.summed_steps for name, total in state.sums.items()}
-                run.record(state.step, epoch, means | {"lr": optim.lr * factor})
+                run.record(state.step, epoch, means | {"lr": lr})
                 state.sums, state.summed_steps = {}, 0
             notes = f"epoch {math.ceil(epoch)}/{sampler.epochs} · loss {values['loss/total']:.4f}"
-            progress.update(state.step, len(batch.names), waited, notes)
+            images = len(batch.names) * sampler.world_size
+            progress.update(state.step, images, waited, notes)
 
             if ends_epoch and (round(epoch) % eval_every == 0 or round(epoch) == sampler.epochs):
                 if evaluate is not None:
@@ -167,64 +172,95 @@ def fit(
                     run.record(state.step, epoch, {f"val/{k}": v for k, v in state.metrics.items()})
                     listed = ", ".join(f"{k} {v:.4f}" for k, v in state.metrics.items())
                     logger.info("epoch %d/%d: %s", round(epoch), sampler.epochs, listed)
-                if save is not None:
-                    save(run.path / "last.safetensors", evaluated_model, state.metrics)
-                if best_metric is not None and _is_better(state, best_metric):
+                is_best = best_metric is not None and _is_better(state, best_metric)
+                if is_best:
                     state.best_metrics, state.best_step = state.metrics, state.step
-                    if save is not None:
-                        save(run.path / "best.safetensors", evaluated_model, state.metrics)
+                if save is not None and distributed.is_main():
+                    for name in ("last", "best") if is_best else ("last",):
+                        save(run.path / f"{name}.safetensors", evaluated_model, state.metrics)
                 # A picture takes half a second, which short epochs should not pay each time.
                 if state.step == sampler.total_steps or time.monotonic() - drawn > DRAW_SECONDS:
                     run.draw_curves()
                     drawn = time.monotonic()
-            overdue = time.monotonic() - checkpointed > 60 * checkpoint_minutes
-            if ends_epoch or overdue or stop.received is not None:
-                _checkpoint(run, parts, data, state)
+            if ends_epoch or overdue or stopping:
+                if distributed.is_main():
+                    content = {**stepper.state_dict(), **identity, "state": asdict(state)}
+                    save_checkpoint(run.checkpoints, state.step, content, keep_checkpoints)
                 checkpointed = time.monotonic()
-            if stop.received is not None:
+            if stopping:
                 logger.info("stopped at step %d; continue with --resume true", state.step)
                 stop.leave()
     if skipped:
         logger.warning("%d training images could not be read and were skipped", len(skipped))
+    if state.skipped_steps:
+        logger.warning("%d steps had no finite loss and were skipped", state.skipped_steps)
     return state
 
 
-def _descend(
-    terms: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    clip_grad: float | None,
-    batch: Batch,
-    step: int,
-) -> dict[str, float]:
-    """One step down the gradient, if all is finite; the loss, its terms and the gradient's norm."""
-    loss = torch.stack([term.float() for term in terms.values()]).sum()
-    values = {f"loss/{name}": term.item() for name, term in terms.items()}
-    values["loss/total"] = loss.item()
-    _check_finite(values, step, batch)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip_grad is None else clip_grad)
-    values["grad_norm"] = norm.item()
-    _check_finite({"grad_norm": values["grad_norm"]}, step, batch)
-    optimizer.step()
-    return values
+def _agree(
+    values: dict[str, float], stop: StopSignals, overdue: bool
+) -> tuple[dict[str, float], bool, bool]:
+    """The means of the values over all processes; whether any of them stops; whether the main
+    process wants a checkpoint. Processes get signals, and their clocks go, at different steps."""
+    flags = {
+        "stop": float(stop.received is not None),
+        "overdue": float(overdue and distributed.is_main()),
+    }
+    sums = distributed.sum_over_processes(values | flags)
+    stopping, overdue = sums.pop("stop") > 0, sums.pop("overdue") > 0
+    return {k: v / distributed.world_size() for k, v in sums.items()}, stopping, overdue
 
 
-def _timed(items: Iterable[Item]) -> Iterator[tuple[Item, float]]:
+def _is_usable(
+    values: Mapping[str, float], stepper: Stepper, batch: Batch, state: TrainingState
+) -> bool:
+    """Whether loss and gradient are finite; if not, stops or skips as configured.
+
+    All processes decide alike, for the values are means over them.
+    """
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if not bad:
+        state.skipped_in_a_row = 0
+        return True
+    if bad == ["grad_norm"] and stepper.lower_scale():
+        return False
+    stepper.drop_gradients()
+    names = [name for part in distributed.gather(batch.names) for name in part]
+    logger.error("images of step %d: %s", state.step, ", ".join(names))
+    problem = f"step {state.step}: {bad[0]} is {values[bad[0]]}"
+    state.skipped_steps += 1
+    state.skipped_in_a_row += 1
+    if stepper.config.on_non_finite == "skip" and state.skipped_in_a_row <= MAX_SKIPPED:
+        logger.warning("%s: skipped (%d so far)", problem, state.skipped_steps)
+        return False
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    raise NonFiniteLossError(
+        f"{problem} for the images {shown} (all are in log.txt): "
+        "lower optim.lr, set optim.clip_grad, or look at the images and their labels"
+    )
+
+
+def _timed(items: Iterable[Item]) -> Generator[tuple[Item, float], None, None]:
     """The items, each with the seconds that it was waited for."""
     iterator = iter(items)
-    while True:
-        asked = time.perf_counter()
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        except UserError as error:
-            # A loader's worker wraps its errors in the text of a traceback.
-            message = str(error).rpartition("backbones.errors.UserError: ")[2]
-            raise UserError(message.strip()) from error
-        yield item, time.perf_counter() - asked
+    try:
+        while True:
+            asked = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except UserError as error:
+                # A loader's worker wraps its errors in the text of a traceback.
+                message = str(error).rpartition("backbones.errors.UserError: ")[2]
+                raise UserError(message.strip()) from error
+            yield item, time.perf_counter() - asked
+    finally:
+        # A loader ends its workers when it is collected, which an error that still refers to it
+        # puts off; and they ignore the signal that the end of the program sends them.
+        end_workers = getattr(iterator, "_shutdown_workers", None)
+        if end_workers is not None:
+            end_workers()
 
 
 def _evaluate(
@@ -244,17 +280,6 @@ def _is_better(state: TrainingState, metric: str) -> bool:
     return not state.best_metrics or rank(state.metrics) > rank(state.best_metrics)
 
 
-def _check_finite(values: Mapping[str, float], step: int, batch: Batch) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            logger.error("images of step %d: %s", step, ", ".join(batch.names))
-            shown = ", ".join(batch.names[:4]) + (", ..." if len(batch.names) > 4 else "")
-            raise NonFiniteLossError(
-                f"step {step}: {name} is {value} for the images {shown} (all are in log.txt): "
-                "lower optim.lr, set optim.clip_grad, or look at the images and their labels"
-            )
-
-
 def _warn_of_skipped(batch: Batch, skipped: set[str]) -> None:
     for message in batch.skipped:
         if message not in skipped:
@@ -262,32 +287,22 @@ def _warn_of_skipped(batch: Batch, skipped: set[str]) -> None:
             logger.warning("skipped image %d: %s", len(skipped), message)
 
 
-def _checkpoint(
-    run: RunFolder, parts: Mapping[str, Any], data: Mapping[str, Any], state: TrainingState
-) -> None:
-    tensors = {name: part.state_dict() for name, part in parts.items()}
-    save_checkpoint(run.checkpoints, state.step, {**tensors, **data, "state": asdict(state)})
-
-
-def _restore(run: RunFolder, parts: Mapping[str, Any], data: Mapping[str, Any]) -> TrainingState:
-    checkpoint = load_last_checkpoint(run.checkpoints)
+def _restore(run: RunFolder, stepper: Stepper, identity: Mapping[str, Any]) -> TrainingState:
+    """The state of the last checkpoint, which the main process reads for all."""
+    checkpoint = distributed.call_on_main(lambda: load_last_checkpoint(run.checkpoints))
     if checkpoint is None:
         logger.info("%s has no checkpoint yet: starting from the beginning", run.path)
         return TrainingState()
-    for key, value in data.items():
+    for key, value in identity.items():
         if checkpoint.get(key) != value:
             raise UserError(
                 f"cannot resume {run.path}: {key} was {checkpoint.get(key)} and is {value} now: "
                 "give the seed, data, batch size and optimiser that the run began with"
             )
-    for name, part in parts.items():
-        try:
-            part.load_state_dict(checkpoint[name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"cannot resume {run.path}: its {name} does not fit this configuration: give the "
-                "one that the run began with"
-            ) from error
+    try:
+        stepper.load_state_dict(checkpoint)
+    except UserError as error:
+        raise UserError(f"cannot resume {run.path}: {error}") from error
     state = TrainingState(**checkpoint["state"])
     logger.info("resumed %s at step %d", run.path, state.step)
     return state

@@ -45,6 +45,22 @@ class DetectionBatch(NamedTuple):
     epoch: int
     skipped: list[str]
 
+    def split(self, parts: int) -> "list[DetectionBatch]":
+        """The examples in order, in so many batches of one size."""
+        size = len(self.names) // parts
+        slices = [slice(start, start + size) for start in range(0, len(self.names), size)]
+        return [
+            DetectionBatch(
+                images=self.images[part],
+                targets=self.targets[part],
+                proposals=None if self.proposals is None else self.proposals[part],
+                names=self.names[part],
+                epoch=self.epoch,
+                skipped=self.skipped if part.start == 0 else [],
+            )
+            for part in slices
+        ]
+
 
 def collate(examples: Sequence[Example]) -> DetectionBatch:
     """Put examples side by side; nothing is stacked, for images differ in size."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.device import resolve_device, resolve_precision
+from backbones import distributed
+from backbones.device import resolve_precision
 from backbones.errors import ImageError, UserError
 from backbones.files import atomic_write
 from backbones.order import EpochSampler, derive_seed, training_loader
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 def train_detector(config: DetectorConfig) -> dict[str, Any]:
     """Train as configured and score on the test split, where there is one.
 
-    Leaves `last.safetensors`, and with a validation split `best.safetensors`, in the run folder;
+    Under torchrun or srun (see `backbones.distributed`) this is one of the processes. Leaves
+    `last.safetensors`, and with a validation split `best.safetensors`, in the run folder;
     with a test split also `test.json` (scores) and `test_results.json` (detections in COCO's
     results format), made with the best weights, or the last where nothing chose.
 
@@ -41,7 +43,11 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
     Raises:
         UserError: data, weights, device or run folder are not as the config says.
     """
-    device = resolve_device(config.device)
+    with distributed.processes(config.device) as device:
+        return _train_detector(config, device)
+
+
+def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, Any]:
     data = config.data
     train = build_dataset(data, data.train)
     val = build_dataset(data, data.val) if data.val is not None else None
@@ -58,7 +64,14 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
     # channels_last: convolutions on both CPU and GPU are faster in it.
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    sampler = EpochSampler(len(train), config.batch_size, epochs=config.epochs, seed=config.seed)
+    sampler = EpochSampler(
+        len(train),
+        config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
     loader = training_loader(
         TrainingSet(train, config.augment, config.seed, proposals),
         sampler,
@@ -68,15 +81,14 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
 
     _check_crop_sizes(config, model)
 
-    def loss_fn(model: nn.Module, batch: DetectionBatch) -> Mapping[str, Tensor]:
-        assert isinstance(model, RCNN)
+    def loss_fn(network: nn.Module, batch: DetectionBatch) -> Mapping[str, Tensor]:
         images = [image.to(device) for image in batch.images]
         targets = [{k: v.to(device) for k, v in target.items()} for target in batch.targets]
         model.train_crop_size = crop_size_at(batch.epoch, config, model.crop_size)
         given = batch.proposals
         if given is not None:
             given = [Proposals(*(t.to(device) for t in one)) for one in given]
-        return model(images, targets, given)
+        return network(images, targets, given)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert val is not None
@@ -111,7 +123,9 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
         weights = run.path / ("last.safetensors" if val is None else "best.safetensors")
         scores = None
         if test is not None:
-            detector = load_detector(weights, config.device)
+            # The others wait here until the main process has written the weights.
+            distributed.gather(None)
+            detector = load_detector(weights, str(device))
             scores = score_detector(detector, test, run.path, proposals, voc=data.format == "voc")
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
 
@@ -178,6 +192,8 @@ def score_detector(
     if voc:
         scores["VOC_mAP"] = evaluate_voc(dataset, detections)["mAP"]
         scores["VOC07_mAP"] = evaluate_voc(dataset, detections, method="11_point")["mAP"]
+    if not distributed.is_main():
+        return scores
     with atomic_write(folder / "test_results.json", "w") as file:
         json.dump(to_coco_results(dataset, detections), file)
     with atomic_write(folder / "test.json", "w") as file:
@@ -192,6 +208,8 @@ def detect_dataset(
 ) -> list[dict[str, Tensor]]:
     """Detections of every image of a dataset, in its order.
 
+    With several processes each looks at its part of the images, and all get everything.
+
     An image that cannot be read counts as one without detections, with a warning that names it:
     its objects were missed.
 
@@ -201,7 +219,8 @@ def detect_dataset(
         proposals: from `proposals_for`, for a detector without a proposer.
     """
     detections = []
-    for index in track(range(len(dataset)), len(dataset), "evaluate"):
+    own = range(distributed.rank(), len(dataset), distributed.world_size())
+    for index in track(own, len(own), "evaluate"):
         sample = dataset.sample(index)
         given = None
         if proposals is not None:
@@ -213,7 +232,8 @@ def detect_dataset(
             detections.append(_nothing())
             continue
         detections.append(detector(image, given))
-    return detections
+    parts = distributed.gather(detections)
+    return [parts[index % len(parts)][index // len(parts)] for index in range(len(dataset))]
 
 
 def _nothing() -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ BASE: dict[str, Any] = {
 
 # Key -> its other value, and what else must be set for the key to have a meaning at all.
 CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "data.max_classes": (2, {}),
     "data.augment.min_area": (0.9, {}),
     "data.augment.max_ratio": (1.0, {}),
     "data.augment.flip": (False, {}),
@@ -45,6 +46,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.weights": ("{root}/backbone.safetensors", {}),
     "optim.optimizer": ("sgd", {}),
     "optim.lr": (0.02, {}),
+    "optim.scale_lr_from": (8, {}),
     "optim.momentum": (0.5, {}),
     "optim.decay": (0.5, {}),
     "optim.eps": (0.1, {}),
@@ -61,17 +63,23 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "batch_size": (3, {}),
     "precision": ("bf16", {}),
     "eval_every": (2, {}),
+    "step.accumulate": (2, {}),
+    "keep_checkpoints": (1, {}),
     "seed": (1, {}),
 }
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "data.root": ("nowhere", "nowhere"),
     "device": ("tpu", "device must be"),
+    "step.sync_batch_norm": (True, "needs a GPU"),
     "workers": (-1, "must be 0 or more"),
 }
 
 ELSEWHERE = {
     "run": "names the folder that every run here is read from",
+    "step.compile": "test_training.py trains a compiled network",
+    "step.on_non_finite": "test_training.py skips a step",
+    "checkpoint_minutes": "test_training.py resumes between epochs",
     "resume": "test_train_backbone.py resumes runs",
 }
 
@@ -82,7 +90,7 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("keys")
     random = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
-        for label, name in enumerate(("dark", "light")):
+        for label, name in enumerate(("dark", "light", "none")):
             (root / split / name).mkdir(parents=True)
             for index in range(count):
                 pixels = random.integers(128 * label, 128 * label + 127, (32, 32, 3))
@@ -107,6 +115,7 @@ def outcome(values: dict[str, Any], folder: Path, run: Path) -> dict[str, Any]:
         figures = list(csv.reader(file))
     return {
         "figures": figures,
+        "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir()),
         "weights": {name: tensor.flatten().tolist() for name, tensor in state.items()},
     }
 

@@ -1,5 +1,6 @@
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from backbones.errors import UserError
 from backbones.order import EpochSampler, derive_seed, training_loader
 from backbones.recipe import OptimConfig
 from backbones.runs import RunFolder, read_curves
-from backbones.training import NonFiniteLossError, fit
+from backbones.stepping import StepConfig
+from backbones.training import MAX_SKIPPED, NonFiniteLossError, fit
 
 STEPS = EPOCHS * (EXAMPLES // BATCH)
 ROOT = Path(__file__).parents[2]
@@ -128,7 +130,7 @@ def test_a_killed_process_resumes_exactly(unbroken, tmp_path):
 
 
 def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path):
-    codes = {signal.SIGTERM: 143, signal.SIGINT: -signal.SIGINT}
+    codes = {signal.SIGTERM: 143, signal.SIGINT: 130}
     processes = {number: start(tmp_path / number.name, workers=1) for number in codes}
     for number, process in processes.items():
         wait_for_checkpoint(tmp_path / number.name, process)
@@ -162,10 +164,108 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path)
         train(tmp_path / "run", loss_fn=loss_fn)
 
 
+def bad_steps(*steps):
+    """The loss function, which is not a number at the given calls."""
+    calls = iter(range(10**6))
+
+    def loss_fn(model, batch):
+        loss = cross_entropy(model, batch)["class"]
+        return {"class": loss * float("nan") if next(calls) in steps else loss}
+
+    return loss_fn
+
+
+def test_a_step_without_a_finite_loss_can_be_skipped(tmp_path, caplog):
+    class Bad(NoisyShapes):
+        """One example makes the running statistics of its batch infinite."""
+
+        def __getitem__(self, key):
+            image, label, name = super().__getitem__(key)
+            return (image * float("inf") if key == (1, 7) else image), label, name
+
+    skip = StepConfig(on_non_finite="skip")
+    model, state = train(tmp_path / "run", dataset=Bad(), step_config=skip)
+    assert state.step == STEPS
+    assert state.skipped_steps == 1
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert state.best_metrics["top1"] > 0.8
+    assert "skipped (1 so far)" in caplog.text
+    assert "shape_7.png" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_skipping_ends_when_nothing_else_comes(tmp_path):
+    skip = StepConfig(on_non_finite="skip")
+    with pytest.raises(NonFiniteLossError, match=f"step {5 + MAX_SKIPPED}: loss/class is nan"):
+        train(tmp_path / "run", loss_fn=bad_steps(*range(5, 50)), step_config=skip)
+
+
+def test_an_error_ends_the_program_though_workers_run(tmp_path):
+    """They ignore SIGTERM, by which Python would end them; it would wait for ever."""
+    script = (
+        "import sys; from pathlib import Path; from tiny_run import train; "
+        "from backbones.cli import run_tool; from test_training import bad_steps; "
+        "run_tool(lambda: train(Path(sys.argv[1]), workers=2, loss_fn=bad_steps(3)))"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    assert result.returncode == 2, result.stderr
+    assert "error: step 3: loss/class is nan" in result.stderr
+
+
+def test_fp16_lowers_its_scale_until_gradients_fit(tmp_path):
+    """The first scale, 65536, is far too large for a loss of 1000."""
+    scaled = []
+
+    def loss_fn(model, batch):
+        scaled.append(1)
+        return {"class": 1000 * cross_entropy(model, batch)["class"]}
+
+    _, state = train(tmp_path / "run", precision="fp16", loss_fn=loss_fn)
+    assert state.step == STEPS
+    assert state.skipped_steps == 0
+    checkpoint = load_last_checkpoint(tmp_path / "run/checkpoints")
+    assert checkpoint["scaler"]["scale"] < 65536
+    assert all(point.value < 1e6 for point in curves(tmp_path / "run"))
+
+
+@pytest.mark.large
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_trains_to_the_same_weights(tmp_path):
+    weights = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        # Small, for compiling takes its time.
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        step = StepConfig(compile=compiled)
+        train(tmp_path / str(compiled), model=model, epochs=1, step_config=step)
+        weights.append(model.state_dict())
+        assert (len(torch._dynamo.utils.counters["stats"]) > 0) == compiled
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor)
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    train(tmp_path / "run", epochs=1, keep_checkpoints=3)
+    steps = sorted(int(path.stem[5:]) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert steps == [9, 10, 11]
+
+
+def test_a_batch_that_does_not_split_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"batch_size 4 is no multiple of step.accumulate 3"):
+        train(tmp_path / "run", step_config=StepConfig(accumulate=3))
+
+
+def test_sync_batch_norm_needs_a_gpu(tmp_path):
+    with pytest.raises(UserError, match="sync_batch_norm needs a GPU"):
+        train(tmp_path / "run", step_config=StepConfig(sync_batch_norm=True))
+
+
 def test_another_batch_size_cannot_resume(tmp_path, monkeypatch):
     train(tmp_path / "run", epochs=1)
     monkeypatch.setattr("tiny_run.BATCH", 8)
-    with pytest.raises(UserError, match="batch_size was 4 and is 8 now"):
+    with pytest.raises(UserError, match="global_batch was 4 and is 8 now"):
         train(tmp_path / "run", resume=True)
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from backbones import distributed
+from backbones.cli import run_tool
 from backbones.order import EpochSampler, derive_seed, training_loader
 from backbones.recipe import OptimConfig
 from backbones.runs import RunFolder
@@ -25,6 +27,11 @@ class TinyBatch(NamedTuple):
     labels: Tensor
     names: list[str]
     skipped: list[str]
+
+    def split(self, parts: int) -> "list[TinyBatch]":
+        size = len(self.names) // parts
+        cuts = [slice(start, start + size) for start in range(0, len(self.names), size)]
+        return [TinyBatch(self.images[c], self.labels[c], self.names[c], []) for c in cuts]
 
 
 class NoisyShapes(Dataset):
@@ -77,11 +84,15 @@ def train(
     workers: int = 0,
     loss_fn=cross_entropy,
     epochs: int = EPOCHS,
+    dataset: Dataset | None = None,
+    model: nn.Module | None = None,
     **options,
 ) -> tuple[nn.Module, TrainingState]:
-    model = build_model()
-    sampler = EpochSampler(EXAMPLES, BATCH, epochs=epochs, seed=3)
-    loader = training_loader(NoisyShapes(), sampler, workers=workers, collate_fn=collate)
+    model = build_model() if model is None else model
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    batch_size = BATCH // ranks["world_size"]
+    sampler = EpochSampler(EXAMPLES, batch_size, epochs=epochs, seed=3, **ranks)
+    loader = training_loader(dataset or NoisyShapes(), sampler, workers=workers, collate_fn=collate)
 
     def slow_loss(model: nn.Module, batch: TinyBatch) -> dict[str, Tensor]:
         time.sleep(seconds)
@@ -99,5 +110,11 @@ def train(
     return model, state
 
 
+def main(folder: Path, seconds: float, workers: int) -> None:
+    with distributed.processes("cpu"):
+        train(folder, resume=True, seconds=seconds, workers=workers)
+
+
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), seconds=float(sys.argv[2]), workers=int(sys.argv[3]))
+    folder, seconds, workers = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    run_tool(lambda: main(folder, seconds, workers))
