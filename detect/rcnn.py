@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
 from backbones.errors import UserError
 from backbones.inception import InceptionV3
-from detect.crops import check_boxes, crop_regions
+from detect.checks import check_images, check_targets
+from detect.crops import crop_regions
+from detect.postprocess import select_detections
 from detect.proposals.base import Proposals, Proposer
 from detect.rcnn_config import RCNNConfig
 from detect.sampling import (
@@ -74,7 +76,8 @@ class RCNN(nn.Module):
             )
         self.train_crop_size = self.crop_size
         self.cls_score = nn.Linear(backbone.num_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(backbone.num_features, num_classes * 4)
+        regressions = 1 if config.class_agnostic else num_classes
+        self.bbox_pred = nn.Linear(backbone.num_features, regressions * 4)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.cls_score.bias)
@@ -102,11 +105,11 @@ class RCNN(nn.Module):
             ValueError: images that are not `uint8 [3, H, W]`, targets missing or malformed (the
                 message names image and box), or no proposals from anywhere.
         """
-        _check_images(images)
+        check_images(images)
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode; call model.eval() for use")
-            self._check_targets(images, targets)
+            check_targets(images, targets, self.num_classes)
             return self._losses(images, targets, proposals)
         if proposals is None:
             proposals = self._require_proposer()(images)
@@ -126,10 +129,11 @@ class RCNN(nn.Module):
             for image, target, proposal in zip(images, targets, proposals, strict=True)
         ]
         boxes, labels, gt_boxes, regress = (list(column) for column in zip(*samples, strict=True))
-        cls_logits, deltas = self._classify(images, boxes)
+        cls_logits, deltas = self._heads(self.crop(images, boxes))
         all_labels = torch.cat(labels)
         wanted = torch.cat(regress).nonzero().flatten()
-        predicted = deltas[wanted, all_labels[wanted] - 1]
+        column = 0 if self.config.class_agnostic else all_labels[wanted] - 1
+        predicted = deltas[wanted, column]
         encoded = encode_boxes(
             torch.cat(boxes)[wanted], torch.cat(gt_boxes)[wanted], self.config.delta_std
         )
@@ -169,55 +173,58 @@ class RCNN(nn.Module):
     def _detect(
         self, images: Sequence[Tensor], proposals: Sequence[Proposals]
     ) -> list[dict[str, Tensor]]:
+        config = self.config
         boxes = [proposal.boxes for proposal in proposals]
-        weight = self.config.objectness_weight
-        logits, deltas = self._classify_chunked(images, boxes)
+        probabilities, deltas = self._look(images, boxes)
         counts = [len(image_boxes) for image_boxes in boxes]
         detections = []
-        for image, proposal, image_logits, image_deltas in zip(
-            images, proposals, logits.split(counts), deltas.split(counts), strict=True
+        for image, proposal, scores, image_deltas in zip(
+            images, proposals, probabilities.split(counts), deltas.split(counts), strict=True
         ):
-            height, width = image.shape[-2:]
-            decoded = decode_boxes(proposal.boxes, image_deltas, self.config.delta_std)
-            decoded = clip_boxes_to_image(decoded, (height, width))
-            scores = image_logits.softmax(dim=1)[:, 1:]
-            if weight:
-                scores = scores ** (1 - weight) * proposal.scores[:, None] ** weight
-            detections.append(self._postprocess(decoded, scores))
+            refined = decode_boxes(proposal.boxes, image_deltas, config.delta_std)
+            merged = refined.lerp(proposal.boxes[:, None], config.merge_proposal)
+            merged = clip_boxes_to_image(merged, image.shape[-2:])
+            scores = scores[:, 1:]
+            if config.objectness_weight:
+                own = proposal.scores[:, None]
+                scores = scores ** (1 - config.objectness_weight) * own**config.objectness_weight
+            merged = merged.expand(-1, self.num_classes, -1)
+            detections.append(select_detections(merged, scores, config))
         return detections
 
-    def _postprocess(self, boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
-        """`boxes [P, K, 4]` and `scores [P, K]` -> the detections of one image."""
-        labels = torch.arange(1, self.num_classes + 1, device=boxes.device).expand_as(scores)
-        has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        keep = (scores >= self.config.score_thresh) & has_area
-        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
-        keep = batched_nms(boxes, scores, labels, self.config.nms_thresh)
-        keep = keep[: self.config.detections_per_image]
-        return {"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]}
+    def _look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class probabilities `[R, K + 1]` and box deltas of every box, in use.
 
-    def _classify(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits `[R, K + 1]` and box deltas `[R, K, 4]` of every box, image by image."""
-        features = self.backbone(self.crop(images, boxes)) if sum(map(len, boxes)) else None
+        At most `CROPS_PER_FORWARD` crops at a time.
+        """
+        results = [
+            self._look_at(self.crop([image], [chunk]))
+            for image, image_boxes in zip(images, boxes, strict=True)
+            for chunk in image_boxes.split(CROPS_PER_FORWARD)
+        ]
+        probabilities, deltas = zip(*results, strict=True)
+        return torch.cat(probabilities), torch.cat(deltas)
+
+    def _look_at(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = self._heads(crops)
+        if not self.config.flip_test:
+            return logits.softmax(dim=1), deltas
+        mirrored_logits, mirrored = self._heads(crops.flip(3))
+        # In the mirror the centre moves the other way.
+        mirrored = mirrored * mirrored.new_tensor([-1, 1, 1, 1])
+        probabilities = (logits.softmax(dim=1) + mirrored_logits.softmax(dim=1)) / 2
+        return probabilities, (deltas + mirrored) / 2
+
+    def _heads(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits `[R, K + 1]` and box deltas `[R, K, 4]` (`[R, 1, 4]` if class-agnostic)."""
+        features = self.backbone(crops) if len(crops) else None
         if features is None:
-            features = self.cls_score.weight.new_zeros(0, self.backbone.num_features)
+            features = crops.new_zeros(0, self.backbone.num_features)
         # The two small layers and all that follows stay in fp32 under autocast.
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             logits, deltas = self.cls_score(features), self.bbox_pred(features)
-        return logits, deltas.view(-1, self.num_classes, 4)
-
-    def _classify_chunked(
-        self, images: Sequence[Tensor], boxes: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """As `_classify`, at most `CROPS_PER_FORWARD` crops at a time."""
-        results = [
-            self._classify([image], [chunk])
-            for image, image_boxes in zip(images, boxes, strict=True)
-            for chunk in image_boxes.split(CROPS_PER_FORWARD)
-        ]
-        logits, deltas = zip(*results, strict=True)
-        return torch.cat(logits), torch.cat(deltas)
+        return logits, deltas.view(len(deltas), self.bbox_pred.out_features // 4, 4)
 
     def crop(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """The network's view of `boxes`: `float32 [R, 3, S, S]`; the same in training and use,
@@ -241,34 +248,3 @@ class RCNN(nn.Module):
                 "pass proposals=[Proposals(boxes, scores), ...]"
             )
         return self.proposer
-
-    def _check_targets(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
-    ) -> None:
-        if len(targets) != len(images):
-            raise ValueError(f"got {len(images)} images but {len(targets)} targets")
-        for i, target in enumerate(targets):
-            if missing := {"boxes", "labels"} - target.keys():
-                raise ValueError(f"targets[{i}] has no {' and no '.join(sorted(missing))}")
-        check_boxes([target["boxes"] for target in targets], "target boxes")
-        for i, target in enumerate(targets):
-            labels = target["labels"]
-            if len(labels) != len(target["boxes"]):
-                raise ValueError(
-                    f"targets[{i}] has {len(target['boxes'])} boxes but {len(labels)} labels"
-                )
-            if len(labels) and not 1 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
-                raise ValueError(
-                    f"targets[{i}] labels must be in 1..{self.num_classes} (0 is background), "
-                    f"got {labels.tolist()}"
-                )
-
-
-def _check_images(images: Sequence[Tensor]) -> None:
-    if not len(images):
-        raise ValueError("images must hold at least one image")
-    for i, image in enumerate(images):
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise ValueError(
-                f"images[{i}] must be uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}"
-            )

@@ -36,6 +36,13 @@ class RCNNConfig:
     values of its successors."""
     regression_weight: float = 1.0
     """Weight of the box loss beside the classification loss."""
+    class_agnostic: bool = False
+    """One box regression that all classes share, instead of one for each."""
+    merge_proposal: float = 0.0
+    """Weight of the proposal's own box in a detection's; the rest is the box refined from it. 0 is
+    R-CNN's; learned proposals are about as well placed, and the mean of two is better than one."""
+    flip_test: bool = False
+    """In use, look at each crop's mirror image too and average the two: twice the cost."""
     objectness_weight: float = 0.0
     """Share of the proposal's own score in a detection's: class probability^(1 - this) times
     proposal score^this; 0 is R-CNN's. Learned proposals know how well they are placed."""
@@ -43,13 +50,19 @@ class RCNNConfig:
     """Detections below this score are dropped (R-CNN keeps all its SVM scores)."""
     nms_thresh: float = 0.3
     """Per-class non-maximum suppression threshold."""
+    soft_nms_sigma: float | None = None
+    """Soft suppression instead: what overlaps a better box of its class by IoU keeps
+    exp(-IoU² / this) of its score (Bodla et al. 2017, 0.5 there); null suppresses by nms_thresh."""
+    box_voting_iou: float | None = None
+    """A detection's box becomes the mean, weighted by score, of all boxes of its class that overlap
+    it by this IoU (Gidaris & Komodakis 2015, 0.5 there); null leaves it alone."""
     detections_per_image: int = 100
     """Detections kept an image, best first."""
 
     def __post_init__(self) -> None:
         for key in (
             *("positive_iou", "negative_iou", "regression_iou"),
-            *("objectness_weight", "score_thresh", "nms_thresh"),
+            *("objectness_weight", "score_thresh", "nms_thresh", "merge_proposal"),
         ):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"rcnn.{key} must be in [0, 1], got {getattr(self, key)}")
@@ -81,5 +94,16 @@ class RCNNConfig:
                 f"rcnn.positive_fraction {self.positive_fraction} of rcnn.crops_per_image "
                 f"{self.crops_per_image} leaves no positive crop: raise one of them"
             )
+        if self.soft_nms_sigma is not None:
+            if self.soft_nms_sigma <= 0:
+                got = self.soft_nms_sigma
+                raise UserError(f"rcnn.soft_nms_sigma must be more than 0 or null, got {got}")
+            if self.nms_thresh != type(self).nms_thresh:
+                raise UserError(
+                    "rcnn.nms_thresh is not used where rcnn.soft_nms_sigma is set: remove one"
+                )
+        if self.box_voting_iou is not None and not 0 < self.box_voting_iou <= 1:
+            got = self.box_voting_iou
+            raise UserError(f"rcnn.box_voting_iou must be in (0, 1] or null, got {got}")
         if min(self.delta_std) <= 0:
             raise UserError(f"rcnn.delta_std must be positive, got {list(self.delta_std)}")
