@@ -72,6 +72,16 @@ class Detector:
         detections = self.model([self._tensor(image)], proposals=given)
         return {key: value.cpu() for key, value in detections[0].items()}
 
+    @torch.inference_mode()
+    def propose(self, image: Image) -> Proposals:
+        """Where the detector looks in an image; each region costs a crop. On its device.
+
+        Raises:
+            ImageError: the file cannot be read.
+            ValueError: an array or tensor of another shape or dtype, or no proposer.
+        """
+        return self.model.propose([self._tensor(image)])[0]
+
     def _tensor(self, image: Image) -> Tensor:
         if isinstance(image, str | os.PathLike):
             image = read_image(image)

@@ -112,8 +112,16 @@ class RCNN(nn.Module):
             check_targets(images, targets, self.num_classes)
             return self._losses(images, targets, proposals)
         if proposals is None:
-            proposals = self._require_proposer()(images)
+            proposals = self.propose(images)
         return self._detect(images, proposals)
+
+    def propose(self, images: Sequence[Tensor]) -> list[Proposals]:
+        """Where this detector looks in each of B images, `uint8` RGB `[3, H_i, W_i]`.
+
+        Raises:
+            ValueError: it has no proposer of its own.
+        """
+        return self._require_proposer()(images)
 
     def _losses(
         self,

@@ -59,6 +59,11 @@ class RCNNConfig:
     detections_per_image: int = 100
     """Detections kept an image, best first."""
 
+    @property
+    def crops_per_proposal(self) -> int:
+        """Crops that go through the network for a proposal in use."""
+        return 2 if self.flip_test else 1
+
     def __post_init__(self) -> None:
         for key in (
             *("positive_iou", "negative_iou", "regression_iou"),
