@@ -3,7 +3,7 @@
 from detect.proposals.base import Proposals, Proposer
 from detect.proposals.grid import GridConfig, GridProposer
 from detect.proposals.learned import LearnedConfig, LearnedProposer
-from detect.proposals.precomputed import load_proposals
+from detect.proposals.precomputed import load_proposals, save_proposals
 
 __all__ = [
     "GridConfig",
@@ -13,4 +13,5 @@ __all__ = [
     "Proposals",
     "Proposer",
     "load_proposals",
+    "save_proposals",
 ]

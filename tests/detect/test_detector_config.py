@@ -8,6 +8,7 @@ from backbones.config import from_dict, parse_config, to_dict
 from backbones.errors import UserError
 from backbones.pretraining import PretrainConfig
 from detect.build import build_detector
+from detect.comparison import ComparisonConfig
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -16,9 +17,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: path.stem)
 def test_every_config_reads_and_builds(path):
     kind = DetectorConfig if path.parent.name == "detector" else PretrainConfig
+    if path.stem.endswith("_comparison"):
+        kind = ComparisonConfig
     config = parse_config(kind, ["--config", str(path)])
     assert from_dict(kind, to_dict(config)) == config
-    if kind is DetectorConfig:
+    if issubclass(kind, DetectorConfig):
         with torch.device("meta"):
             build_detector(dataclasses.replace(config.model, weights=None), 3)
 
