@@ -22,6 +22,9 @@ install: .venv/installed
 	@echo "installing into .venv (once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# After opencv-python-headless, whose files it replaces by its own of the same version.
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+		opencv-contrib-python-headless
 	@touch $@
 
 demo: .venv/installed

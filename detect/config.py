@@ -6,7 +6,7 @@ from typing import Literal
 from backbones.device import Precision
 from backbones.errors import UserError
 from backbones.recipe import OptimConfig
-from detect.proposals import GridConfig, LearnedConfig
+from detect.proposals import GridConfig, LearnedConfig, SelectiveSearchConfig
 from detect.rcnn_config import RCNNConfig
 from detect.transforms import AugmentConfig
 
@@ -57,12 +57,14 @@ class ModelConfig:
     weights: str | None = None
     """Backbone checkpoint (.safetensors) that the crop network starts from; null starts at
     random."""
-    proposer: Literal["learned", "grid", "precomputed"] = "learned"
+    proposer: Literal["learned", "grid", "selective_search", "precomputed"] = "learned"
     """Where proposals come from."""
     learned: LearnedConfig = field(default_factory=LearnedConfig)
     """Settings of the learned proposer."""
     grid: GridConfig = field(default_factory=GridConfig)
     """Settings of the sliding-window proposer."""
+    selective_search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
+    """Settings of selective search, which needs OpenCV's contrib modules."""
     precomputed: str | None = None
     """File in COCO results format, covering all splits, for the precomputed proposer."""
     proposals_per_image: int = 100
@@ -78,6 +80,7 @@ class ModelConfig:
         unused = {
             "learned": self.learned != LearnedConfig(),
             "grid": self.grid != GridConfig(),
+            "selective_search": self.selective_search != SelectiveSearchConfig(),
             "precomputed": self.precomputed is not None,
         }
         del unused[self.proposer]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backbones.config import from_dict
 from backbones.device import resolve_device
-from backbones.errors import UserError
+from backbones.errors import MissingPackageError, UserError
 from backbones.files import read_image
 from backbones.weights import load_weights, save_weights
 from detect.build import build_detector
@@ -132,6 +132,7 @@ def load_detector(path: str | Path, device: str = "auto") -> Detector:
 
     Raises:
         UserError: missing, not a detector, or one whose tensors do not fit its own configuration.
+        MissingPackageError: it needs an optional package that is not there.
     """
     state, metadata = load_weights(path)
     if metadata.get("kind") != "detector":
@@ -148,6 +149,8 @@ def load_detector(path: str | Path, device: str = "auto") -> Detector:
         # Without storage: the sizes in a hostile file cost nothing until they are checked.
         with torch.device("meta"):
             outline = build_detector(config, len(class_names)).state_dict()
+    except MissingPackageError:
+        raise
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise UserError(f"{path}: detector checkpoint with broken metadata: {reason}") from error

@@ -58,7 +58,12 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
 
     sampler = EpochSampler(len(train), config.batch_size, epochs=config.epochs, seed=config.seed)
     loader = training_loader(
-        TrainingSet(train, config.augment, config.seed, proposals),
+        TrainingSet(
+            *(train, config.augment, config.seed, proposals),
+            # It takes seconds: searched once, by the loader's processes, and not in each epoch's
+            # changed picture.
+            proposer=model.proposer if config.model.proposer == "selective_search" else None,
+        ),
         sampler,
         workers=config.workers,
         collate_fn=collate,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from config_keys import configuration, leaf_keys
+from contrib import needs_contrib
 
 from backbones import create_backbone
 from backbones.errors import UserError
@@ -58,6 +59,8 @@ NOT_LEARNED = {
 
 GRID = {**NOT_LEARNED, "model.proposer": "grid"}
 
+SELECTIVE = {**NOT_LEARNED, "model.proposer": "selective_search"}
+
 PRECOMPUTED = {
     **NOT_LEARNED,
     "model.proposer": "precomputed",
@@ -92,6 +95,8 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.grid.sizes": ([40.0], GRID),
     "model.grid.aspect_ratios": ([1.0], GRID),
     "model.grid.step": (1.0, GRID),
+    "model.selective_search.mode": ("quality", SELECTIVE),
+    "model.selective_search.top_n": (3, SELECTIVE),
     "model.precomputed": ("{root}/more.json", PRECOMPUTED),
     "model.proposals_per_image": (5, {}),
     "model.proposals_per_image_train": (6, {"model.rcnn.jitter_copies": 0}),
@@ -147,6 +152,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 ELSEWHERE = {
     "run": "names the folder that every run here is read from",
+    "model.selective_search.cache": "changes no result; test_selective_search.py sees it used",
     "resume": "test_detector_training.py resumes runs",
 }
 
@@ -227,6 +233,8 @@ def test_without_a_change_the_outcome_is_the_same(folder, unchanged, tmp_path):
 @pytest.mark.parametrize("key", CHANGED)
 def test_a_changed_key_changes_the_run(key, folder, unchanged, tmp_path):
     value, context = CHANGED[key]
+    if context is SELECTIVE:
+        needs_contrib()
     assert outcome(context | {key: value}, folder, tmp_path) != unchanged(context)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contrib import needs_contrib
 
 from backbones.errors import UserError
 from backbones.recipe import OptimConfig
@@ -14,7 +15,7 @@ from detect.batches import TrainingSet, collate, proposals_for
 from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 from detect.datasets import load_coco, make_digits
-from detect.proposals import GridConfig, LearnedConfig, Proposals
+from detect.proposals import GridConfig, LearnedConfig, Proposals, SelectiveSearchConfig
 from detect.rcnn_config import RCNNConfig
 from detect.training import crop_size_at, train_detector
 from detect.transforms import AugmentConfig
@@ -144,8 +145,10 @@ def test_a_whole_detector_overfits_eight_images(digits, tmp_path):
     assert outcome["val"]["AP50"] > 0.9
 
 
-@pytest.mark.parametrize("proposer", ["grid", "precomputed"])
+@pytest.mark.parametrize("proposer", ["grid", "selective_search", "precomputed"])
 def test_other_proposers_train_and_score(proposer, digits, tmp_path):
+    if proposer == "selective_search":
+        needs_contrib()
     rows = [
         {"image_id": sample.image_id, "bbox": [*box[:2], box[2] - box[0], box[3] - box[1]]}
         for split in ("train", "val")
@@ -156,6 +159,7 @@ def test_other_proposers_train_and_score(proposer, digits, tmp_path):
     path.write_text(json.dumps([row | {"score": 1.0} for row in rows]))
     options = {
         "grid": {"grid": GridConfig(sizes=(32.0, 64.0), step=1.0)},
+        "selective_search": {"selective_search": SelectiveSearchConfig(top_n=20)},
         "precomputed": {"precomputed": str(path)},
     }[proposer]
     model = ModelConfig(variant="inception_v3_79_naive", proposer=proposer, **options)
