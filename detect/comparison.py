@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import create_backbone
+from backbones.cost import count_multiply_adds
 from backbones.errors import ImageError, UserError
 from backbones.files import atomic_write, make_folder
 from backbones.progress import track
@@ -146,9 +146,7 @@ def multiply_adds(variant: str, width: float) -> tuple[int, int]:
     """Side of a variant's crops, and the multiply-adds that one costs without the last layers."""
     with torch.device("meta"):
         network = create_backbone(variant, num_classes=0, width=width).eval()
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, 3, network.input_size, network.input_size))
-    return network.input_size, counter.get_total_flops() // 2
+    return network.input_size, count_multiply_adds(network, network.input_size)
 
 
 def propose_splits(detector: Detector, config: ComparisonConfig) -> dict[int, Proposals]:

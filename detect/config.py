@@ -103,11 +103,13 @@ class ModelConfig:
                         f"model.{key} is for model.proposer learned; {self.proposer} proposals are "
                         "all looked at: remove it"
                     )
-        if self.proposer == "grid" and self.rcnn.objectness_weight:
-            raise UserError(
-                "model.rcnn.objectness_weight must be 0 when model.proposer is grid, whose windows "
-                f"all have the score 1, got {self.rcnn.objectness_weight}"
-            )
+        if self.proposer == "grid":
+            for key in ("objectness_weight", "hard_negatives"):
+                if getattr(self.rcnn, key):
+                    raise UserError(
+                        f"model.rcnn.{key} must be 0 when model.proposer is grid, whose windows "
+                        f"all have the score 1, got {getattr(self.rcnn, key)}"
+                    )
         if min(self.proposals_per_image, self.proposals_per_image_train) < 1:
             raise UserError("model.proposals_per_image[_train] must be at least 1")
         if not 0 <= self.proposal_score_thresh <= 1:

@@ -14,17 +14,11 @@ from backbones.errors import UserError
 from backbones.inception import InceptionV3
 from detect.checks import check_images, check_targets
 from detect.crops import crop_regions
+from detect.minibatch import add_candidates, choose_crops
 from detect.postprocess import select_detections
 from detect.proposals.base import Proposals, Proposer
 from detect.rcnn_config import RCNNConfig
-from detect.sampling import (
-    decode_boxes,
-    encode_boxes,
-    jitter_boxes,
-    match_proposals,
-    paired_iou,
-    sample_minibatch,
-)
+from detect.sampling import decode_boxes, encode_boxes
 
 CROPS_PER_FORWARD = 64
 """Crops that go through the network at once in use; bounds memory, changes nothing else."""
@@ -132,11 +126,14 @@ class RCNN(nn.Module):
         losses: dict[str, Tensor] = {}
         if proposals is None:
             proposals, losses = self._require_proposer().forward_train(images, targets)
-        samples = [
-            self._sample(image, target, proposal)
+        crops = [
+            choose_crops(
+                add_candidates(proposal, target["boxes"], image.shape[-2:], self.config),
+                *(target, self.config),
+            )
             for image, target, proposal in zip(images, targets, proposals, strict=True)
         ]
-        boxes, labels, gt_boxes, regress = (list(column) for column in zip(*samples, strict=True))
+        boxes, labels, gt_boxes, regress = (list(column) for column in zip(*crops, strict=True))
         cls_logits, deltas = self._heads(self.crop(images, boxes))
         all_labels = torch.cat(labels)
         wanted = torch.cat(regress).nonzero().flatten()
@@ -153,30 +150,6 @@ class RCNN(nn.Module):
         )
         losses["loss_box_reg"] = box_loss * self.config.regression_weight
         return losses
-
-    @torch.no_grad()
-    def _sample(
-        self, image: Tensor, target: dict[str, Tensor], proposals: Proposals
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes, labels, ground truth of the crops of one image, and which of them regress."""
-        config = self.config
-        gt_boxes, gt_labels = target["boxes"], target["labels"]
-        height, width = image.shape[-2:]
-        jittered = jitter_boxes(
-            gt_boxes, config.jitter_copies, config.jitter_strength, (height, width)
-        )
-        candidates = torch.cat([proposals.boxes, gt_boxes, jittered])
-        candidates = candidates[(candidates[:, 2:] > candidates[:, :2]).all(dim=1)]
-        matched_idxs, labels = match_proposals(
-            candidates, gt_boxes, gt_labels, config.positive_iou, config.negative_iou
-        )
-        chosen = sample_minibatch(labels, config.crops_per_image, config.positive_fraction)
-        boxes, labels = candidates[chosen], labels[chosen]
-        if len(gt_boxes) == 0:
-            return boxes, labels, boxes, torch.zeros_like(labels, dtype=torch.bool)
-        matched = gt_boxes[matched_idxs[chosen]]
-        regress = (labels > 0) & (paired_iou(boxes, matched) >= config.regression_iou)
-        return boxes, labels, matched, regress
 
     def _detect(
         self, images: Sequence[Tensor], proposals: Sequence[Proposals]

@@ -25,6 +25,12 @@ class RCNNConfig:
     """Crops an image in a training step (R-CNN: 128 in a step of two or more images)."""
     positive_fraction: float = 0.25
     """Largest share of positives among them."""
+    balance_classes: bool = False
+    """Draw positives so that each class in an image has the same chance, however many proposals its
+    objects have: for data where one class outnumbers the others."""
+    hard_negatives: float = 0.0
+    """Share of an image's background crops that is taken by the highest proposal score instead of
+    drawn; 0 draws all."""
     jitter_copies: int = 4
     """Random boxes around each ground-truth box added to the proposals in training."""
     jitter_strength: float = 0.3
@@ -68,6 +74,7 @@ class RCNNConfig:
         for key in (
             *("positive_iou", "negative_iou", "regression_iou"),
             *("objectness_weight", "score_thresh", "nms_thresh", "merge_proposal"),
+            "hard_negatives",
         ):
             if not 0 <= getattr(self, key) <= 1:
                 raise UserError(f"rcnn.{key} must be in [0, 1], got {getattr(self, key)}")

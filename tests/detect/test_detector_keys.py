@@ -108,6 +108,9 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.rcnn.negative_iou": (0.1, {}),
     "model.rcnn.crops_per_image": (5, {}),
     "model.rcnn.positive_fraction": (0.75, {}),
+    # Few positives of several classes to choose from, and backgrounds to prefer.
+    "model.rcnn.balance_classes": (True, {"model.rcnn.jitter_copies": 8}),
+    "model.rcnn.hard_negatives": (1.0, {}),
     "model.rcnn.jitter_copies": (0, {}),
     "model.rcnn.jitter_strength": (0.1, {}),
     "model.rcnn.regression_iou": (0.8, {}),

@@ -144,8 +144,9 @@ def test_the_proposals_score_takes_its_share():
 
 
 def test_windows_of_a_grid_have_no_score_to_share():
-    with pytest.raises(UserError, match=r"objectness_weight must be 0 when .* is grid"):
-        ModelConfig(proposer="grid", rcnn=RCNNConfig(objectness_weight=0.5))
+    for key in ("objectness_weight", "hard_negatives"):
+        with pytest.raises(UserError, match=rf"{key} must be 0 when .* is grid"):
+            ModelConfig(proposer="grid", rcnn=RCNNConfig(**{key: 0.5}))
 
 
 def test_a_detections_box_is_the_weighted_mean_of_proposal_and_refined_box():
