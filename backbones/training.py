@@ -138,7 +138,7 @@ def fit(
         for batch, waited in _timed(loader):
             factor = lr_factor(state.step, optim, sampler.steps_per_epoch, sampler.total_steps)
             for group in optimizer.param_groups:
-                group["lr"] = optim.lr * factor
+                group["lr"] = optim.lr * factor * group.get("lr_scale", 1.0)
             torch.manual_seed(derive_seed(sampler.seed, state.step))
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 terms = loss_fn(model, batch)

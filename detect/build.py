@@ -4,6 +4,7 @@ from pathlib import Path
 
 from backbones import create_backbone
 from backbones.errors import UserError
+from backbones.layers import freeze_blocks
 from backbones.weights import load_weights, warm_start
 from detect.config import DatasetConfig, ModelConfig
 from detect.datasets import DetectionDataset, load_coco, load_voc, make_digits
@@ -48,6 +49,7 @@ def build_detector(config: ModelConfig, num_classes: int) -> RCNN:
     if config.weights is not None:
         state, _ = load_weights(config.weights)
         warm_start(backbone, state)
+    freeze_blocks(backbone, config.freeze)
     return RCNN(backbone, build_proposer(config), num_classes, config.rcnn)
 
 

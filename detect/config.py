@@ -5,6 +5,7 @@ from typing import Literal
 
 from backbones.device import Precision
 from backbones.errors import UserError
+from backbones.layers import Frozen
 from backbones.recipe import OptimConfig
 from detect.proposals import GridConfig, LearnedConfig, SelectiveSearchConfig
 from detect.rcnn_config import RCNNConfig
@@ -57,6 +58,9 @@ class ModelConfig:
     weights: str | None = None
     """Backbone checkpoint (.safetensors) that the crop network starts from; null starts at
     random."""
+    freeze: Frozen = "none"
+    """Parts of the crop network that keep the weights and statistics they start from: all up to
+    and including this one. `stage_c` trains what lies on top alone."""
     proposer: Literal["learned", "grid", "selective_search", "precomputed"] = "learned"
     """Where proposals come from."""
     learned: LearnedConfig = field(default_factory=LearnedConfig)
@@ -77,6 +81,10 @@ class ModelConfig:
     """Crops, matching and post-processing."""
 
     def __post_init__(self) -> None:
+        if self.freeze != "none" and self.weights is None:
+            raise UserError(
+                f"model.freeze {self.freeze} would keep random weights: set model.weights"
+            )
         unused = {
             "learned": self.learned != LearnedConfig(),
             "grid": self.grid != GridConfig(),

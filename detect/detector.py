@@ -145,7 +145,8 @@ def load_detector(path: str | Path, device: str = "auto") -> Detector:
         if len(class_names) != len(category_ids) or not class_names:
             raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
         # The weights are in this very file; the backbone they once started from need not exist.
-        config = from_dict(ModelConfig, config_dict | {"weights": None})
+        started_anew = {"weights": None, "freeze": "none"}
+        config = from_dict(ModelConfig, config_dict | started_anew)
         # Without storage: the sizes in a hostile file cost nothing until they are checked.
         with torch.device("meta"):
             outline = build_detector(config, len(class_names)).state_dict()

@@ -12,6 +12,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from backbones.errors import UserError
 from backbones.inception import InceptionV3
+from backbones.layers import keep_frozen
 from detect.checks import check_images, check_targets
 from detect.crops import crop_regions
 from detect.minibatch import add_candidates, choose_crops
@@ -77,6 +78,12 @@ class RCNN(nn.Module):
         nn.init.zeros_(self.cls_score.bias)
         nn.init.zeros_(self.bbox_pred.bias)
 
+    def train(self, mode: bool = True) -> "RCNN":
+        """Training or eval mode; frozen parts of the crop network stay in eval mode."""
+        super().train(mode)
+        keep_frozen(self.backbone)
+        return self
+
     def forward(
         self,
         images: Sequence[Tensor],
@@ -128,7 +135,7 @@ class RCNN(nn.Module):
             proposals, losses = self._require_proposer().forward_train(images, targets)
         crops = [
             choose_crops(
-                add_candidates(proposal, target["boxes"], image.shape[-2:], self.config),
+                add_candidates(proposal, target["boxes"], _size(image), self.config),
                 *(target, self.config),
             )
             for image, target, proposal in zip(images, targets, proposals, strict=True)
@@ -164,7 +171,7 @@ class RCNN(nn.Module):
         ):
             refined = decode_boxes(proposal.boxes, image_deltas, config.delta_std)
             merged = refined.lerp(proposal.boxes[:, None], config.merge_proposal)
-            merged = clip_boxes_to_image(merged, image.shape[-2:])
+            merged = clip_boxes_to_image(merged, _size(image))
             scores = scores[:, 1:]
             if config.objectness_weight:
                 own = proposal.scores[:, None]
@@ -229,3 +236,8 @@ class RCNN(nn.Module):
                 "pass proposals=[Proposals(boxes, scores), ...]"
             )
         return self.proposer
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    _, height, width = image.shape
+    return height, width

@@ -33,6 +33,7 @@ def test_every_config_reads_and_builds(path):
         ({"proposer": "precomputed"}, "model.precomputed must name a file"),
         ({"proposer": "grid", "proposals_per_image": 5}, "proposals_per_image is for .* learned"),
         ({"proposer": "grid", "proposal_score_thresh": 0.1}, "proposal_score_thresh is for"),
+        ({"freeze": "stem"}, "model.freeze stem would keep random weights: set model.weights"),
         ({"proposals_per_image": 0}, "must be at least 1"),
         ({"proposal_score_thresh": 2.0}, "model.proposal_score_thresh must be in"),
     ],

@@ -2,19 +2,23 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from contrib import needs_contrib
 
+from backbones import create_backbone, save_backbone
 from backbones.errors import UserError
+from backbones.order import derive_seed
 from backbones.recipe import OptimConfig
 from backbones.weights import load_weights
 from detect.batches import TrainingSet, collate, proposals_for
 from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 from detect.datasets import load_coco, make_digits
+from detect.detector import load_detector
 from detect.proposals import GridConfig, LearnedConfig, Proposals, SelectiveSearchConfig
 from detect.rcnn_config import RCNNConfig
 from detect.training import crop_size_at, train_detector
@@ -190,6 +194,42 @@ def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path):
     train_detector(tiny(digits, tmp_path / "whole", epochs=2, augment=AugmentConfig(), resume=True))
     got, _ = load_weights(tmp_path / "whole" / "last.safetensors")
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+
+
+def test_a_warm_start_keeps_what_is_frozen(digits, tmp_path):
+    torch.manual_seed(5)
+    backbone = create_backbone("inception_v3_79", num_classes=0, width=0.25)
+    save_backbone(tmp_path / "b.safetensors", backbone)
+    config = tiny(digits, tmp_path / "run", epochs=1)
+    model = replace(config.model, weights=str(tmp_path / "b.safetensors"), freeze="stage_a")
+    weights = train_detector(replace(config, model=model))["weights"]
+    state, _ = load_weights(weights)
+    changed = {
+        name.split(".")[0]
+        for name, value in backbone.state_dict().items()
+        if not torch.equal(state[f"backbone.{name}"], value)
+    }
+    assert changed == {"reduction_a", "stage_b", "reduction_b", "stage_c"}
+    # The checkpoint needs no other file, and nothing of it is frozen.
+    (tmp_path / "b.safetensors").unlink()
+    assert all(p.requires_grad for p in load_detector(weights).model.parameters())
+
+
+def test_layers_learn_at_their_own_rates(digits, tmp_path):
+    """One epoch with a decay of 0.01: next to the head something moves, at the stem nothing."""
+    optim = OptimConfig(optimizer="sgd", lr=0.01, layer_decay=0.01, ema_decay=None)
+    config = tiny(digits, tmp_path / "run", epochs=1, optim=optim)
+    torch.manual_seed(derive_seed(config.seed))
+    start = dict(build_detector(config.model, 10).named_parameters())
+    state, _ = load_weights(train_detector(config)["weights"])
+    for name, moves in {
+        "cls_score.weight": True,
+        "proposer.trunk.stem.conv1.conv.weight": True,
+        "backbone.stage_c.1.branch1x1.conv.weight": True,
+        "backbone.stem.conv1.conv.weight": False,
+    }.items():
+        moved = float((state[name] - start[name].detach()).abs().max())
+        assert (moved > 1e-9) == moves, (name, moved)
 
 
 def test_progressive_crop_sizes_follow_the_epoch(digits, tmp_path):
