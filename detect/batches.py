@@ -72,6 +72,7 @@ class TrainingSet(Dataset):
         seed: of the run.
         proposals: from `proposals_for`, augmented along with the boxes; or None.
         proposer: makes proposals of the image as it is read, augmented in the same way; or None.
+        cache_bytes: of decoded images to keep in memory, in each process that reads.
     """
 
     def __init__(
@@ -81,12 +82,15 @@ class TrainingSet(Dataset):
         seed: int,
         proposals: Mapping[int, Proposals] | None = None,
         proposer: Proposer | None = None,
+        cache_bytes: float = 0,
     ) -> None:
         self.dataset = dataset
         self.config = config
         self.seed = seed
         self.proposals = proposals
         self.proposer = proposer
+        self._cache: dict[int, Tensor] = {}
+        self._room = cache_bytes
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -97,12 +101,23 @@ class TrainingSet(Dataset):
         for offset in range(len(self)):
             actual = (index + offset) % len(self)
             try:
-                image = self.dataset.load_image(actual)
+                image = self._load(actual)
             except ImageError as error:
                 skipped.append(str(error))
                 continue
             return self._example(actual, image, (epoch, index), skipped)
         raise UserError(f"none of the {len(self)} training images can be read: {skipped[0]}")
+
+    def _load(self, index: int) -> Tensor:
+        if index in self._cache:
+            return self._cache[index]
+        image = self.dataset.load_image(index)
+        # Every epoch reads every image once: what is in the cache is as good as what is not, and
+        # nothing is worth throwing out.
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._cache[index] = image
+        return image
 
     def _example(
         self, index: int, image: Tensor, key: tuple[int, int], skipped: list[str]

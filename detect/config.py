@@ -43,6 +43,14 @@ class DataConfig(DatasetConfig):
     """Split for the scores during training, which choose the best epoch; null for none."""
     test: str | None = None
     """Split scored once, after training; null for none."""
+    cache_gb: float = 0.0
+    """Gigabytes of decoded training images that each loader process keeps in memory, so that the
+    next epoch reads and decodes them no more; what does not fit is read again. 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache_gb < 0:
+            raise UserError(f"data.cache_gb must be 0 or more, got {self.cache_gb}")
 
 
 @dataclass(frozen=True)

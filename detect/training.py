@@ -60,6 +60,7 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
     loader = training_loader(
         TrainingSet(
             *(train, config.augment, config.seed, proposals),
+            cache_bytes=data.cache_gb * 1e9,
             # It takes seconds: searched once, by the loader's processes, and not in each epoch's
             # changed picture.
             proposer=model.proposer if config.model.proposer == "selective_search" else None,

@@ -61,9 +61,7 @@ def test_groups_keep_every_parameter_and_its_decay(network, optimizer):
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(
-        UserError, match=r"layer_decay is for Inception networks, not Linear"
-    ):
+    with pytest.raises(UserError, match=r"layer_decay is for Inception networks, not Linear"):
         build_optimizer(nn.Linear(2, 2), OptimConfig(layer_decay=0.5))
     for value in (0.0, 1.0):
         with pytest.raises(UserError, match=r"optim\.layer_decay must be in \(0, 1\) or null"):

@@ -157,6 +157,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 ELSEWHERE = {
     "run": "names the folder that every run here is read from",
+    "data.cache_gb": "changes no result; test_detector_training.py sees it used",
     "model.selective_search.cache": "changes no result; test_selective_search.py sees it used",
     "resume": "test_detector_training.py resumes runs",
 }

@@ -17,7 +17,7 @@ from backbones.weights import load_weights
 from detect.batches import TrainingSet, collate, proposals_for
 from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
-from detect.datasets import load_coco, make_digits
+from detect.datasets import load_coco, make_digits, sample
 from detect.detector import load_detector
 from detect.proposals import GridConfig, LearnedConfig, Proposals, SelectiveSearchConfig
 from detect.rcnn_config import RCNNConfig
@@ -47,6 +47,42 @@ def test_an_example_depends_on_seed_epoch_and_index_alone(digits):
         assert other.shape != first[(2, 3)].image.shape or not torch.equal(
             other, first[(2, 3)].image
         )
+
+
+def count_reads(data) -> list[int]:
+    """The images that a dataset reads from now on, one entry for each time."""
+    reads: list[int] = []
+    load = data.load_image
+    data.load_image = lambda index: reads.append(index) or load(index)
+    return reads
+
+
+def test_cached_images_are_read_once_and_change_nothing(digits):
+    augment = AugmentConfig(flip=1.0, vertical_flip=1.0, colour=0.5, crop=1.0)
+    plain = TrainingSet(dataset(digits), augment, seed=1)
+    data = dataset(digits)
+    reads = count_reads(data)
+    # Room for three images of 128 x 128 pixels and a little more.
+    cached = TrainingSet(data, augment, seed=1, cache_bytes=3.5 * 3 * 128 * 128)
+    for epoch in range(3):
+        for index in range(5):
+            assert torch.equal(cached[(epoch, index)].image, plain[(epoch, index)].image)
+    assert reads == [0, 1, 2, 3, 4, 3, 4, 3, 4]
+    # No change at all to make: the example must not be a view into the cache either.
+    still = TrainingSet(data, NO_AUGMENT, seed=1, cache_bytes=1e9)
+    still[(0, 0)].image.zero_()
+    assert still[(1, 0)].image.any()
+
+
+def test_the_configured_cache_reaches_the_loader(digits, tmp_path, monkeypatch):
+    reads: list[str] = []
+    read = sample.read_image
+    monkeypatch.setattr(sample, "read_image", lambda path: reads.append(path) or read(path))
+    config = tiny(digits, tmp_path / "run", epochs=2)
+    train_detector(replace(config, data=replace(config.data, cache_gb=1.0)))
+    assert len(reads) == len(set(reads)) == 8
+    with pytest.raises(UserError, match=r"data\.cache_gb must be 0 or more"):
+        DataConfig(cache_gb=-1.0)
 
 
 def test_a_broken_image_is_replaced_and_reported(tmp_path):
