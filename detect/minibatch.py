@@ -43,10 +43,15 @@ def add_candidates(
         config: says how many boxes around each object, and how far off.
     """
     jittered = jitter_boxes(gt_boxes, config.jitter_copies, config.jitter_strength, size)
-    boxes = torch.cat([proposals.boxes, gt_boxes, jittered])
-    scores = torch.cat([proposals.scores, boxes.new_zeros(len(gt_boxes) + len(jittered))])
+    boxes, scores = add_objects(proposals, torch.cat([gt_boxes, jittered]))
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     return Proposals(boxes[has_area], scores[has_area])
+
+
+def add_objects(proposals: Proposals, boxes: Tensor) -> Proposals:
+    """Proposals and further boxes `[N, 4]`, these with the score 0."""
+    scores = torch.cat([proposals.scores, boxes.new_zeros(len(boxes))])
+    return Proposals(torch.cat([proposals.boxes, boxes]), scores)
 
 
 @torch.no_grad()

@@ -15,11 +15,11 @@ from backbones.inception import InceptionV3
 from backbones.layers import keep_frozen
 from detect.checks import check_images, check_targets
 from detect.crops import crop_regions
-from detect.minibatch import add_candidates, choose_crops
+from detect.minibatch import Crops, add_candidates, add_objects, choose_crops
 from detect.postprocess import select_detections
 from detect.proposals.base import Proposals, Proposer
 from detect.rcnn_config import RCNNConfig
-from detect.sampling import decode_boxes, encode_boxes
+from detect.sampling import decode_boxes, encode_boxes, of_class
 
 CROPS_PER_FORWARD = 64
 """Crops that go through the network at once in use; bounds memory, changes nothing else."""
@@ -133,30 +133,71 @@ class RCNN(nn.Module):
         losses: dict[str, Tensor] = {}
         if proposals is None:
             proposals, losses = self._require_proposer().forward_train(images, targets)
-        crops = [
-            choose_crops(
-                add_candidates(proposal, target["boxes"], _size(image), self.config),
-                *(target, self.config),
-            )
-            for image, target, proposal in zip(images, targets, proposals, strict=True)
+        objects = [target["boxes"] for target in targets]
+        candidates = [
+            add_candidates(proposal, boxes, _size(image), self.config)
+            for image, boxes, proposal in zip(images, objects, proposals, strict=True)
         ]
+        sums = []
+        for step in range(self.config.refine_steps):
+            config = self.config.at_step(step)
+            crops = [
+                choose_crops(image_candidates, target, config)
+                for image_candidates, target in zip(candidates, targets, strict=True)
+            ]
+            classifier, box_reg, refined = self._step(images, crops)
+            sums.append(torch.stack([classifier, box_reg]))
+            candidates = [
+                add_objects(Proposals(boxes, boxes.new_zeros(len(boxes))), image_objects)
+                for boxes, image_objects in zip(refined, objects, strict=True)
+            ]
+        classifier, box_reg = torch.stack(sums).mean(dim=0)
+        return losses | {"loss_classifier": classifier, "loss_box_reg": box_reg}
+
+    def _step(
+        self, images: Sequence[Tensor], crops: Sequence[Crops]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Classification and box loss of some crops, and their boxes as they are refined."""
         boxes, labels, gt_boxes, regress = (list(column) for column in zip(*crops, strict=True))
         cls_logits, deltas = self._heads(self.crop(images, boxes))
         all_labels = torch.cat(labels)
         wanted = torch.cat(regress).nonzero().flatten()
-        column = 0 if self.config.class_agnostic else all_labels[wanted] - 1
-        predicted = deltas[wanted, column]
+        predicted = of_class(deltas[wanted], all_labels[wanted])
         encoded = encode_boxes(
             torch.cat(boxes)[wanted], torch.cat(gt_boxes)[wanted], self.config.delta_std
         )
         # Divided by all crops, not by the positives: an object weighs the same in a crowded image
         # as in an empty one (Fast R-CNN's normalisation).
         box_loss = F.smooth_l1_loss(predicted, encoded, reduction="sum") / max(1, len(all_labels))
-        losses["loss_classifier"] = (
+        classifier_loss = (
             F.cross_entropy(cls_logits, all_labels) if len(all_labels) else cls_logits.sum()
         )
-        losses["loss_box_reg"] = box_loss * self.config.regression_weight
-        return losses
+        # Background has no box of its own: it moves as what it is most taken for.
+        moved_as = torch.where(all_labels > 0, all_labels, cls_logits[:, 1:].argmax(dim=1) + 1)
+        refined = self._refine(images, boxes, deltas.detach(), moved_as)
+        return classifier_loss, box_loss * self.config.regression_weight, refined
+
+    def _refine(
+        self, images: Sequence[Tensor], boxes: Sequence[Tensor], deltas: Tensor, labels: Tensor
+    ) -> list[Tensor]:
+        """Boxes moved by the deltas `[R, K, 4]` of a class each; where nothing is left, as before.
+
+        Args:
+            images: B images.
+            boxes: B tensors `[R_i, 4]`.
+            deltas: of all boxes, image by image.
+            labels: `int64 [R]` in `1..K`.
+        """
+        counts = [len(image_boxes) for image_boxes in boxes]
+        moved = decode_boxes(
+            torch.cat(list(boxes)), of_class(deltas, labels), self.config.delta_std
+        )
+        refined = []
+        for image, old, new in zip(images, boxes, moved.split(counts), strict=True):
+            new = clip_boxes_to_image(new, _size(image))
+            has_area = (new[:, 2:] > new[:, :2]).all(dim=1, keepdim=True)
+            refined.append(torch.where(has_area, new, old))
+        return refined
 
     def _detect(
         self, images: Sequence[Tensor], proposals: Sequence[Proposals]
@@ -164,12 +205,19 @@ class RCNN(nn.Module):
         config = self.config
         boxes = [proposal.boxes for proposal in proposals]
         probabilities, deltas = self._look(images, boxes)
+        for _ in range(config.refine_steps - 1):
+            best = probabilities[:, 1:].argmax(dim=1) + 1
+            boxes = self._refine(images, boxes, deltas, best)
+            more, deltas = self._look(images, boxes)
+            probabilities = probabilities + more
+        probabilities = probabilities / config.refine_steps
         counts = [len(image_boxes) for image_boxes in boxes]
         detections = []
-        for image, proposal, scores, image_deltas in zip(
-            images, proposals, probabilities.split(counts), deltas.split(counts), strict=True
+        for image, proposal, image_boxes, scores, image_deltas in zip(
+            *(images, proposals, boxes, probabilities.split(counts), deltas.split(counts)),
+            strict=True,
         ):
-            refined = decode_boxes(proposal.boxes, image_deltas, config.delta_std)
+            refined = decode_boxes(image_boxes, image_deltas, config.delta_std)
             merged = refined.lerp(proposal.boxes[:, None], config.merge_proposal)
             merged = clip_boxes_to_image(merged, _size(image))
             scores = scores[:, 1:]

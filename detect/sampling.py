@@ -155,6 +155,12 @@ def decode_boxes(proposals: Tensor, deltas: Tensor, delta_std: Sequence[float]) 
     return torch.cat([centres - half, centres + half], dim=-1)
 
 
+def of_class(deltas: Tensor, labels: Tensor) -> Tensor:
+    """Deltas `[N, 4]` of `labels` `[N]` in `1..K`, out of `[N, K, 4]` or, shared, `[N, 1, 4]`."""
+    column = (labels - 1).clamp(max=deltas.shape[1] - 1)
+    return deltas[torch.arange(len(deltas), device=deltas.device), column]
+
+
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of `a[i]` with `b[i]`, `[N]`, for boxes of positive area."""
     overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)

@@ -118,6 +118,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.rcnn.delta_std": ([1.0, 1.0, 1.0, 1.0], {}),
     "model.rcnn.regression_weight": (0.1, {}),
     "model.rcnn.class_agnostic": (True, {}),
+    "model.rcnn.refine_steps": (2, {}),
     "model.rcnn.merge_proposal": (0.5, {}),
     "model.rcnn.flip_test": (True, {}),
     "model.rcnn.objectness_weight": (0.5, {}),

@@ -1,13 +1,16 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.ops import clip_boxes_to_image
 
 from backbones import create_backbone
 from backbones.errors import UserError
+from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.proposals import GridConfig, GridProposer, LearnedConfig, LearnedProposer, Proposals
 from detect.rcnn import RCNN
 from detect.rcnn_config import RCNNConfig
+from detect.sampling import decode_boxes
 
 
 def image(height: int = 90, width: int = 120, seed: int = 0) -> torch.Tensor:
@@ -44,6 +47,30 @@ def test_crop_size_is_the_variants_or_the_configs():
         assert model.crop([image()], box).shape == (1, 3, 96, 96)
     with pytest.raises(UserError, match=r"at least 75 for inception_v3_79_naive, got 60"):
         detector(crop_size=60)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size"),
+    [
+        ("inception_v3", 299),
+        ("inception_v3_151", 151),
+        ("inception_v3_79_naive", 79),
+        ("inception_v3_79_table1", 79),
+        ("inception_v2", 299),
+    ],
+)
+def test_any_variant_is_a_crop_network(variant, size):
+    model = build_detector(ModelConfig(variant=variant, proposer="grid"), 3)
+    assert model.crop_size == model.train_crop_size == size
+    seen: list[torch.Size] = []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    proposals = [some_proposals([20.0, 20, 60, 50], [0.0, 0, 9, 9])]
+    losses = model.train()([image()], [target([22.0, 20, 60, 50])], proposals)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    with torch.no_grad():
+        model.eval()([image()], proposals=proposals)
+    assert all(shape[1:] == (3, size, size) for shape in seen)
+    assert len(seen) == 2
 
 
 def test_training_contract():
@@ -207,6 +234,70 @@ def test_flipped_crops_are_looked_at_too():
     assert (out["scores"][out["labels"].argsort()] - found[0]["scores"]).abs().max() > 1e-3
 
 
+def test_a_second_step_looks_at_the_boxes_of_the_first():
+    """In use: the best class's box is cropped again, and the scores of both looks are averaged."""
+    model = detector(score_thresh=0.0, nms_thresh=1.0, refine_steps=2).eval()
+    torch.nn.init.normal_(model.bbox_pred.weight, std=10.0)
+    torch.nn.init.normal_(model.cls_score.weight, std=10.0)
+    boxes = torch.tensor([[20.0, 20, 60, 50], [50, 10, 110, 80]])
+    with torch.no_grad():
+        found = model([image()], proposals=[Proposals(boxes, torch.ones(2))])[0]
+        logits, deltas = model._heads(model.crop([image()], [boxes]))
+        first = logits.softmax(dim=1)
+        best = first[:, 1:].argmax(dim=1)
+        moved = decode_boxes(boxes, deltas[range(2), best], model.config.delta_std)
+        moved = clip_boxes_to_image(moved, (90, 120))
+        logits, deltas = model._heads(model.crop([image()], [moved]))
+        want = decode_boxes(moved, deltas, model.config.delta_std)
+    scores = (first + logits.softmax(dim=1))[:, 1:] / 2
+    assert (moved - boxes).abs().max() > 1
+    assert len(found["scores"]) == 6
+    for box, label, score in zip(*found.values(), strict=True):
+        row = int((scores[:, label - 1] - score).abs().argmin())
+        torch.testing.assert_close(score, scores[row, label - 1])
+        torch.testing.assert_close(box, clip_boxes_to_image(want[row, label - 1], (90, 120)))
+
+
+def test_training_refines_step_by_step(monkeypatch):
+    """All boxes move by a tenth of their width: a step's crops are those of the last, moved."""
+    options = {"jitter_copies": 0, "positive_fraction": 1.0, "class_agnostic": True}
+    model = detector(refine_steps=3, **options).train()
+    model.backbone.eval()
+    torch.nn.init.zeros_(model.bbox_pred.weight)
+    with torch.no_grad():
+        model.bbox_pred.bias.copy_(torch.tensor([1.0, 0, 0, 0]))
+    seen: list[torch.Tensor] = []
+    crop = model.crop
+
+    def watched(images, boxes):
+        seen.append(boxes[0])
+        return crop(images, boxes)
+
+    monkeypatch.setattr(model, "crop", watched)
+    # At IoUs of 1, 0.81 and 0.66 with the object.
+    losses = model([image()], [target([20.0, 20, 60, 50])], [some_proposals()])
+    sum(losses.values()).backward()
+    xs = [sorted(boxes[:, 0].tolist()) for boxes in seen]
+    assert xs[0] == [20]
+    assert xs[1] == pytest.approx([20, 24])
+    # At 0.7 the box that moved twice is no positive any more, but background, which moves too.
+    assert xs[2] == pytest.approx([20, 24, 28])
+    # Smooth L1 of 1 for the object itself and of 2 for the box a tenth off, over the step's crops;
+    # the steps weigh the same.
+    want = (0.5 / 1 + (0.5 + 1.5) / 2 + (0.5 + 1.5) / 3) / 3
+    assert losses["loss_box_reg"].item() == pytest.approx(want, rel=1e-4)
+
+
+def test_iou_thresholds_rise_with_the_steps():
+    config = RCNNConfig(refine_steps=3, negative_iou=0.4, regression_iou=0.6)
+    steps = [config.at_step(step) for step in range(3)]
+    assert [s.positive_iou for s in steps] == pytest.approx([0.5, 0.6, 0.7])
+    assert [s.negative_iou for s in steps] == pytest.approx([0.4, 0.5, 0.6])
+    assert [s.regression_iou for s in steps] == pytest.approx([0.6, 0.7, 0.8])
+    assert config.crops_per_proposal == 3
+    assert RCNNConfig(refine_steps=2, flip_test=True).crops_per_proposal == 4
+
+
 def test_training_needs_targets():
     with pytest.raises(ValueError, match="targets are needed in training mode"):
         detector(GridProposer(GridConfig())).train()([image()])
@@ -255,6 +346,8 @@ def test_malformed_images_are_named():
         ({"soft_nms_sigma": 0.0}, "rcnn.soft_nms_sigma must be more than 0"),
         ({"soft_nms_sigma": 0.5, "nms_thresh": 0.5}, "rcnn.nms_thresh is not used where"),
         ({"box_voting_iou": 0.0}, "rcnn.box_voting_iou must be in"),
+        ({"refine_steps": 0}, "rcnn.refine_steps must be at least 1"),
+        ({"refine_steps": 7}, "rcnn.refine_steps must be at least 1 and leave"),
         ({"crop_size": 0}, "rcnn.crop_size must be at least 1"),
         ({"delta_std": (0.1, 0.1, 0.0, 0.2)}, "rcnn.delta_std must be positive"),
     ],
