@@ -5,12 +5,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-large lint install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a small detector on handwritten digits and draw what it finds"
 	@echo "make test   lint, type-check and test"
+	@echo "make test-large  data sets of full size: minutes, 4 GB of memory, 1 GB of disk"
 	@echo "make lint   lint and type-check only"
 	@echo "make clean  remove .venv, data and runs made here"
 
@@ -22,6 +23,9 @@ install: .venv/installed
 	@echo "installing into .venv (once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# After opencv-python-headless, whose files it replaces by its own of the same version.
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+		opencv-contrib-python-headless
 	@touch $@
 
 demo: .venv/installed
@@ -34,6 +38,9 @@ lint: .venv/installed
 
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal
+
+test-large: .venv/installed
+	$(BIN)/pytest -m large -s
 
 clean:
 	rm -rf .venv data runs

@@ -11,3 +11,7 @@ class UserError(ValueError):
 
 class ImageError(UserError):
     """An image file that is missing, truncated, or not an image."""
+
+
+class MissingPackageError(UserError):
+    """An optional package is not installed; the message has the line that installs it."""

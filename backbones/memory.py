@@ -1,7 +1,10 @@
-"""How a process asks the kernel for memory."""
+"""How a process asks the kernel for memory, and when Python looks for garbage."""
 
 import ctypes
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -21,3 +24,19 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def garbage_collection_paused() -> Iterator[None]:
+    """No search for reference cycles within the block, which makes millions of objects to keep.
+
+    Python would go through all of them again and again: half the time of reading COCO's
+    annotations. What nothing refers to is freed as always.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

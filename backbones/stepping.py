@@ -157,7 +157,7 @@ class Stepper:
     def apply_gradients(self, lr: float) -> None:
         """Change the weights by the gradients that are there, and average them."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self.ema is not None:

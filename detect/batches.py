@@ -11,7 +11,7 @@ from torchvision.ops import clip_boxes_to_image
 from backbones.errors import ImageError, UserError
 from backbones.order import derive_seed
 from detect.datasets import DetectionDataset
-from detect.proposals import Proposals
+from detect.proposals import Proposals, Proposer
 from detect.transforms import AugmentConfig, augment
 
 
@@ -21,7 +21,7 @@ class Example(NamedTuple):
     Attributes:
         image: `uint8` RGB `[3, H, W]`.
         target: `boxes` `float32 [G, 4]` xyxy in pixels, `labels` `int64 [G]` in `1..K`.
-        proposals: precomputed ones of this image, or None.
+        proposals: made before the image was changed, or None.
         name: the file it comes from.
         epoch: the pass over the data that it belongs to, from 0.
         skipped: error messages of unreadable images that this one stands in for.
@@ -87,6 +87,8 @@ class TrainingSet(Dataset):
         config: random changes to them.
         seed: of the run.
         proposals: from `proposals_for`, augmented along with the boxes; or None.
+        proposer: makes proposals of the image as it is read, augmented in the same way; or None.
+        cache_bytes: of decoded images to keep in memory, in each process that reads.
     """
 
     def __init__(
@@ -95,11 +97,16 @@ class TrainingSet(Dataset):
         config: AugmentConfig,
         seed: int,
         proposals: Mapping[int, Proposals] | None = None,
+        proposer: Proposer | None = None,
+        cache_bytes: float = 0,
     ) -> None:
         self.dataset = dataset
         self.config = config
         self.seed = seed
         self.proposals = proposals
+        self.proposer = proposer
+        self._cache: dict[int, Tensor] = {}
+        self._room = cache_bytes
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -110,12 +117,23 @@ class TrainingSet(Dataset):
         for offset in range(len(self)):
             actual = (index + offset) % len(self)
             try:
-                image = self.dataset.load_image(actual)
+                image = self._load(actual)
             except ImageError as error:
                 skipped.append(str(error))
                 continue
             return self._example(actual, image, (epoch, index), skipped)
         raise UserError(f"none of the {len(self)} training images can be read: {skipped[0]}")
+
+    def _load(self, index: int) -> Tensor:
+        if index in self._cache:
+            return self._cache[index]
+        image = self.dataset.load_image(index)
+        # Every epoch reads every image once: what is in the cache is as good as what is not, and
+        # nothing is worth throwing out.
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._cache[index] = image
+        return image
 
     def _example(
         self, index: int, image: Tensor, key: tuple[int, int], skipped: list[str]
@@ -124,11 +142,11 @@ class TrainingSet(Dataset):
         seed = derive_seed(self.seed, *key)
         sample = self.dataset.sample(index)
         boxes, labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
-        if self.proposals is None:
+        given = self._proposals_of(sample.image_id, image)
+        if given is None:
             image, boxes, labels = augment(image, boxes, labels, self.config, seed)
             proposals = None
         else:
-            given = self.proposals[sample.image_id]
             # Negative labels carry the proposals' places in the list through the augmentation.
             places = -1 - torch.arange(len(given.boxes))
             image, boxes, labels = augment(
@@ -142,6 +160,11 @@ class TrainingSet(Dataset):
             boxes, labels = boxes[labels > 0], labels[labels > 0]
         target = {"boxes": boxes, "labels": labels}
         return Example(image, target, proposals, sample.path, epoch, skipped)
+
+    def _proposals_of(self, image_id: int, image: Tensor) -> Proposals | None:
+        if self.proposer is not None:
+            return self.proposer([image])[0]
+        return None if self.proposals is None else self.proposals[image_id]
 
 
 def proposals_for(

@@ -4,10 +4,16 @@ from pathlib import Path
 
 from backbones import create_backbone
 from backbones.errors import UserError
+from backbones.layers import freeze_blocks
 from backbones.weights import load_weights, warm_start
 from detect.config import DatasetConfig, ModelConfig
 from detect.datasets import DetectionDataset, load_coco, load_voc, make_digits
-from detect.proposals import GridProposer, LearnedProposer, Proposer
+from detect.proposals import (
+    GridProposer,
+    LearnedProposer,
+    Proposer,
+    SelectiveSearchProposer,
+)
 from detect.rcnn import RCNN
 
 
@@ -43,11 +49,16 @@ def build_detector(config: ModelConfig, num_classes: int) -> RCNN:
     if config.weights is not None:
         state, _ = load_weights(config.weights)
         warm_start(backbone, state)
+    freeze_blocks(backbone, config.freeze)
     return RCNN(backbone, build_proposer(config), num_classes, config.rcnn)
 
 
 def build_proposer(config: ModelConfig) -> Proposer | None:
-    """The proposer, or None where proposals are precomputed and come with the data."""
+    """The proposer, or None where proposals are precomputed and come with the data.
+
+    Raises:
+        MissingPackageError: selective search without OpenCV's contrib modules.
+    """
     if config.proposer == "learned":
         return LearnedProposer(
             config.learned,
@@ -57,4 +68,6 @@ def build_proposer(config: ModelConfig) -> Proposer | None:
         )
     if config.proposer == "grid":
         return GridProposer(config.grid)
+    if config.proposer == "selective_search":
+        return SelectiveSearchProposer(config.selective_search)
     return None

@@ -5,8 +5,9 @@ from typing import Literal
 
 from backbones.device import Precision
 from backbones.errors import UserError
+from backbones.layers import Frozen
 from backbones.recipe import OptimConfig
-from detect.proposals import GridConfig, LearnedConfig
+from detect.proposals import GridConfig, LearnedConfig, SelectiveSearchConfig
 from detect.rcnn_config import RCNNConfig
 from detect.transforms import AugmentConfig
 
@@ -42,6 +43,14 @@ class DataConfig(DatasetConfig):
     """Split for the scores during training, which choose the best epoch; null for none."""
     test: str | None = None
     """Split scored once, after training; null for none."""
+    cache_gb: float = 0.0
+    """Gigabytes of decoded training images that each loader process keeps in memory, so that the
+    next epoch reads and decodes them no more; what does not fit is read again. 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache_gb < 0:
+            raise UserError(f"data.cache_gb must be 0 or more, got {self.cache_gb}")
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,17 @@ class ModelConfig:
     weights: str | None = None
     """Backbone checkpoint (.safetensors) that the crop network starts from; null starts at
     random."""
-    proposer: Literal["learned", "grid", "precomputed"] = "learned"
+    freeze: Frozen = "none"
+    """Parts of the crop network that keep the weights and statistics they start from: all up to
+    and including this one. `stage_c` trains what lies on top alone."""
+    proposer: Literal["learned", "grid", "selective_search", "precomputed"] = "learned"
     """Where proposals come from."""
     learned: LearnedConfig = field(default_factory=LearnedConfig)
     """Settings of the learned proposer."""
     grid: GridConfig = field(default_factory=GridConfig)
     """Settings of the sliding-window proposer."""
+    selective_search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
+    """Settings of selective search, which needs OpenCV's contrib modules."""
     precomputed: str | None = None
     """File in COCO results format, covering all splits, for the precomputed proposer."""
     proposals_per_image: int = 100
@@ -75,9 +89,14 @@ class ModelConfig:
     """Crops, matching and post-processing."""
 
     def __post_init__(self) -> None:
+        if self.freeze != "none" and self.weights is None:
+            raise UserError(
+                f"model.freeze {self.freeze} would keep random weights: set model.weights"
+            )
         unused = {
             "learned": self.learned != LearnedConfig(),
             "grid": self.grid != GridConfig(),
+            "selective_search": self.selective_search != SelectiveSearchConfig(),
             "precomputed": self.precomputed is not None,
         }
         del unused[self.proposer]
@@ -100,11 +119,13 @@ class ModelConfig:
                         f"model.{key} is for model.proposer learned; {self.proposer} proposals are "
                         "all looked at: remove it"
                     )
-        if self.proposer == "grid" and self.rcnn.objectness_weight:
-            raise UserError(
-                "model.rcnn.objectness_weight must be 0 when model.proposer is grid, whose windows "
-                f"all have the score 1, got {self.rcnn.objectness_weight}"
-            )
+        if self.proposer == "grid":
+            for key in ("objectness_weight", "hard_negatives"):
+                if getattr(self.rcnn, key):
+                    raise UserError(
+                        f"model.rcnn.{key} must be 0 when model.proposer is grid, whose windows "
+                        f"all have the score 1, got {getattr(self.rcnn, key)}"
+                    )
         if min(self.proposals_per_image, self.proposals_per_image_train) < 1:
             raise UserError("model.proposals_per_image[_train] must be at least 1")
         if not 0 <= self.proposal_score_thresh <= 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backbones.config import from_dict
 from backbones.device import resolve_device
-from backbones.errors import UserError
+from backbones.errors import MissingPackageError, UserError
 from backbones.files import read_image
 from backbones.weights import load_weights, save_weights
 from detect.build import build_detector
@@ -72,6 +72,16 @@ class Detector:
         detections = self.model([self._tensor(image)], proposals=given)
         return {key: value.cpu() for key, value in detections[0].items()}
 
+    @torch.inference_mode()
+    def propose(self, image: Image) -> Proposals:
+        """Where the detector looks in an image; each region costs a crop. On its device.
+
+        Raises:
+            ImageError: the file cannot be read.
+            ValueError: an array or tensor of another shape or dtype, or no proposer.
+        """
+        return self.model.propose([self._tensor(image)])[0]
+
     def _tensor(self, image: Image) -> Tensor:
         if isinstance(image, str | os.PathLike):
             image = read_image(image)
@@ -122,6 +132,7 @@ def load_detector(path: str | Path, device: str = "auto") -> Detector:
 
     Raises:
         UserError: missing, not a detector, or one whose tensors do not fit its own configuration.
+        MissingPackageError: it needs an optional package that is not there.
     """
     state, metadata = load_weights(path)
     if metadata.get("kind") != "detector":
@@ -134,10 +145,13 @@ def load_detector(path: str | Path, device: str = "auto") -> Detector:
         if len(class_names) != len(category_ids) or not class_names:
             raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
         # The weights are in this very file; the backbone they once started from need not exist.
-        config = from_dict(ModelConfig, config_dict | {"weights": None})
+        started_anew = {"weights": None, "freeze": "none"}
+        config = from_dict(ModelConfig, config_dict | started_anew)
         # Without storage: the sizes in a hostile file cost nothing until they are checked.
         with torch.device("meta"):
             outline = build_detector(config, len(class_names)).state_dict()
+    except MissingPackageError:
+        raise
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise UserError(f"{path}: detector checkpoint with broken metadata: {reason}") from error

@@ -8,21 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
 from backbones.errors import UserError
 from backbones.inception import InceptionV3
-from detect.crops import check_boxes, crop_regions
+from backbones.layers import keep_frozen
+from detect.checks import check_images, check_targets
+from detect.crops import crop_regions
+from detect.minibatch import Crops, add_candidates, add_objects, choose_crops
+from detect.postprocess import select_detections
 from detect.proposals.base import Proposals, Proposer
 from detect.rcnn_config import RCNNConfig
-from detect.sampling import (
-    decode_boxes,
-    encode_boxes,
-    jitter_boxes,
-    match_proposals,
-    paired_iou,
-    sample_minibatch,
-)
+from detect.sampling import decode_boxes, encode_boxes, of_class
 
 CROPS_PER_FORWARD = 64
 """Crops that go through the network at once in use; bounds memory, changes nothing else."""
@@ -74,11 +71,18 @@ class RCNN(nn.Module):
             )
         self.train_crop_size = self.crop_size
         self.cls_score = nn.Linear(backbone.num_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(backbone.num_features, num_classes * 4)
+        regressions = 1 if config.class_agnostic else num_classes
+        self.bbox_pred = nn.Linear(backbone.num_features, regressions * 4)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.cls_score.bias)
         nn.init.zeros_(self.bbox_pred.bias)
+
+    def train(self, mode: bool = True) -> "RCNN":
+        """Training or eval mode; frozen parts of the crop network stay in eval mode."""
+        super().train(mode)
+        keep_frozen(self.backbone)
+        return self
 
     def forward(
         self,
@@ -102,15 +106,23 @@ class RCNN(nn.Module):
             ValueError: images that are not `uint8 [3, H, W]`, targets missing or malformed (the
                 message names image and box), or no proposals from anywhere.
         """
-        _check_images(images)
+        check_images(images)
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode; call model.eval() for use")
-            self._check_targets(images, targets)
+            check_targets(images, targets, self.num_classes)
             return self._losses(images, targets, proposals)
         if proposals is None:
-            proposals = self._require_proposer()(images)
+            proposals = self.propose(images)
         return self._detect(images, proposals)
+
+    def propose(self, images: Sequence[Tensor]) -> list[Proposals]:
+        """Where this detector looks in each of B images, `uint8` RGB `[3, H_i, W_i]`.
+
+        Raises:
+            ValueError: it has no proposer of its own.
+        """
+        return self._require_proposer()(images)
 
     def _losses(
         self,
@@ -121,103 +133,134 @@ class RCNN(nn.Module):
         losses: dict[str, Tensor] = {}
         if proposals is None:
             proposals, losses = self._require_proposer().forward_train(images, targets)
-        samples = [
-            self._sample(image, target, proposal)
-            for image, target, proposal in zip(images, targets, proposals, strict=True)
+        objects = [target["boxes"] for target in targets]
+        candidates = [
+            add_candidates(proposal, boxes, _size(image), self.config)
+            for image, boxes, proposal in zip(images, objects, proposals, strict=True)
         ]
-        boxes, labels, gt_boxes, regress = (list(column) for column in zip(*samples, strict=True))
-        cls_logits, deltas = self._classify(images, boxes)
+        sums = []
+        for step in range(self.config.refine_steps):
+            config = self.config.at_step(step)
+            crops = [
+                choose_crops(image_candidates, target, config)
+                for image_candidates, target in zip(candidates, targets, strict=True)
+            ]
+            classifier, box_reg, refined = self._step(images, crops)
+            sums.append(torch.stack([classifier, box_reg]))
+            candidates = [
+                add_objects(Proposals(boxes, boxes.new_zeros(len(boxes))), image_objects)
+                for boxes, image_objects in zip(refined, objects, strict=True)
+            ]
+        classifier, box_reg = torch.stack(sums).mean(dim=0)
+        return losses | {"loss_classifier": classifier, "loss_box_reg": box_reg}
+
+    def _step(
+        self, images: Sequence[Tensor], crops: Sequence[Crops]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Classification and box loss of some crops, and their boxes as they are refined."""
+        boxes, labels, gt_boxes, regress = (list(column) for column in zip(*crops, strict=True))
+        cls_logits, deltas = self._heads(self.crop(images, boxes))
         all_labels = torch.cat(labels)
         wanted = torch.cat(regress).nonzero().flatten()
-        predicted = deltas[wanted, all_labels[wanted] - 1]
+        predicted = of_class(deltas[wanted], all_labels[wanted])
         encoded = encode_boxes(
             torch.cat(boxes)[wanted], torch.cat(gt_boxes)[wanted], self.config.delta_std
         )
         # Divided by all crops, not by the positives: an object weighs the same in a crowded image
         # as in an empty one (Fast R-CNN's normalisation).
         box_loss = F.smooth_l1_loss(predicted, encoded, reduction="sum") / max(1, len(all_labels))
-        losses["loss_classifier"] = (
+        classifier_loss = (
             F.cross_entropy(cls_logits, all_labels) if len(all_labels) else cls_logits.sum()
         )
-        losses["loss_box_reg"] = box_loss * self.config.regression_weight
-        return losses
+        # Background has no box of its own: it moves as what it is most taken for.
+        moved_as = torch.where(all_labels > 0, all_labels, cls_logits[:, 1:].argmax(dim=1) + 1)
+        refined = self._refine(images, boxes, deltas.detach(), moved_as)
+        return classifier_loss, box_loss * self.config.regression_weight, refined
 
-    @torch.no_grad()
-    def _sample(
-        self, image: Tensor, target: dict[str, Tensor], proposals: Proposals
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes, labels, ground truth of the crops of one image, and which of them regress."""
-        config = self.config
-        gt_boxes, gt_labels = target["boxes"], target["labels"]
-        height, width = image.shape[-2:]
-        jittered = jitter_boxes(
-            gt_boxes, config.jitter_copies, config.jitter_strength, (height, width)
+    def _refine(
+        self, images: Sequence[Tensor], boxes: Sequence[Tensor], deltas: Tensor, labels: Tensor
+    ) -> list[Tensor]:
+        """Boxes moved by the deltas `[R, K, 4]` of a class each; where nothing is left, as before.
+
+        Args:
+            images: B images.
+            boxes: B tensors `[R_i, 4]`.
+            deltas: of all boxes, image by image.
+            labels: `int64 [R]` in `1..K`.
+        """
+        counts = [len(image_boxes) for image_boxes in boxes]
+        moved = decode_boxes(
+            torch.cat(list(boxes)), of_class(deltas, labels), self.config.delta_std
         )
-        candidates = torch.cat([proposals.boxes, gt_boxes, jittered])
-        candidates = candidates[(candidates[:, 2:] > candidates[:, :2]).all(dim=1)]
-        matched_idxs, labels = match_proposals(
-            candidates, gt_boxes, gt_labels, config.positive_iou, config.negative_iou
-        )
-        chosen = sample_minibatch(labels, config.crops_per_image, config.positive_fraction)
-        boxes, labels = candidates[chosen], labels[chosen]
-        if len(gt_boxes) == 0:
-            return boxes, labels, boxes, torch.zeros_like(labels, dtype=torch.bool)
-        matched = gt_boxes[matched_idxs[chosen]]
-        regress = (labels > 0) & (paired_iou(boxes, matched) >= config.regression_iou)
-        return boxes, labels, matched, regress
+        refined = []
+        for image, old, new in zip(images, boxes, moved.split(counts), strict=True):
+            new = clip_boxes_to_image(new, _size(image))
+            has_area = (new[:, 2:] > new[:, :2]).all(dim=1, keepdim=True)
+            refined.append(torch.where(has_area, new, old))
+        return refined
 
     def _detect(
         self, images: Sequence[Tensor], proposals: Sequence[Proposals]
     ) -> list[dict[str, Tensor]]:
+        config = self.config
         boxes = [proposal.boxes for proposal in proposals]
-        weight = self.config.objectness_weight
-        logits, deltas = self._classify_chunked(images, boxes)
+        probabilities, deltas = self._look(images, boxes)
+        for _ in range(config.refine_steps - 1):
+            best = probabilities[:, 1:].argmax(dim=1) + 1
+            boxes = self._refine(images, boxes, deltas, best)
+            more, deltas = self._look(images, boxes)
+            probabilities = probabilities + more
+        probabilities = probabilities / config.refine_steps
         counts = [len(image_boxes) for image_boxes in boxes]
         detections = []
-        for image, proposal, image_logits, image_deltas in zip(
-            images, proposals, logits.split(counts), deltas.split(counts), strict=True
+        for image, proposal, image_boxes, scores, image_deltas in zip(
+            *(images, proposals, boxes, probabilities.split(counts), deltas.split(counts)),
+            strict=True,
         ):
-            height, width = image.shape[-2:]
-            decoded = decode_boxes(proposal.boxes, image_deltas, self.config.delta_std)
-            decoded = clip_boxes_to_image(decoded, (height, width))
-            scores = image_logits.softmax(dim=1)[:, 1:]
-            if weight:
-                scores = scores ** (1 - weight) * proposal.scores[:, None] ** weight
-            detections.append(self._postprocess(decoded, scores))
+            refined = decode_boxes(image_boxes, image_deltas, config.delta_std)
+            merged = refined.lerp(proposal.boxes[:, None], config.merge_proposal)
+            merged = clip_boxes_to_image(merged, _size(image))
+            scores = scores[:, 1:]
+            if config.objectness_weight:
+                own = proposal.scores[:, None]
+                scores = scores ** (1 - config.objectness_weight) * own**config.objectness_weight
+            merged = merged.expand(-1, self.num_classes, -1)
+            detections.append(select_detections(merged, scores, config))
         return detections
 
-    def _postprocess(self, boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
-        """`boxes [P, K, 4]` and `scores [P, K]` -> the detections of one image."""
-        labels = torch.arange(1, self.num_classes + 1, device=boxes.device).expand_as(scores)
-        has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        keep = (scores >= self.config.score_thresh) & has_area
-        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
-        keep = batched_nms(boxes, scores, labels, self.config.nms_thresh)
-        keep = keep[: self.config.detections_per_image]
-        return {"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]}
+    def _look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class probabilities `[R, K + 1]` and box deltas of every box, in use.
 
-    def _classify(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits `[R, K + 1]` and box deltas `[R, K, 4]` of every box, image by image."""
-        features = self.backbone(self.crop(images, boxes)) if sum(map(len, boxes)) else None
+        At most `CROPS_PER_FORWARD` crops at a time.
+        """
+        results = [
+            self._look_at(self.crop([image], [chunk]))
+            for image, image_boxes in zip(images, boxes, strict=True)
+            for chunk in image_boxes.split(CROPS_PER_FORWARD)
+        ]
+        probabilities, deltas = zip(*results, strict=True)
+        return torch.cat(probabilities), torch.cat(deltas)
+
+    def _look_at(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = self._heads(crops)
+        if not self.config.flip_test:
+            return logits.softmax(dim=1), deltas
+        mirrored_logits, mirrored = self._heads(crops.flip(3))
+        # In the mirror the centre moves the other way.
+        mirrored = mirrored * mirrored.new_tensor([-1, 1, 1, 1])
+        probabilities = (logits.softmax(dim=1) + mirrored_logits.softmax(dim=1)) / 2
+        return probabilities, (deltas + mirrored) / 2
+
+    def _heads(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits `[R, K + 1]` and box deltas `[R, K, 4]` (`[R, 1, 4]` if class-agnostic)."""
+        features = self.backbone(crops) if len(crops) else None
         if features is None:
-            features = self.cls_score.weight.new_zeros(0, self.backbone.num_features)
+            features = crops.new_zeros(0, self.backbone.num_features)
         # The two small layers and all that follows stay in fp32 under autocast.
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             logits, deltas = self.cls_score(features), self.bbox_pred(features)
-        return logits, deltas.view(-1, self.num_classes, 4)
-
-    def _classify_chunked(
-        self, images: Sequence[Tensor], boxes: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """As `_classify`, at most `CROPS_PER_FORWARD` crops at a time."""
-        results = [
-            self._classify([image], [chunk])
-            for image, image_boxes in zip(images, boxes, strict=True)
-            for chunk in image_boxes.split(CROPS_PER_FORWARD)
-        ]
-        logits, deltas = zip(*results, strict=True)
-        return torch.cat(logits), torch.cat(deltas)
+        return logits, deltas.view(len(deltas), self.bbox_pred.out_features // 4, 4)
 
     def crop(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """The network's view of `boxes`: `float32 [R, 3, S, S]`; the same in training and use,
@@ -242,33 +285,7 @@ class RCNN(nn.Module):
             )
         return self.proposer
 
-    def _check_targets(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
-    ) -> None:
-        if len(targets) != len(images):
-            raise ValueError(f"got {len(images)} images but {len(targets)} targets")
-        for i, target in enumerate(targets):
-            if missing := {"boxes", "labels"} - target.keys():
-                raise ValueError(f"targets[{i}] has no {' and no '.join(sorted(missing))}")
-        check_boxes([target["boxes"] for target in targets], "target boxes")
-        for i, target in enumerate(targets):
-            labels = target["labels"]
-            if len(labels) != len(target["boxes"]):
-                raise ValueError(
-                    f"targets[{i}] has {len(target['boxes'])} boxes but {len(labels)} labels"
-                )
-            if len(labels) and not 1 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
-                raise ValueError(
-                    f"targets[{i}] labels must be in 1..{self.num_classes} (0 is background), "
-                    f"got {labels.tolist()}"
-                )
 
-
-def _check_images(images: Sequence[Tensor]) -> None:
-    if not len(images):
-        raise ValueError("images must hold at least one image")
-    for i, image in enumerate(images):
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise ValueError(
-                f"images[{i}] must be uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}"
-            )
+def _size(image: Tensor) -> tuple[int, int]:
+    _, height, width = image.shape
+    return height, width

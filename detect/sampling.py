@@ -43,7 +43,15 @@ def match_proposals(
     return matched_idxs, labels
 
 
-def sample_minibatch(labels: Tensor, batch_size: int, positive_fraction: float) -> Tensor:
+def sample_minibatch(
+    labels: Tensor,
+    batch_size: int,
+    positive_fraction: float,
+    *,
+    scores: Tensor | None = None,
+    hard_share: float = 0.0,
+    balance_classes: bool = False,
+) -> Tensor:
     """Choose at most `batch_size` proposals, at most `positive_fraction` of them positive.
 
     Missing positives are made up for by background, not the reverse (R-CNN: 32 + 96 of 128).
@@ -53,6 +61,11 @@ def sample_minibatch(labels: Tensor, batch_size: int, positive_fraction: float) 
         labels: `int64 [P]` from `match_proposals`.
         batch_size: wanted number of proposals.
         positive_fraction: in `(0, 1]`.
+        scores: `float32 [P]`, needed where `hard_share` is not 0.
+        hard_share: of the background, this share in `[0, 1]` is what has the highest scores; the
+            rest is drawn.
+        balance_classes: draw positives so that each class in the image, not each of its proposals,
+            has the same chance.
 
     Returns:
         `int64` indices into `labels`, positives first.
@@ -61,9 +74,20 @@ def sample_minibatch(labels: Tensor, batch_size: int, positive_fraction: float) 
     negative = (labels == 0).nonzero().flatten()
     num_positive = min(len(positive), round(batch_size * positive_fraction))
     num_negative = min(len(negative), batch_size - num_positive)
-    positive = positive[torch.randperm(len(positive), device=labels.device)[:num_positive]]
-    negative = negative[torch.randperm(len(negative), device=labels.device)[:num_negative]]
-    return torch.cat([positive, negative])
+    if balance_classes and num_positive:
+        weights = 1 / labels[positive].bincount()[labels[positive]]
+        positive = positive[torch.multinomial(weights, num_positive)]
+    else:
+        positive = positive[torch.randperm(len(positive), device=labels.device)[:num_positive]]
+    negative = negative[torch.randperm(len(negative), device=labels.device)]
+    if hard_share:
+        assert scores is not None
+        num_hard = round(num_negative * hard_share)
+        # Stable, so that of equal scores those drawn first come first.
+        hard = scores[negative].argsort(descending=True, stable=True)[:num_hard]
+        is_hard = torch.zeros_like(negative, dtype=torch.bool).index_fill(0, hard, True)
+        negative = torch.cat([negative[hard], negative[~is_hard]])
+    return torch.cat([positive, negative[:num_negative]])
 
 
 def jitter_boxes(boxes: Tensor, copies: int, strength: float, size: tuple[int, int]) -> Tensor:
@@ -129,6 +153,12 @@ def decode_boxes(proposals: Tensor, deltas: Tensor, delta_std: Sequence[float]) 
     centres = (proposals[..., :2] + proposals[..., 2:]) / 2 + deltas[..., :2] * sides
     half = sides * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2
     return torch.cat([centres - half, centres + half], dim=-1)
+
+
+def of_class(deltas: Tensor, labels: Tensor) -> Tensor:
+    """Deltas `[N, 4]` of `labels` `[N]` in `1..K`, out of `[N, K, 4]` or, shared, `[N, 1, 4]`."""
+    column = (labels - 1).clamp(max=deltas.shape[1] - 1)
+    return deltas[torch.arange(len(deltas), device=deltas.device), column]
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:

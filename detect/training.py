@@ -1,6 +1,5 @@
 """Training a detector: what `tools/train_detector.py` runs."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +10,8 @@ from torch import Tensor, nn
 
 from backbones import distributed
 from backbones.device import resolve_precision
-from backbones.errors import ImageError, UserError
-from backbones.files import atomic_write
+from backbones.errors import UserError
 from backbones.order import EpochSampler, derive_seed, training_loader
-from backbones.progress import track
 from backbones.runs import RunFolder
 from backbones.training import fit
 from detect.batches import DetectionBatch, TrainingSet, collate, proposals_for
@@ -22,9 +19,10 @@ from detect.build import build_dataset, build_detector
 from detect.config import DetectorConfig
 from detect.datasets import DetectionDataset
 from detect.detector import Detector, load_detector, save_detector
-from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
+from detect.evaluation import evaluate_coco
 from detect.proposals import Proposals, load_proposals
 from detect.rcnn import RCNN
+from detect.scoring import detect_dataset, score_detector
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,13 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         world_size=distributed.world_size(),
     )
     loader = training_loader(
-        TrainingSet(train, config.augment, config.seed, proposals),
+        TrainingSet(
+            *(train, config.augment, config.seed, proposals),
+            cache_bytes=data.cache_gb * 1e9,
+            # It takes seconds: searched once, by the loader's processes, and not in each epoch's
+            # changed picture.
+            proposer=model.proposer if config.model.proposer == "selective_search" else None,
+        ),
         sampler,
         workers=config.workers,
         collate_fn=collate,
@@ -94,7 +98,8 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         assert val is not None
         assert isinstance(model, RCNN)
         detector = Detector(model, train.class_names, train.category_ids)
-        scores = evaluate_coco(val, detect_dataset(detector, val, proposals))
+        detections, _ = detect_dataset(detector, val, proposals)
+        scores = evaluate_coco(val, detections)
         return {name: scores[name] for name in ("AP", "AP50", "AP75") if scores[name] is not None}
 
     def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
@@ -168,77 +173,3 @@ def _check_crop_sizes(config: DetectorConfig, model: RCNN) -> None:
                 f"crop_sizes: none of the {config.epochs} epochs trains on crops of {size} pixels: "
                 "change the shares or the epochs"
             )
-
-
-def score_detector(
-    detector: Detector,
-    dataset: DetectionDataset,
-    folder: Path,
-    proposals: Mapping[int, Proposals] | None = None,
-    *,
-    voc: bool = False,
-) -> dict[str, Any]:
-    """Score a detector on a dataset; writes `test.json` and `test_results.json` into `folder`.
-
-    Args:
-        detector: what to score.
-        dataset: what to score it on.
-        folder: where to write.
-        proposals: from `proposals_for`, for a detector without a proposer.
-        voc: add VOC's mean average precision, as `VOC_mAP` (all points) and `VOC07_mAP`.
-    """
-    detections = detect_dataset(detector, dataset, proposals)
-    scores = evaluate_coco(dataset, detections)
-    if voc:
-        scores["VOC_mAP"] = evaluate_voc(dataset, detections)["mAP"]
-        scores["VOC07_mAP"] = evaluate_voc(dataset, detections, method="11_point")["mAP"]
-    if not distributed.is_main():
-        return scores
-    with atomic_write(folder / "test_results.json", "w") as file:
-        json.dump(to_coco_results(dataset, detections), file)
-    with atomic_write(folder / "test.json", "w") as file:
-        json.dump(scores, file, indent=2)
-    return scores
-
-
-def detect_dataset(
-    detector: Detector,
-    dataset: DetectionDataset,
-    proposals: Mapping[int, Proposals] | None = None,
-) -> list[dict[str, Tensor]]:
-    """Detections of every image of a dataset, in its order.
-
-    With several processes each looks at its part of the images, and all get everything.
-
-    An image that cannot be read counts as one without detections, with a warning that names it:
-    its objects were missed.
-
-    Args:
-        detector: what to run.
-        dataset: what to run it on.
-        proposals: from `proposals_for`, for a detector without a proposer.
-    """
-    detections = []
-    own = range(distributed.rank(), len(dataset), distributed.world_size())
-    for index in track(own, len(own), "evaluate"):
-        sample = dataset.sample(index)
-        given = None
-        if proposals is not None:
-            given = proposals[sample.image_id]
-        try:
-            image = dataset.load_image(index)
-        except ImageError as error:
-            logger.warning("counted as without detections: %s", error)
-            detections.append(_nothing())
-            continue
-        detections.append(detector(image, given))
-    parts = distributed.gather(detections)
-    return [parts[index % len(parts)][index // len(parts)] for index in range(len(dataset))]
-
-
-def _nothing() -> dict[str, Tensor]:
-    return {
-        "boxes": torch.zeros(0, 4),
-        "labels": torch.zeros(0, dtype=torch.int64),
-        "scores": torch.zeros(0),
-    }

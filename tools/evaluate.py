@@ -6,7 +6,7 @@ python -m tools.evaluate --results results.json --data.format coco --data.root D
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from backbones.cli import run_tool
 from backbones.config import parse_config
@@ -20,7 +20,8 @@ from detect.detector import Detector, load_detector
 from detect.evaluation import load_results, to_coco_results
 from detect.evaluation.report import write_report
 from detect.proposals import Proposals, load_proposals
-from detect.training import check_same_classes, detect_dataset
+from detect.scoring import detect_dataset
+from detect.training import check_same_classes
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def _main() -> None:
     config = parse_config(EvaluateConfig, description="Score detections and write a report.")
     dataset = build_dataset(config.data, config.split)
     folder = make_folder(config.output)
+    cost = None
     if config.weights is None:
         assert config.results is not None
         detections = load_results(config.results, dataset)
@@ -87,15 +89,22 @@ def _main() -> None:
         detector = load_detector(config.weights, config.device)
         check_same_classes(detector, dataset, config.split)
         proposals = _proposals(config, detector, dataset)
-        detections = detect_dataset(detector, dataset, proposals)
+        detections, measured = detect_dataset(detector, dataset, proposals)
+        cost = asdict(measured)
         with atomic_write(folder / "results.json", "w") as file:
             json.dump(to_coco_results(dataset, detections), file)
     title = f"{config.weights or config.results} on {config.data.root}, {config.split}"
     figures = write_report(
-        dataset, detections, folder, title=title, score_thresh=config.score_thresh
+        *(dataset, detections, folder),
+        title=title,
+        score_thresh=config.score_thresh,
+        cost=cost,
     )
     scores = {key: figures["coco"][key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     print(", ".join(f"{key} {value:.3f}" for key, value in scores.items() if value is not None))
+    if cost is not None and cost["seconds_per_image"] is not None:
+        crops, seconds = cost["crops_per_image"], cost["seconds_per_image"]
+        print(f"{crops:.1f} crops and {seconds:.3f} s an image, reading not counted")
     print(f"report: {folder}/report.html")
 
 

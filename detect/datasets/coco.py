@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import UserError
+from backbones.memory import garbage_collection_paused
 from detect.datasets.cleaning import clean_boxes
 from detect.datasets.sample import DetectionDataset
 
@@ -37,6 +38,11 @@ def load_coco(
     source = str(annotations)
     if not Path(images).is_dir():
         raise UserError(f"{images}: no such folder, expected the images of {source}")
+    with garbage_collection_paused():
+        return _load(source, images)
+
+
+def _load(source: str, images: str | os.PathLike[str]) -> DetectionDataset:
     document = _read_json(source)
     category_ids, class_names = _categories(document, source)
     entries = _entries(document, "images", source)

@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbones.errors import UserError
+from backbones.memory import garbage_collection_paused
 from detect.datasets import DetectionDataset
 from detect.evaluation.results import to_coco_results
 
@@ -132,7 +133,7 @@ def _evaluate(
         results = [dict(entry) for entry in detections]
         _check_results(dataset, results)
     # pycocotools reports its progress by print().
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), garbage_collection_paused():
         evaluation = COCOeval(*_indexed(dataset.to_coco(), results), iouType="bbox")
         evaluation.params.maxDets = [max_dets]
         evaluation.params.areaRng = [list(limits) for limits in area_ranges]

@@ -36,6 +36,7 @@ def write_report(
     *,
     title: str,
     score_thresh: float = 0.5,
+    cost: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
     """Score detections and write `report.json` and `report.html` into `folder`.
 
@@ -46,6 +47,7 @@ def write_report(
         folder: made where missing.
         title: heading of the page.
         score_thresh: for the confusion matrix and the gallery, which show what a user would see.
+        cost: figures of a `detect.scoring.Cost`, where a detector of ours was run.
 
     Returns:
         What `report.json` holds.
@@ -59,6 +61,7 @@ def write_report(
         "title": title,
         "images": len(dataset),
         "objects": dict(zip(dataset.class_names, counts[1:].tolist(), strict=True)),
+        "cost": None if cost is None else dict(cost),
         "coco": scores,
         "voc": {
             "mAP": evaluate_voc(dataset, detections)["mAP"],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from backbones.errors import UserError
+from backbones.memory import garbage_collection_paused
 from detect.datasets import DetectionDataset
 from detect.results_file import read_results
 
@@ -68,16 +69,17 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
     places = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     label_of = {category_id: k for k, category_id in enumerate(dataset.category_ids, start=1)}
     rows: list[list[tuple[list[float], int, float]]] = [[] for _ in places]
-    for result in read_results(path, "results"):
-        category_id = result.entry.get("category_id")
-        if result.image_id not in places:
-            raise UserError(f"{result.where}: image_id {result.image_id} is not in the dataset")
-        if category_id not in label_of:
-            known = ", ".join(map(str, dataset.category_ids[:20]))
-            raise UserError(
-                f"{result.where}: category_id {category_id!r} is not in the dataset: {known}"
-            )
-        rows[places[result.image_id]].append((result.box, label_of[category_id], result.score))
+    with garbage_collection_paused():
+        for result in read_results(path, "results"):
+            category_id = result.entry.get("category_id")
+            if result.image_id not in places:
+                raise UserError(f"{result.where}: image_id {result.image_id} is not in the dataset")
+            if category_id not in label_of:
+                known = ", ".join(map(str, dataset.category_ids[:20]))
+                raise UserError(
+                    f"{result.where}: category_id {category_id!r} is not in the dataset: {known}"
+                )
+            rows[places[result.image_id]].append((result.box, label_of[category_id], result.score))
     return [
         {
             "boxes": torch.tensor([box for box, _, _ in found], dtype=torch.float32).view(-1, 4),

@@ -3,7 +3,8 @@
 from detect.proposals.base import Proposals, Proposer
 from detect.proposals.grid import GridConfig, GridProposer
 from detect.proposals.learned import LearnedConfig, LearnedProposer
-from detect.proposals.precomputed import load_proposals
+from detect.proposals.precomputed import load_proposals, save_proposals
+from detect.proposals.selective_search import SelectiveSearchConfig, SelectiveSearchProposer
 
 __all__ = [
     "GridConfig",
@@ -12,5 +13,8 @@ __all__ = [
     "LearnedProposer",
     "Proposals",
     "Proposer",
+    "SelectiveSearchConfig",
+    "SelectiveSearchProposer",
     "load_proposals",
+    "save_proposals",
 ]

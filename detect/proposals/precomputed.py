@@ -1,10 +1,13 @@
-"""Proposals that another program made, read from a file in COCO results format."""
+"""Proposals made beforehand, by another program or a detector: files in COCO results format."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from backbones.errors import UserError
+from backbones.files import atomic_write
 from detect.proposals.base import Proposals
 from detect.results_file import read_results
 
@@ -36,3 +39,19 @@ def _sorted(rows: list[tuple[float, list[float]]]) -> Proposals:
     rows = sorted(rows, key=lambda row: -row[0])
     boxes = torch.tensor([box for _, box in rows], dtype=torch.float32)
     return Proposals(boxes, torch.tensor([score for score, _ in rows], dtype=torch.float32))
+
+
+def save_proposals(path: str | Path, proposals: Mapping[int, Proposals]) -> None:
+    """Write proposals by image id as `load_proposals` reads them; a file there is replaced.
+
+    An image without proposals leaves no trace in the file, and `detect.batches.proposals_for` then
+    refuses it.
+    """
+    entries = []
+    for image_id, (boxes, scores) in proposals.items():
+        xywh = boxes.double()
+        xywh[:, 2:] -= xywh[:, :2]
+        for box, score in zip(xywh.tolist(), scores.tolist(), strict=True):
+            entries.append({"image_id": image_id, "bbox": box, "score": score})
+    with atomic_write(path, "w") as file:
+        json.dump(entries, file)

@@ -1,7 +1,10 @@
+import gc
 import subprocess
 import sys
 
 import pytest
+
+from backbones.memory import garbage_collection_paused
 
 SCRIPT = """
 import resource, sys
@@ -26,3 +29,19 @@ def page_faults(mode):
 def test_freed_memory_is_used_again_without_new_pages():
     pages = 19 * 16_000_000 * 4 // 4096
     assert page_faults("default") - page_faults("keep") > 0.8 * pages
+
+
+def fail_while_paused():
+    with garbage_collection_paused():
+        assert not gc.isenabled()
+        with garbage_collection_paused():
+            pass
+        # The inner block is not the one that paused it.
+        assert not gc.isenabled()
+        raise KeyError
+
+
+def test_garbage_collection_goes_on_after_a_pause_whatever_happens():
+    with pytest.raises(KeyError):
+        fail_while_paused()
+    assert gc.isenabled()

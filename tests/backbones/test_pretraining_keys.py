@@ -51,6 +51,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "optim.decay": (0.5, {}),
     "optim.eps": (0.1, {}),
     "optim.weight_decay": (0.1, {}),
+    "optim.layer_decay": (0.5, {}),
     "optim.clip_grad": (0.01, {}),
     "optim.schedule": ("cosine", {}),
     "optim.decay_rate": (0.1, {"optim.decay_epochs": 1.0}),

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backbones.errors import UserError
+from detect.build import build_dataset
+from detect.config import DatasetConfig
 from detect.datasets import VOC_CLASSES, boxes_from_voc, boxes_to_voc, load_voc
 
 BCCD = (
@@ -82,6 +84,80 @@ def test_classes(root: Path) -> None:
     assert str(error.value) == (
         f"{root / 'Annotations' / 'd.xml'}: class 'zebra' is not among aeroplane, bicycle"
     )
+
+
+VOC_2007 = """<annotation>
+	<folder>VOC2007</folder>
+	<filename>000005.jpg</filename>
+	<source><database>The VOC2007 Database</database><flickrid>325991873</flickrid></source>
+	<owner><flickrid>archintent louisville</flickrid><name>?</name></owner>
+	<size><width>500</width><height>375</height><depth>3</depth></size>
+	<segmented>0</segmented>
+	<object>
+		<name>{name}</name>
+		<pose>Rear</pose>
+		<truncated>0</truncated>
+		<difficult>1</difficult>
+		<bndbox><xmin>263</xmin><ymin>211</ymin><xmax>324</xmax><ymax>339</ymax></bndbox>
+	</object>
+</annotation>
+"""
+VOC_2012 = """<annotation>
+	<filename>2012_004331.jpg</filename>
+	<folder>VOC2012</folder>
+	<object>
+		<name>{name}</name>
+		<actions><jumping>1</jumping><other>0</other></actions>
+		<bndbox>
+			<xmax>208.2</xmax>
+			<xmin>102.5</xmin>
+			<ymax>230</ymax>
+			<ymin>25</ymin>
+		</bndbox>
+		<difficult>0</difficult>
+		<pose>Unspecified</pose>
+		<point><x>155</x><y>119</y></point>
+		<part>
+			<name>head</name>
+			<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>
+		</part>
+	</object>
+	<segmented>0</segmented>
+	<size><depth>3</depth><height>375</height><width>500</width></size>
+	<source><annotation>PASCAL VOC2012</annotation><image>flickr</image></source>
+</annotation>
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "box", "difficult"),
+    [
+        (VOC_2007, [262, 210, 324, 339], True),
+        (VOC_2012, [101.5, 24, 208.2, 230], False),
+    ],
+)
+def test_the_challenges_own_files_and_classes(page, box, difficult, tmp_path):
+    """One image of each of the 20 classes; the head of a person is a part, not an object."""
+    root = tmp_path / "VOCdevkit" / "VOC"
+    for folder in ("Annotations", "ImageSets/Main", "ImageSets/Segmentation", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    names = [f"{number:06d}" for number in range(20)]
+    # In another order than that of the labels.
+    for name, kind in zip(names, reversed(VOC_CLASSES), strict=True):
+        (root / "Annotations" / f"{name}.xml").write_text(page.format(name=kind))
+        (root / "JPEGImages" / f"{name}.jpg").touch()
+    (root / "ImageSets/Main/trainval.txt").write_text("\n".join(names) + "\n")
+    (root / "ImageSets/Main/dog_trainval.txt").write_text(
+        "".join(f"{name} {flag:2d}\n" for name, flag in zip(names, [-1, 0, 1, -1] * 5, strict=True))
+    )
+    dataset = build_dataset(DatasetConfig(format="voc", root=str(root)), "trainval")
+    assert dataset.class_names == list(VOC_CLASSES)
+    assert [sample.labels.tolist() for sample in dataset] == [[k] for k in range(20, 0, -1)]
+    for sample in dataset:
+        torch.testing.assert_close(sample.boxes, torch.tensor([box], dtype=torch.float32))
+        assert sample.difficult.tolist() == [difficult]
+    # Lists for one class name every image of the split, with a flag.
+    assert load_voc(root, "dog_trainval").image_ids == dataset.image_ids
 
 
 def test_other_image_formats(root: Path) -> None:

@@ -8,6 +8,7 @@ from backbones.config import from_dict, parse_config, to_dict
 from backbones.errors import UserError
 from backbones.pretraining import PretrainConfig
 from detect.build import build_detector
+from detect.comparison import ComparisonConfig
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -16,9 +17,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: path.stem)
 def test_every_config_reads_and_builds(path):
     kind = DetectorConfig if path.parent.name == "detector" else PretrainConfig
+    if path.stem.endswith("_comparison"):
+        kind = ComparisonConfig
     config = parse_config(kind, ["--config", str(path)])
     assert from_dict(kind, to_dict(config)) == config
-    if kind is DetectorConfig:
+    if issubclass(kind, DetectorConfig):
         with torch.device("meta"):
             build_detector(dataclasses.replace(config.model, weights=None), 3)
 
@@ -30,6 +33,7 @@ def test_every_config_reads_and_builds(path):
         ({"proposer": "precomputed"}, "model.precomputed must name a file"),
         ({"proposer": "grid", "proposals_per_image": 5}, "proposals_per_image is for .* learned"),
         ({"proposer": "grid", "proposal_score_thresh": 0.1}, "proposal_score_thresh is for"),
+        ({"freeze": "stem"}, "model.freeze stem would keep random weights: set model.weights"),
         ({"proposals_per_image": 0}, "must be at least 1"),
         ({"proposal_score_thresh": 2.0}, "model.proposal_score_thresh must be in"),
     ],

@@ -2,19 +2,24 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from contrib import needs_contrib
 
+from backbones import create_backbone, save_backbone
 from backbones.errors import UserError
+from backbones.order import derive_seed
 from backbones.recipe import OptimConfig
 from backbones.weights import load_weights
 from detect.batches import TrainingSet, collate, proposals_for
 from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
-from detect.datasets import load_coco, make_digits
-from detect.proposals import GridConfig, LearnedConfig, Proposals
+from detect.datasets import load_coco, make_digits, sample
+from detect.detector import load_detector
+from detect.proposals import GridConfig, LearnedConfig, Proposals, SelectiveSearchConfig
 from detect.rcnn_config import RCNNConfig
 from detect.training import crop_size_at, train_detector
 from detect.transforms import AugmentConfig
@@ -42,6 +47,42 @@ def test_an_example_depends_on_seed_epoch_and_index_alone(digits):
         assert other.shape != first[(2, 3)].image.shape or not torch.equal(
             other, first[(2, 3)].image
         )
+
+
+def count_reads(data) -> list[int]:
+    """The images that a dataset reads from now on, one entry for each time."""
+    reads: list[int] = []
+    load = data.load_image
+    data.load_image = lambda index: reads.append(index) or load(index)
+    return reads
+
+
+def test_cached_images_are_read_once_and_change_nothing(digits):
+    augment = AugmentConfig(flip=1.0, vertical_flip=1.0, colour=0.5, crop=1.0)
+    plain = TrainingSet(dataset(digits), augment, seed=1)
+    data = dataset(digits)
+    reads = count_reads(data)
+    # Room for three images of 128 x 128 pixels and a little more.
+    cached = TrainingSet(data, augment, seed=1, cache_bytes=3.5 * 3 * 128 * 128)
+    for epoch in range(3):
+        for index in range(5):
+            assert torch.equal(cached[(epoch, index)].image, plain[(epoch, index)].image)
+    assert reads == [0, 1, 2, 3, 4, 3, 4, 3, 4]
+    # No change at all to make: the example must not be a view into the cache either.
+    still = TrainingSet(data, NO_AUGMENT, seed=1, cache_bytes=1e9)
+    still[(0, 0)].image.zero_()
+    assert still[(1, 0)].image.any()
+
+
+def test_the_configured_cache_reaches_the_loader(digits, tmp_path, monkeypatch):
+    reads: list[str] = []
+    read = sample.read_image
+    monkeypatch.setattr(sample, "read_image", lambda path: reads.append(path) or read(path))
+    config = tiny(digits, tmp_path / "run", epochs=2)
+    train_detector(replace(config, data=replace(config.data, cache_gb=1.0)))
+    assert len(reads) == len(set(reads)) == 8
+    with pytest.raises(UserError, match=r"data\.cache_gb must be 0 or more"):
+        DataConfig(cache_gb=-1.0)
 
 
 def test_a_broken_image_is_replaced_and_reported(tmp_path):
@@ -144,8 +185,10 @@ def test_a_whole_detector_overfits_eight_images(digits, tmp_path):
     assert outcome["val"]["AP50"] > 0.9
 
 
-@pytest.mark.parametrize("proposer", ["grid", "precomputed"])
+@pytest.mark.parametrize("proposer", ["grid", "selective_search", "precomputed"])
 def test_other_proposers_train_and_score(proposer, digits, tmp_path):
+    if proposer == "selective_search":
+        needs_contrib()
     rows = [
         {"image_id": sample.image_id, "bbox": [*box[:2], box[2] - box[0], box[3] - box[1]]}
         for split in ("train", "val")
@@ -156,6 +199,7 @@ def test_other_proposers_train_and_score(proposer, digits, tmp_path):
     path.write_text(json.dumps([row | {"score": 1.0} for row in rows]))
     options = {
         "grid": {"grid": GridConfig(sizes=(32.0, 64.0), step=1.0)},
+        "selective_search": {"selective_search": SelectiveSearchConfig(top_n=20)},
         "precomputed": {"precomputed": str(path)},
     }[proposer]
     model = ModelConfig(variant="inception_v3_79_naive", proposer=proposer, **options)
@@ -186,6 +230,42 @@ def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path):
     train_detector(tiny(digits, tmp_path / "whole", epochs=2, augment=AugmentConfig(), resume=True))
     got, _ = load_weights(tmp_path / "whole" / "last.safetensors")
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+
+
+def test_a_warm_start_keeps_what_is_frozen(digits, tmp_path):
+    torch.manual_seed(5)
+    backbone = create_backbone("inception_v3_79", num_classes=0, width=0.25)
+    save_backbone(tmp_path / "b.safetensors", backbone)
+    config = tiny(digits, tmp_path / "run", epochs=1)
+    model = replace(config.model, weights=str(tmp_path / "b.safetensors"), freeze="stage_a")
+    weights = train_detector(replace(config, model=model))["weights"]
+    state, _ = load_weights(weights)
+    changed = {
+        name.split(".")[0]
+        for name, value in backbone.state_dict().items()
+        if not torch.equal(state[f"backbone.{name}"], value)
+    }
+    assert changed == {"reduction_a", "stage_b", "reduction_b", "stage_c"}
+    # The checkpoint needs no other file, and nothing of it is frozen.
+    (tmp_path / "b.safetensors").unlink()
+    assert all(p.requires_grad for p in load_detector(weights).model.parameters())
+
+
+def test_layers_learn_at_their_own_rates(digits, tmp_path):
+    """One epoch with a decay of 0.01: next to the head something moves, at the stem nothing."""
+    optim = OptimConfig(optimizer="sgd", lr=0.01, layer_decay=0.01, ema_decay=None)
+    config = tiny(digits, tmp_path / "run", epochs=1, optim=optim)
+    torch.manual_seed(derive_seed(config.seed))
+    start = dict(build_detector(config.model, 10).named_parameters())
+    state, _ = load_weights(train_detector(config)["weights"])
+    for name, moves in {
+        "cls_score.weight": True,
+        "proposer.trunk.stem.conv1.conv.weight": True,
+        "backbone.stage_c.1.branch1x1.conv.weight": True,
+        "backbone.stem.conv1.conv.weight": False,
+    }.items():
+        moved = float((state[name] - start[name].detach()).abs().max())
+        assert (moved > 1e-9) == moves, (name, moved)
 
 
 def test_progressive_crop_sizes_follow_the_epoch(digits, tmp_path):

@@ -12,7 +12,9 @@ from detect.proposals import (
     GridProposer,
     LearnedConfig,
     LearnedProposer,
+    Proposals,
     load_proposals,
+    save_proposals,
 )
 from detect.proposals.rpn import proposal_losses
 
@@ -222,3 +224,16 @@ def test_broken_proposal_files_are_named(tmp_path, text, message):
 def test_missing_proposal_file():
     with pytest.raises(UserError, match=r"nowhere\.json: cannot read proposals"):
         load_proposals("nowhere.json")
+
+
+def test_saved_proposals_are_read_back_as_they_were(tmp_path):
+    boxes = torch.tensor([[1.25, 2, 30, 44.5], [0, 0, 9, 9]])
+    saved = {7: Proposals(boxes, torch.tensor([0.9, 0.2])), 3: Proposals(boxes[1:], torch.ones(1))}
+    save_proposals(tmp_path / "p.json", saved)
+    read = load_proposals(tmp_path / "p.json")
+    assert read.keys() == saved.keys()
+    for image_id, proposals in saved.items():
+        assert torch.equal(read[image_id].boxes, proposals.boxes)
+        assert torch.equal(read[image_id].scores, proposals.scores)
+    # Writing changes nothing in memory.
+    assert boxes.tolist() == [[1.25, 2, 30, 44.5], [0, 0, 9, 9]]

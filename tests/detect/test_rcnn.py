@@ -1,13 +1,16 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.ops import clip_boxes_to_image
 
 from backbones import create_backbone
 from backbones.errors import UserError
+from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.proposals import GridConfig, GridProposer, LearnedConfig, LearnedProposer, Proposals
 from detect.rcnn import RCNN
 from detect.rcnn_config import RCNNConfig
+from detect.sampling import decode_boxes
 
 
 def image(height: int = 90, width: int = 120, seed: int = 0) -> torch.Tensor:
@@ -44,6 +47,30 @@ def test_crop_size_is_the_variants_or_the_configs():
         assert model.crop([image()], box).shape == (1, 3, 96, 96)
     with pytest.raises(UserError, match=r"at least 75 for inception_v3_79_naive, got 60"):
         detector(crop_size=60)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size"),
+    [
+        ("inception_v3", 299),
+        ("inception_v3_151", 151),
+        ("inception_v3_79_naive", 79),
+        ("inception_v3_79_table1", 79),
+        ("inception_v2", 299),
+    ],
+)
+def test_any_variant_is_a_crop_network(variant, size):
+    model = build_detector(ModelConfig(variant=variant, proposer="grid"), 3)
+    assert model.crop_size == model.train_crop_size == size
+    seen: list[torch.Size] = []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    proposals = [some_proposals([20.0, 20, 60, 50], [0.0, 0, 9, 9])]
+    losses = model.train()([image()], [target([22.0, 20, 60, 50])], proposals)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    with torch.no_grad():
+        model.eval()([image()], proposals=proposals)
+    assert all(shape[1:] == (3, size, size) for shape in seen)
+    assert len(seen) == 2
 
 
 def test_training_contract():
@@ -108,9 +135,7 @@ def test_losses_against_their_formulas():
     model.backbone.eval()
     gt = target([10.0, 10, 50, 50], labels=[3])
     proposals = some_proposals([12.0, 10, 50, 50], [60.0, 60, 90, 85])
-    logits, deltas = model._classify(
-        [image()], [torch.cat([proposals.boxes[:1], proposals.boxes[1:]])]
-    )
+    logits, deltas = model._heads(model.crop([image()], [proposals.boxes]))
     config_positive = model.config.positive_fraction
     assert config_positive == 0.25
     torch.manual_seed(3)
@@ -119,7 +144,7 @@ def test_losses_against_their_formulas():
     background = F.cross_entropy(logits[1:], torch.tensor([0]), reduction="sum")
     candidates = []
     for box in ([10.0, 10, 50, 50], [12.0, 10, 50, 50]):
-        one_logits, one_deltas = model._classify([image()], [torch.tensor([box])])
+        one_logits, one_deltas = model._heads(model.crop([image()], [torch.tensor([box])]))
         classified = F.cross_entropy(one_logits, torch.tensor([3]), reduction="sum")
         shift = ((10 + 50) / 2 - (box[0] + box[2]) / 2) / (box[2] - box[0])
         scale = torch.tensor(40 / (box[2] - box[0])).log()
@@ -138,7 +163,7 @@ def test_the_proposals_score_takes_its_share():
     model = detector(nms_thresh=1.0, score_thresh=0.0, objectness_weight=0.25).eval()
     proposals = Proposals(torch.tensor([[5.0, 5, 40, 40]]), torch.tensor([0.3]))
     with torch.no_grad():
-        logits, _ = model._classify([image()], [proposals.boxes])
+        logits, _ = model._heads(model.crop([image()], [proposals.boxes]))
         found = model([image()], proposals=[proposals])[0]
     want = logits.softmax(dim=1)[0, 1:] ** 0.75 * 0.3**0.25
     torch.testing.assert_close(found["scores"], want[found["labels"] - 1])
@@ -146,18 +171,131 @@ def test_the_proposals_score_takes_its_share():
 
 
 def test_windows_of_a_grid_have_no_score_to_share():
-    with pytest.raises(UserError, match=r"objectness_weight must be 0 when .* is grid"):
-        ModelConfig(proposer="grid", rcnn=RCNNConfig(objectness_weight=0.5))
+    for key in ("objectness_weight", "hard_negatives"):
+        with pytest.raises(UserError, match=rf"{key} must be 0 when .* is grid"):
+            ModelConfig(proposer="grid", rcnn=RCNNConfig(**{key: 0.5}))
 
 
-def test_nms_is_per_class_and_detections_are_capped():
-    model = detector(nms_thresh=0.5, score_thresh=0.1, detections_per_image=2)
-    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60]])
-    boxes = boxes[:, None].expand(3, 3, 4)
-    scores = torch.tensor([[0.9, 0.8, 0.0], [0.7, 0.05, 0.0], [0.3, 0.0, 0.0]])
-    found = model._postprocess(boxes, scores)
-    assert found["labels"].tolist() == [1, 2]
-    assert found["scores"].tolist() == pytest.approx([0.9, 0.8])
+def test_a_detections_box_is_the_weighted_mean_of_proposal_and_refined_box():
+    proposals = some_proposals([20.0, 20, 60, 50])
+    found = {}
+    for weight in (0.0, 0.25):
+        # Large deltas, so that the two boxes differ.
+        model = detector(score_thresh=0.0, nms_thresh=1.0, merge_proposal=weight).eval()
+        torch.nn.init.normal_(model.bbox_pred.weight, std=10.0)
+        with torch.no_grad():
+            out = model([image()], proposals=[proposals])[0]
+        found[weight] = out["boxes"][out["labels"].argsort()]
+    assert (found[0.0] - proposals.boxes).abs().max() > 1
+    want = 0.75 * found[0.0] + 0.25 * proposals.boxes
+    torch.testing.assert_close(found[0.25], want)
+
+
+def test_one_regression_for_all_classes():
+    options = {"jitter_copies": 0, "positive_fraction": 1.0}
+    model = detector(class_agnostic=True, score_thresh=0.0, nms_thresh=1.0, **options)
+    assert model.bbox_pred.out_features == 4
+    box = [20.0, 20, 60, 50]
+    with torch.no_grad():
+        found = model.eval()([image()], proposals=[some_proposals(box)])[0]
+    assert sorted(found["labels"].tolist()) == [1, 2, 3]
+    assert torch.equal(found["boxes"][:1].expand(3, 4), found["boxes"])
+    # Both boxes are positives of different classes; the one regression learns from both.
+    other = [70.0, 30, 110, 80]
+    model.train()
+    model.backbone.eval()
+    losses = model([image()], [target(box, other, labels=[1, 3])], [some_proposals()])
+    _, deltas = model._heads(model.crop([image()], [torch.tensor([box, other])]))
+    # The proposals are the objects themselves: all targets are zero.
+    want = F.smooth_l1_loss(deltas[:, 0], torch.zeros(2, 4), reduction="sum") / 2
+    torch.testing.assert_close(losses["loss_box_reg"], want)
+
+
+def test_flipped_crops_are_looked_at_too():
+    """With the test-time flip, a mirrored image gives the mirrored detections."""
+    model = detector(score_thresh=0.0, nms_thresh=1.0, flip_test=True).eval()
+    torch.nn.init.normal_(model.bbox_pred.weight, std=10.0)
+    torch.nn.init.normal_(model.cls_score.weight, std=10.0)
+    picture, box = image(), torch.tensor([[20.0, 20, 60, 50]])
+    mirrored_box = torch.stack([120 - box[:, 2], box[:, 1], 120 - box[:, 0], box[:, 3]], dim=1)
+    found = []
+    for pixels, boxes in ((picture, box), (picture.flip(2), mirrored_box)):
+        with torch.no_grad():
+            out = model([pixels], proposals=[Proposals(boxes, torch.ones(1))])[0]
+        found.append({key: value[out["labels"].argsort()] for key, value in out.items()})
+    torch.testing.assert_close(found[0]["scores"], found[1]["scores"], atol=1e-4, rtol=0)
+    x1, y1, x2, y2 = found[1]["boxes"].T
+    mirrored_back = torch.stack([120 - x2, y1, 120 - x1, y2], dim=1)
+    torch.testing.assert_close(found[0]["boxes"], mirrored_back, atol=1e-2, rtol=0)
+    plain = detector(score_thresh=0.0, nms_thresh=1.0).eval()
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        out = plain([picture], proposals=[Proposals(box, torch.ones(1))])[0]
+    assert (out["scores"][out["labels"].argsort()] - found[0]["scores"]).abs().max() > 1e-3
+
+
+def test_a_second_step_looks_at_the_boxes_of_the_first():
+    """In use: the best class's box is cropped again, and the scores of both looks are averaged."""
+    model = detector(score_thresh=0.0, nms_thresh=1.0, refine_steps=2).eval()
+    torch.nn.init.normal_(model.bbox_pred.weight, std=10.0)
+    torch.nn.init.normal_(model.cls_score.weight, std=10.0)
+    boxes = torch.tensor([[20.0, 20, 60, 50], [50, 10, 110, 80]])
+    with torch.no_grad():
+        found = model([image()], proposals=[Proposals(boxes, torch.ones(2))])[0]
+        logits, deltas = model._heads(model.crop([image()], [boxes]))
+        first = logits.softmax(dim=1)
+        best = first[:, 1:].argmax(dim=1)
+        moved = decode_boxes(boxes, deltas[range(2), best], model.config.delta_std)
+        moved = clip_boxes_to_image(moved, (90, 120))
+        logits, deltas = model._heads(model.crop([image()], [moved]))
+        want = decode_boxes(moved, deltas, model.config.delta_std)
+    scores = (first + logits.softmax(dim=1))[:, 1:] / 2
+    assert (moved - boxes).abs().max() > 1
+    assert len(found["scores"]) == 6
+    for box, label, score in zip(*found.values(), strict=True):
+        row = int((scores[:, label - 1] - score).abs().argmin())
+        torch.testing.assert_close(score, scores[row, label - 1])
+        torch.testing.assert_close(box, clip_boxes_to_image(want[row, label - 1], (90, 120)))
+
+
+def test_training_refines_step_by_step(monkeypatch):
+    """All boxes move by a tenth of their width: a step's crops are those of the last, moved."""
+    options = {"jitter_copies": 0, "positive_fraction": 1.0, "class_agnostic": True}
+    model = detector(refine_steps=3, **options).train()
+    model.backbone.eval()
+    torch.nn.init.zeros_(model.bbox_pred.weight)
+    with torch.no_grad():
+        model.bbox_pred.bias.copy_(torch.tensor([1.0, 0, 0, 0]))
+    seen: list[torch.Tensor] = []
+    crop = model.crop
+
+    def watched(images, boxes):
+        seen.append(boxes[0])
+        return crop(images, boxes)
+
+    monkeypatch.setattr(model, "crop", watched)
+    # At IoUs of 1, 0.81 and 0.66 with the object.
+    losses = model([image()], [target([20.0, 20, 60, 50])], [some_proposals()])
+    sum(losses.values()).backward()
+    xs = [sorted(boxes[:, 0].tolist()) for boxes in seen]
+    assert xs[0] == [20]
+    assert xs[1] == pytest.approx([20, 24])
+    # At 0.7 the box that moved twice is no positive any more, but background, which moves too.
+    assert xs[2] == pytest.approx([20, 24, 28])
+    # Smooth L1 of 1 for the object itself and of 2 for the box a tenth off, over the step's crops;
+    # the steps weigh the same.
+    want = (0.5 / 1 + (0.5 + 1.5) / 2 + (0.5 + 1.5) / 3) / 3
+    assert losses["loss_box_reg"].item() == pytest.approx(want, rel=1e-4)
+
+
+def test_iou_thresholds_rise_with_the_steps():
+    config = RCNNConfig(refine_steps=3, negative_iou=0.4, regression_iou=0.6)
+    steps = [config.at_step(step) for step in range(3)]
+    assert [s.positive_iou for s in steps] == pytest.approx([0.5, 0.6, 0.7])
+    assert [s.negative_iou for s in steps] == pytest.approx([0.4, 0.5, 0.6])
+    assert [s.regression_iou for s in steps] == pytest.approx([0.6, 0.7, 0.8])
+    assert config.crops_per_proposal == 3
+    assert RCNNConfig(refine_steps=2, flip_test=True).crops_per_proposal == 4
 
 
 def test_training_needs_targets():
@@ -204,6 +342,12 @@ def test_malformed_images_are_named():
         ({"crops_per_image": 2}, "leaves no positive crop"),
         ({"jitter_copies": -1}, "must be 0 or more"),
         ({"regression_weight": -1.0}, "must be 0 or more"),
+        ({"merge_proposal": 1.5}, "rcnn.merge_proposal must be in"),
+        ({"soft_nms_sigma": 0.0}, "rcnn.soft_nms_sigma must be more than 0"),
+        ({"soft_nms_sigma": 0.5, "nms_thresh": 0.5}, "rcnn.nms_thresh is not used where"),
+        ({"box_voting_iou": 0.0}, "rcnn.box_voting_iou must be in"),
+        ({"refine_steps": 0}, "rcnn.refine_steps must be at least 1"),
+        ({"refine_steps": 7}, "rcnn.refine_steps must be at least 1 and leave"),
         ({"crop_size": 0}, "rcnn.crop_size must be at least 1"),
         ({"delta_std": (0.1, 0.1, 0.0, 0.2)}, "rcnn.delta_std must be positive"),
     ],

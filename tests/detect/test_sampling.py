@@ -7,11 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder
 
+from detect.minibatch import add_candidates, choose_crops
+from detect.proposals import Proposals
+from detect.rcnn_config import RCNNConfig
 from detect.sampling import (
     decode_boxes,
     encode_boxes,
     jitter_boxes,
     match_proposals,
+    of_class,
     sample_minibatch,
 )
 
@@ -55,6 +59,13 @@ def test_class_specific_deltas_decode_each_on_their_own():
     together = decode_boxes(proposals, deltas, STD)
     for k in range(3):
         torch.testing.assert_close(together[:, k], decode_boxes(proposals, deltas[:, k], STD))
+
+
+def test_deltas_of_a_class_or_those_that_all_share():
+    deltas, labels = torch.randn(3, 4, 4), torch.tensor([4, 1, 2])
+    want = torch.stack([deltas[0, 3], deltas[1, 0], deltas[2, 1]])
+    assert torch.equal(of_class(deltas, labels), want)
+    assert torch.equal(of_class(deltas[:, :1], labels), deltas[:, 0])
 
 
 def test_wild_deltas_stay_finite():
@@ -109,3 +120,65 @@ def test_jitter_stays_near_and_inside():
     centres = (jittered[:200, :2] + jittered[:200, 2:]) / 2
     assert ((centres - torch.tensor([20.0, 25.0])).abs() <= torch.tensor([8.0, 12.0])).all()
     assert (centres - torch.tensor([20.0, 25.0])).abs().max() > 6
+
+
+def test_hard_negatives_are_those_with_the_highest_scores():
+    labels = torch.tensor([0] * 20 + [2] * 5 + [-1] * 5)
+    scores = torch.linspace(0, 1, 30)
+    seen: set[int] = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        options = {"scores": scores, "hard_share": 0.5}
+        chosen = sample_minibatch(labels, 10, 0.2, **options).tolist()
+        assert len(set(chosen)) == 10
+        assert all(20 <= i < 25 for i in chosen[:2])
+        # Neither the positives' scores nor those of what is ignored count.
+        assert set(chosen[2:6]) == {19, 18, 17, 16}
+        assert all(i < 16 for i in chosen[6:])
+        seen |= set(chosen[6:])
+    assert seen == set(range(16))
+    all_hard = sample_minibatch(labels, 10, 0.2, scores=scores, hard_share=1.0)
+    assert all_hard[2:].tolist() == list(range(19, 11, -1))
+
+
+def test_hard_negatives_of_equal_scores_are_drawn():
+    labels, scores = torch.zeros(6, dtype=torch.int64), torch.ones(6)
+    first = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        first.add(int(sample_minibatch(labels, 2, 0.5, scores=scores, hard_share=1.0)[0]))
+    assert first == set(range(6))
+
+
+def test_balanced_positives_give_each_class_the_same_chance():
+    """90 proposals of class 1, 9 of class 2, 1 of class 3: a third of the first draws each."""
+    labels = torch.tensor([1] * 90 + [2] * 9 + [3] + [0] * 5)
+    counts = dict.fromkeys((1, 2, 3), 0)
+    torch.manual_seed(0)
+    for _ in range(1500):
+        chosen = sample_minibatch(labels, 2, 0.5, balance_classes=True)
+        counts[int(labels[chosen[0]])] += 1
+    # Three standard deviations of a binomial distribution around 500 are 55.
+    assert all(abs(count - 500) < 55 for count in counts.values()), counts
+    every = sample_minibatch(labels, 200, 0.5, balance_classes=True)
+    assert sorted(every.tolist()) == list(range(105))
+    none = sample_minibatch(labels[-5:], 4, 0.5, balance_classes=True)
+    assert len(none) == 4
+
+
+def test_proposals_are_not_mixed_up_with_their_scores():
+    """Objects and boxes around them are added with the score 0, and what has no area is gone."""
+    proposals = Proposals(
+        torch.tensor([[0.0, 0, 9, 9], [5, 5, 5, 9], [50, 50, 60, 60]]),
+        torch.tensor([0.9, 0.8, 0.7]),
+    )
+    objects = torch.tensor([[20.0, 20, 40, 40]])
+    found = add_candidates(proposals, objects, (80, 80), RCNNConfig(jitter_copies=2))
+    assert found.boxes[:3].tolist() == [[0, 0, 9, 9], [50, 50, 60, 60], [20, 20, 40, 40]]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0, 0, 0])
+    config = RCNNConfig(crops_per_image=2, positive_fraction=0.5, hard_negatives=1.0)
+    target = {"boxes": objects, "labels": torch.tensor([2])}
+    crops = choose_crops(found, target, config)
+    assert crops.labels.tolist() == [2, 0]
+    assert crops.boxes[1].tolist() == [0, 0, 9, 9]
+    assert crops.regress.tolist() == [True, False]

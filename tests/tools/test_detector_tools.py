@@ -19,8 +19,8 @@ from backbones.weights import load_weights, save_weights
 from detect.datasets import load_coco, make_digits
 from detect.detector import load_detector
 from detect.inference import infer as infer_inputs
+from detect.scoring import Cost, detect_dataset
 from detect.sources import Source
-from detect.training import detect_dataset
 from detect.video import VideoReader, slideshow
 from tools import demo, infer, make_video, train_detector
 
@@ -218,10 +218,30 @@ def test_an_unreadable_image_counts_as_without_detections(trained, tmp_path, cap
     folder = make_digits(tmp_path / "digits", train=1, val=2, image_size=128)
     dataset = load_coco(folder / "annotations" / "val.json", folder / "val")
     Path(dataset.sample(0).path).write_bytes(b"broken")
-    detections = detect_dataset(load_detector(trained / "best.safetensors"), dataset)
+    detector = load_detector(trained / "best.safetensors")
+    detections, cost = detect_dataset(detector, dataset)
     assert len(detections) == 2
     assert len(detections[0]["boxes"]) == 0
     assert "counted as without detections: " + dataset.sample(0).path in caplog.text
+    # Nor does it cost anything.
+    assert cost.crops_per_image == len(detector.propose(dataset.load_image(1)).boxes)
+    Path(dataset.sample(1).path).write_bytes(b"broken")
+    assert detect_dataset(detector, dataset)[1] == Cost(None, None)
+
+
+def test_a_score_threshold_of_proposals_saves_crops(trained, tmp_path):
+    folder = make_digits(tmp_path / "digits", train=1, val=2, image_size=128)
+    dataset = load_coco(folder / "annotations" / "val.json", folder / "val")
+    detector = load_detector(trained / "best.safetensors")
+    scores = [detector.propose(dataset.load_image(index)).scores for index in range(2)]
+    assert detect_dataset(detector, dataset)[1].crops_per_image == sum(map(len, scores)) / 2
+    threshold = float(torch.cat(scores).median())
+    detector.model.proposer.score_thresh = threshold
+    _, cost = detect_dataset(detector, dataset)
+    # The proposer's comparison is on the logit's sigmoid as it is here, and strict or not for ties.
+    above = [int((s > threshold).sum()) for s in scores]
+    assert sum(above) / 2 <= cost.crops_per_image <= sum(above) / 2 + 0.5
+    assert 0 < cost.seconds_per_image < 60
 
 
 @pytest.mark.parametrize(

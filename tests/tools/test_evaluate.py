@@ -63,9 +63,12 @@ def test_a_report_on_results(report, digits, results):
     page = (report / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 1
     assert "//" not in page.replace("http://www.w3.org", "").split("data:image")[0]
+    # Nothing is known of what another detector's results cost.
+    assert figures["cost"] is None
+    assert "crops an image" not in page
 
 
-def test_a_report_on_a_detector(digits, tmp_path, monkeypatch):
+def test_a_report_on_a_detector(digits, tmp_path, monkeypatch, capsys):
     config = ModelConfig(
         variant="inception_v3_79_naive",
         learned=LearnedConfig(image_size=64, channels=16),
@@ -81,6 +84,11 @@ def test_a_report_on_a_detector(digits, tmp_path, monkeypatch):
     written = json.loads((tmp_path / "results.json").read_text())
     figures = json.loads((tmp_path / "report.json").read_text())
     assert figures["coco"] == evaluate_coco(dataset, written)
+    assert figures["cost"]["crops_per_image"] == 5
+    shown = f"{figures['cost']['seconds_per_image']:.3f} s"
+    assert f"5.0 crops and {shown} an image" in capsys.readouterr().out
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    assert f"looked at 5.0 crops an image and took {shown}," in page
 
 
 def test_precomputed_proposals_must_be_named_and_only_then(digits, tmp_path, monkeypatch, capsys):

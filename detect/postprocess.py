@@ -1,0 +1,107 @@
+"""From the scores and refined boxes of one image's proposals to its detections.
+
+Glossary: P proposals, K foreground classes, N boxes of any class that are left to choose from, D
+detections. All boxes are `float32 [N, 4]` xyxy in pixels.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+from detect.rcnn_config import RCNNConfig
+
+
+def select_detections(boxes: Tensor, scores: Tensor, config: RCNNConfig) -> dict[str, Tensor]:
+    """Drop weak boxes, suppress those that another one of their class covers, keep the best.
+
+    Args:
+        boxes: `[P, K, 4]`, inside the image; those without area are dropped.
+        scores: `float32 [P, K]` in `[0, 1]`.
+        config: thresholds, and which way to suppress.
+
+    Returns:
+        `boxes [D, 4]`, `labels int64 [D]` in `1..K`, `scores [D]`, best first.
+    """
+    labels = torch.arange(1, scores.shape[1] + 1, device=boxes.device).expand_as(scores)
+    has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    keep = (scores >= config.score_thresh) & has_area
+    boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+    if config.soft_nms_sigma is None:
+        chosen = batched_nms(boxes, scores, labels, config.nms_thresh)
+        chosen = chosen[: config.detections_per_image]
+        chosen_scores = scores[chosen]
+    else:
+        chosen, chosen_scores = soft_nms(
+            *(boxes, scores, labels),
+            sigma=config.soft_nms_sigma,
+            score_thresh=config.score_thresh,
+            limit=config.detections_per_image,
+        )
+    chosen_boxes = boxes[chosen]
+    if config.box_voting_iou is not None:
+        chosen_boxes = vote_boxes(boxes, scores, labels, chosen, config.box_voting_iou)
+    return {"boxes": chosen_boxes, "labels": labels[chosen], "scores": chosen_scores}
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    sigma: float,
+    score_thresh: float,
+    limit: int,
+) -> tuple[Tensor, Tensor]:
+    """Gaussian soft non-maximum suppression (Bodla et al. 2017).
+
+    Takes the best box again and again; the scores of the others of its class are multiplied by
+    exp(-IoU² / sigma) instead of being set to zero, so that a neighbour of the same class is found
+    with a lower score instead of not at all.
+
+    Args:
+        boxes: `[N, 4]`.
+        scores: `[N]`.
+        labels: `int64 [N]`; boxes of different labels leave each other alone.
+        sigma: above 0; 0.5 in the paper.
+        score_thresh: ends when no box has this score any more.
+        limit: ends after so many boxes.
+
+    Returns:
+        Indices `int64 [D]` of the boxes taken and their lowered scores `[D]`, best first.
+    """
+    left = scores.clone()
+    chosen: list[Tensor] = []
+    found: list[Tensor] = []
+    while len(chosen) < min(limit, len(boxes)):
+        score, best = left.max(dim=0)
+        if score < score_thresh:
+            break
+        chosen.append(best)
+        found.append(score)
+        iou = box_iou(boxes[best][None], boxes)[0]
+        left = torch.where(labels == labels[best], left * torch.exp(-(iou**2) / sigma), left)
+        left[best] = -1
+    if not chosen:
+        return labels.new_zeros(0), scores.new_zeros(0)
+    return torch.stack(chosen), torch.stack(found)
+
+
+def vote_boxes(
+    boxes: Tensor, scores: Tensor, labels: Tensor, chosen: Tensor, iou_thresh: float
+) -> Tensor:
+    """Box voting (Gidaris & Komodakis 2015): a detection's box is the mean of all that agree.
+
+    Args:
+        boxes: `[N, 4]`, of which `chosen` survived suppression.
+        scores: `[N]` in `[0, 1]` before suppression, the weights of the mean.
+        labels: `int64 [N]`; only boxes of the same label vote.
+        chosen: indices `int64 [D]`.
+        iou_thresh: boxes vote from this IoU on; 0.5 in the paper.
+
+    Returns:
+        `[D, 4]`.
+    """
+    votes = (box_iou(boxes[chosen], boxes) >= iou_thresh) & (labels[chosen, None] == labels)
+    # A score of 0 would leave nothing to divide by.
+    weights = votes * scores.clamp(min=1e-12)
+    return weights @ boxes / weights.sum(dim=1, keepdim=True)

@@ -1,0 +1,25 @@
+"""Compare crop networks, low-resolution and not, inside a detector on the same proposals.
+
+python -m tools.compare_crops --config configs/detector/bccd_comparison.yaml
+"""
+
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from detect.comparison import ComparisonConfig, compare_crops, comparison_table
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(
+        ComparisonConfig, description="Train detectors that differ in their crop network alone."
+    )
+    print(comparison_table(compare_crops(config)))
+    print(f"figure: {config.run}/comparison.png")
+
+
+if __name__ == "__main__":
+    main()
