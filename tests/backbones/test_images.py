@@ -2,7 +2,6 @@ import io
 import json
 import tarfile
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,16 +9,8 @@ from PIL import Image
 from backbones.errors import UserError
 from backbones.evaluation import evaluate_classifier
 from backbones.image_sources import open_split
-from backbones.images import (
-    AugmentConfig,
-    EvaluationImages,
-    ImageBatch,
-    TrainingImages,
-    collate,
-    eval_transform,
-    normalize,
-    train_transform,
-)
+from backbones.image_transforms import AugmentConfig
+from backbones.images import EvaluationImages, ImageBatch, TrainingImages, collate
 
 
 def encode(color, size=(40, 30)):
@@ -130,44 +121,6 @@ def test_missing_data(tmp_path):
         open_split(tmp_path, "train")
 
 
-def gradient_image(height=50, width=80):
-    rows, columns = np.mgrid[:height, :width]
-    pixels = np.stack([255 * columns / width, 255 * rows / height, 0 * rows])
-    return torch.from_numpy(pixels.astype(np.uint8))
-
-
-@pytest.mark.parametrize("size", [79, 151, 299])
-def test_transforms_give_the_size(size):
-    for image in (gradient_image(), gradient_image(500, 20), gradient_image(1, 1)):
-        for result in (
-            train_transform(image, size, AugmentConfig(), seed=1),
-            eval_transform(image, size),
-        ):
-            assert result.shape == (3, size, size)
-            assert result.dtype == torch.uint8
-
-
-def test_training_crops_cover_the_stated_areas_and_ratios():
-    config = AugmentConfig(color_jitter=0.0, flip=False)
-    areas, ratios = [], []
-    for seed in range(300):
-        crop = train_transform(gradient_image(200, 200), 64, config, seed).float()
-        width = (crop[0, 32, -1] - crop[0, 32, 0]) / 255 * 64 / 63
-        height = (crop[1, -1, 32] - crop[1, 0, 32]) / 255 * 64 / 63
-        areas.append(float(width * height))
-        ratios.append(float(width / height))
-    assert 0.07 < min(areas) < 0.15
-    assert 0.85 < max(areas) < 1.03
-    assert 0.7 < min(ratios) < 0.8
-    assert 1.25 < max(ratios) < 1.43
-
-
-def test_flip_mirrors_half():
-    config = AugmentConfig(color_jitter=0.0)
-    crops = [train_transform(gradient_image(), 16, config, seed) for seed in range(200)]
-    assert 70 < sum(bool(crop[0, 8, 0] > crop[0, 8, -1]) for crop in crops) < 130
-
-
 def test_the_key_alone_decides_the_pixels(tmp_path):
     write_folders(tmp_path)
     dataset = TrainingImages(open_split(tmp_path, "train"), 16, AugmentConfig(), seed=5)
@@ -175,19 +128,6 @@ def test_the_key_alone_decides_the_pixels(tmp_path):
     torch.manual_seed(99)
     assert torch.equal(first, dataset[2, 1].image)
     assert not torch.equal(first, dataset[3, 1].image)
-
-
-def test_eval_crop_is_the_central_part():
-    crop = eval_transform(gradient_image(160, 160), 79, crop_fraction=0.875).float() / 255
-    assert crop[0, 40, 0].item() == pytest.approx(1 / 16, abs=0.02)
-    assert crop[0, 40, -1].item() == pytest.approx(15 / 16, abs=0.02)
-
-
-def test_normalize():
-    image = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
-    expected = (np.array([0, 128, 255]) / 255 - [0.5, 0.4, 0.3]) / [0.5, 0.25, 0.2]
-    result = normalize(image, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
-    np.testing.assert_allclose(result.flatten(), expected, atol=1e-6)
 
 
 def test_corrupt_images_are_replaced_in_training_and_left_out_in_evaluation(tmp_path, caplog):
