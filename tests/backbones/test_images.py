@@ -2,6 +2,7 @@ import io
 import json
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -170,3 +171,89 @@ def test_top5_counts_over_uneven_batches():
     batches = [ImageBatch(rows[i : i + 10], labels[i : i + 10], [], []) for i in (0, 10, 20)]
     scores = evaluate_classifier(lambda images: logits[images[:, 0, 0, 0].long()], batches)
     assert scores == {"top1": expected1, "top5": expected5}
+
+
+def damage(data: bytes) -> bytes:
+    """Overwrite a stretch in the middle of the coded pixels."""
+    middle = len(data) // 2
+    return data[:middle] + bytes(20) + data[middle + 20 :]
+
+
+def image_file(kind: str) -> bytes:
+    """A file of one kind, its pixels a ramp from black to white."""
+    ramp = np.linspace(0, 255, 160).astype(np.uint8)[None].repeat(120, axis=0)
+    buffer = io.BytesIO()
+    if kind == "16-bit PNG":
+        Image.fromarray(ramp.astype(np.uint16) * 257).save(buffer, "PNG")
+    elif kind == "palette PNG":
+        Image.fromarray(ramp).convert("P").save(buffer, "PNG")
+    else:
+        mode = {"grey": "L", "CMYK": "CMYK"}.get(kind, "RGB")
+        Image.fromarray(ramp).convert("RGB").convert(mode).save(buffer, "JPEG", quality=95)
+    data = buffer.getvalue()
+    return {
+        "truncated": data[: len(data) // 2],
+        "without its last bytes": data[:-4],
+        "header only": data[:20],
+        "empty": b"",
+        "text": b"<html>not found</html>",
+        "corrupt PNG": damage(encode_png(ramp)),
+    }.get(kind, data)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+READABLE = ("RGB", "grey", "CMYK", "16-bit PNG", "palette PNG")
+UNREADABLE = (
+    *("truncated", "without its last bytes", "header only", "empty", "text", "corrupt PNG"),
+)
+
+
+@pytest.fixture
+def one_of_each(tmp_path):
+    folder = tmp_path / "train" / "ramp"
+    folder.mkdir(parents=True)
+    for kind in (*READABLE, *UNREADABLE):
+        (folder / f"{kind}.jpg").write_bytes(image_file(kind))
+    return open_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize("size", [16, 100])
+def test_every_kind_of_image_trains_and_is_evaluated(one_of_each, size):
+    training = TrainingImages(one_of_each, size, AugmentConfig(flip=False), seed=0)
+    evaluation = EvaluationImages(one_of_each, size, 0.875)
+    for index in range(len(one_of_each)):
+        _, _, name = one_of_each.read(index)
+        trained, evaluated = training[0, index], evaluation[index]
+        assert trained.image.shape == (3, size, size)
+        if any(name.endswith(f"{kind}.jpg") for kind in READABLE):
+            assert (trained.name, evaluated.name) == (name, name)
+            assert trained.skipped == evaluated.skipped == []
+            for image in (trained.image, evaluated.image):
+                grey = image.float().mean(dim=0)
+                assert float((image - grey).abs().max()) < 8, "the ramp is grey"
+                assert float(grey[:, -1].mean() - grey[:, 0].mean()) > 30, "from dark to light"
+            ramp = torch.linspace(30, 225, size)  # the central square of 160 by 120, cut to 7/8
+            assert float((evaluated.image[0].float() - ramp).abs().max()) < 30
+        else:
+            assert trained.name != name
+            assert name in trained.skipped[0]
+            assert evaluated.image is None
+            assert name in evaluated.skipped[0]
+    batch = collate([evaluation[index] for index in range(len(one_of_each))])
+    assert len(batch.images) == len(READABLE)
+    assert len(batch.skipped) == len(UNREADABLE)
+
+
+def test_a_jpeg_with_damaged_pixels_is_read_as_every_program_reads_it(tmp_path):
+    """The decoder cannot tell; nothing crashes, nothing is skipped."""
+    folder = tmp_path / "train" / "ramp"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(damage(image_file("RGB")))
+    source = open_split(tmp_path, "train")
+    assert TrainingImages(source, 16, AugmentConfig(), seed=0)[0, 0].skipped == []
+    assert EvaluationImages(source, 16, 0.875)[0].image.shape == (3, 16, 16)
