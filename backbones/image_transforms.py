@@ -98,17 +98,21 @@ def eval_transform(
     Raises:
         ImageError: the image is corrupt or truncated.
     """
-    return transforms.center_crop(
-        resize_shorter(image, round(size / crop_fraction), interpolation), [size, size]
-    )
+    shorter = round(size / crop_fraction)
+    resized = resize_shorter(decode_at_least(image, shorter), shorter, interpolation)
+    return transforms.center_crop(resized, [size, size])
 
 
-def resize_shorter(image: EncodedImage, shorter: int, interpolation: str = "bilinear") -> Tensor:
-    """Decode an image with its shorter side resized to `shorter` pixels: `uint8 [3, H, W]`."""
-    reduction = image.reduction(image.height, image.width, shorter)
-    pixels = torch.from_numpy(image.decode(reduction)).permute(2, 0, 1)
+def decode_at_least(image: EncodedImage, shorter: int) -> Tensor:
+    """Decode an image, its shorter side not below `shorter` by reduction: `uint8 [3, H, W]`."""
+    pixels = image.decode(image.reduction(image.height, image.width, shorter))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def resize_shorter(image: Tensor, shorter: int, interpolation: str = "bilinear") -> Tensor:
+    """Resize the shorter side of `uint8 [3, H, W]` to `shorter` pixels, antialiased."""
     mode = InterpolationMode(interpolation)
-    return transforms.resize(pixels, [shorter], interpolation=mode, antialias=True)
+    return transforms.resize(image, [shorter], interpolation=mode, antialias=True)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

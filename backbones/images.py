@@ -11,6 +11,7 @@ from backbones.decoding import EncodedImage
 from backbones.errors import ImageError, UserError
 from backbones.image_sources import ImageSource
 from backbones.image_transforms import AugmentConfig, eval_transform, train_transform
+from backbones.multi_crop import Crops, multi_crop
 from backbones.order import derive_seed
 
 
@@ -31,7 +32,14 @@ class Example(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    """Images `uint8 [N, 3, S, S]`, labels `int64 [N]`, their files, and errors of skipped ones."""
+    """Images with their labels.
+
+    Attributes:
+        images: `uint8 [N, 3, S, S]`, of several crops `[N, C, 3, S, S]`.
+        labels: `int64 [N]`.
+        names: their files.
+        skipped: errors of skipped files.
+    """
 
     images: Tensor
     labels: Tensor
@@ -56,10 +64,10 @@ def collate(examples: Sequence[Example]) -> ImageBatch:
     """Put examples into a batch, leaving out those without an image."""
     whole = [example for example in examples if example.image is not None]
     # With channels last, as training images are in memory and as convolutions want them.
-    images = [example.image.permute(1, 2, 0) for example in whole if example.image is not None]
+    images = [example.image.movedim(-3, -1) for example in whole if example.image is not None]
     stacked = torch.stack(images) if images else torch.empty(0, 1, 1, 3, dtype=torch.uint8)
     return ImageBatch(
-        stacked.permute(0, 3, 1, 2),
+        stacked.movedim(-1, -3),
         torch.tensor([example.label for example in whole], dtype=torch.int64),
         [example.name for example in whole],
         [message for example in examples for message in example.skipped],
@@ -103,12 +111,21 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """Central crops, indexed by number; an unreadable image is an `Example` without one."""
+    """Crops for evaluation, indexed by number; an unreadable image is an `Example` without one.
+
+    One crop is the central one, `uint8 [3, S, S]`; 12 and 144 are those of `multi_crop`,
+    `[C, 3, S, S]`.
+    """
 
     def __init__(
-        self, source: ImageSource, size: int, crop_fraction: float, interpolation: str = "bilinear"
+        self,
+        source: ImageSource,
+        size: int,
+        crop_fraction: float,
+        interpolation: str = "bilinear",
+        crops: Crops = 1,
     ) -> None:
-        self.source, self.size = source, size
+        self.source, self.size, self.crops = source, size, crops
         self.crop_fraction, self.interpolation = crop_fraction, interpolation
 
     def __len__(self) -> int:
@@ -118,7 +135,10 @@ class EvaluationImages(Dataset):
         try:
             data, label, name = self.source.read(index)
             encoded = EncodedImage(data, name)
-            image = eval_transform(encoded, self.size, self.crop_fraction, self.interpolation)
+            if self.crops == 1:
+                image = eval_transform(encoded, self.size, self.crop_fraction, self.interpolation)
+            else:
+                image = multi_crop(encoded, self.size, self.crops, self.interpolation)
         except ImageError as error:
             return Example(None, 0, "", [str(error)])
         return Example(image, label, name, [])

@@ -19,7 +19,7 @@ from backbones.decoding import EncodedImage
 from backbones.errors import ImageError, UserError
 from backbones.image_sources import parse_class_names
 from backbones.image_transforms import AugmentConfig, train_transform
-from backbones.images import Example, collate
+from backbones.images import Example, ImageBatch, collate
 from backbones.order import derive_seed, start_worker
 from backbones.shard_streams import Sample, open_stream, read_shard
 
@@ -40,6 +40,10 @@ class StreamedBatch(NamedTuple):
     names: list[str]
     skipped: list[str]
     cursor: Cursor
+
+    def split(self, parts: int) -> list[ImageBatch]:
+        """As `ImageBatch.split`."""
+        return ImageBatch(self.images, self.labels, self.names, self.skipped).split(parts)
 
 
 class StreamedImages(IterableDataset[StreamedBatch]):

@@ -98,6 +98,14 @@ def test_every_interruption_of_one_process_continues_exactly(url):
         assert all(map(same, whole[used:], rest)), used
 
 
+def test_a_batch_is_split_for_accumulation(url):
+    batch = next(iter(images(url, batch_size=6)))
+    parts = batch.split(2)
+    assert parts[0].names + parts[1].names == batch.names
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert [part.labels.tolist() for part in parts] == batch.labels.reshape(2, 3).tolist()
+
+
 def test_blocks_are_shuffled_and_nothing_else_is(tmp_path):
     write_shard(tmp_path / "a.tar", pairs(0, 10))
     dataset = StreamedImages(
