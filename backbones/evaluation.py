@@ -1,15 +1,59 @@
-"""How well a network classifies."""
+"""How well a network, or several together, classify."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from backbones import distributed
-from backbones.images import ImageBatch
+from backbones.errors import UserError
+from backbones.image_sources import ImageSource
+from backbones.image_transforms import normalize
+from backbones.images import EvaluationImages, ImageBatch, collate
+from backbones.inception import InceptionV3
+from backbones.multi_crop import Crops
+from backbones.order import start_worker
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of one pass over the images.
+
+    Attributes:
+        probabilities: `float32 [N, K]` on the CPU, of the images that can be read.
+        labels: `int64 [N]`.
+        names: N files.
+        skipped: error messages of unreadable images.
+    """
+
+    probabilities: Tensor
+    labels: Tensor
+    names: list[str]
+    skipped: list[str]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fares.
+
+    Attributes:
+        name: of the class.
+        images: that have it as label.
+        top1: share of them for which it is the most probable.
+        taken_for: other classes that its images were taken for, with their number, most first.
+    """
+
+    name: str
+    images: int
+    top1: float
+    taken_for: list[tuple[str, int]]
 
 
 @torch.no_grad()
@@ -47,3 +91,101 @@ def evaluate_classifier(
     if count == 0:
         return {"top1": float("nan"), "top5": float("nan")}
     return {name: total / count for name, total in sums.items()}
+
+
+@torch.no_grad()
+def predict(
+    model: InceptionV3,
+    source: ImageSource,
+    crops: Crops = 1,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> Predictions:
+    """Probabilities of all images, averaged over the crops of each.
+
+    Args:
+        model: in evaluation mode, on its device; its `spec` says how images are prepared.
+        source: the images.
+        crops: of an image: the central one, or those of `multi_crop`.
+        batch_size: crops that the network is given at once.
+        workers: processes that read images; 0 does it in this one.
+        precision: `bf16` and `fp16` run the network under autocast.
+
+    Raises:
+        UserError: no image can be read.
+    """
+    spec, device = model.spec, next(model.parameters()).device
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+
+    def probabilities(images: Tensor) -> Tensor:
+        results = []
+        for part in images.reshape(-1, *images.shape[-3:]).split(batch_size):
+            inputs = normalize(part.to(device), spec.mean, spec.std)
+            with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+                logits = model(inputs.contiguous(memory_format=torch.channels_last))
+            results.append(logits.float().softmax(dim=1))
+        return torch.cat(results).unflatten(0, (len(images), crops)).mean(dim=1).cpu()
+
+    loader: DataLoader = DataLoader(
+        EvaluationImages(source, spec.input_size, spec.crop_fraction, spec.interpolation, crops),
+        batch_size=max(batch_size // crops, 1),
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=start_worker,
+    )
+    scores: list[Tensor] = []
+    labels: list[Tensor] = []
+    names: list[str] = []
+    skipped: list[str] = []
+    for batch in loader:
+        skipped += batch.skipped
+        names += batch.names
+        if len(batch.labels):
+            scores.append(probabilities(batch.images))
+            labels.append(batch.labels)
+    if not scores:
+        raise UserError(f"none of the {len(source)} images can be read: {skipped[0]}")
+    return Predictions(torch.cat(scores), torch.cat(labels), names, skipped)
+
+
+def average(predictions: Sequence[Predictions]) -> Predictions:
+    """Those of an ensemble: the mean of its networks' probabilities.
+
+    Raises:
+        UserError: they are not of the same images.
+    """
+    first = predictions[0]
+    for other in predictions[1:]:
+        if other.names != first.names:
+            raise UserError(
+                f"an image could be read for one network and not for another: {len(first.names)} "
+                f"and {len(other.names)} images: evaluate again"
+            )
+    mean = torch.stack([each.probabilities for each in predictions]).mean(dim=0)
+    return Predictions(mean, first.labels, first.names, first.skipped)
+
+
+def top_scores(predictions: Predictions) -> dict[str, float]:
+    """`top1` and `top5` in [0, 1]."""
+    probabilities, labels = predictions.probabilities, predictions.labels
+    best = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices == labels[:, None]
+    return {
+        "top1": int(best[:, 0].sum()) / len(labels),
+        "top5": int(best.sum()) / len(labels),
+    }
+
+
+def class_scores(predictions: Predictions, class_names: Sequence[str]) -> list[ClassScore]:
+    """The classes that have images, the worst first."""
+    confusions: dict[int, Counter[int]] = {}
+    best = predictions.probabilities.argmax(dim=1)
+    for label, predicted in zip(predictions.labels.tolist(), best.tolist(), strict=True):
+        confusions.setdefault(label, Counter())[predicted] += 1
+    scores = []
+    for label, counts in confusions.items():
+        images = counts.total()
+        taken_for = [(class_names[other], n) for other, n in counts.most_common() if other != label]
+        scores.append(ClassScore(class_names[label], images, counts[label] / images, taken_for))
+    return sorted(scores, key=lambda score: (score.top1, score.name))

@@ -1,29 +1,19 @@
 """The one place that opens images and the one place that writes files."""
 
-import io
 import os
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from backbones.decoding import decode_image
 from backbones.errors import ImageError, UserError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, EOFError),
-    *(struct.error, KeyError, TypeError, ZeroDivisionError),
-)
-"""What Pillow raises on damaged data: the first in its decoders (SyntaxError for broken PNG
-chunks), the others where the EXIF tags are read."""
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -39,28 +29,6 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     except OSError as error:
         raise ImageError(f"{path}: cannot read image: {error.strerror or error}") from error
     return decode_image(data, name=str(path))
-
-
-def decode_image(data: bytes, name: str) -> Tensor:
-    """Decode an image held in memory; as `read_image`, with `name` used in error messages."""
-    if not data:
-        raise ImageError(f"{name}: the image file is empty")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I;16"):
-                # PIL would clip 16-bit grey to 255 instead of scaling it.
-                grey = (np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)
-                pixels = np.repeat(grey[..., None], 3, axis=2)
-            else:
-                upright = ImageOps.exif_transpose(image)
-                pixels = np.array(upright.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image in a known format") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: image too large: {error}") from error
-    except _DAMAGE as error:
-        raise ImageError(f"{name}: corrupt or truncated image: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def write_image(path: str | os.PathLike[str], image: Tensor) -> None:

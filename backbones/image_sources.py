@@ -204,16 +204,28 @@ def _ends_properly(shard: Path, members: list[tarfile.TarInfo]) -> bool:
         return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
-def _read_class_names(path: Path) -> list[str] | None:
-    if not path.exists():
-        return None
+def parse_class_names(text: bytes, location: str | Path) -> list[str]:
+    """Names from JSON: a list of them, or of objects with `index` and `name`, in any order.
+
+    Raises:
+        UserError: something else, naming `location`.
+    """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(text)
         if all(isinstance(entry, str) for entry in entries):
             return list(entries)
         names = {entry["index"]: str(entry["name"]) for entry in entries}
         return [names[label] for label in range(len(entries))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path}: expected a list of names, or of objects with index 0..K-1 and name"
+            f"{location}: expected a list of names, or of objects with index 0..K-1 and name"
         ) from error
+
+
+def _read_class_names(path: Path) -> list[str] | None:
+    if not path.exists():
+        return None
+    try:
+        return parse_class_names(path.read_bytes(), path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read class names: {error.strerror}") from error

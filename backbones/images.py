@@ -1,117 +1,18 @@
-"""ImageNet-style examples: random crops for training, central crops for evaluation, any size."""
+"""ImageNet-style examples as datasets: augmented for training, central crops for evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
+from backbones.decoding import EncodedImage
 from backbones.errors import ImageError, UserError
-from backbones.files import decode_image
 from backbones.image_sources import ImageSource
+from backbones.image_transforms import AugmentConfig, eval_transform, train_transform
+from backbones.multi_crop import Crops, multi_crop
 from backbones.order import derive_seed
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes to training images, as Szegedy et al., Going Deeper with Convolutions (CVPR
-    2015), section 6 describes them."""
-
-    min_area: float = 0.08
-    """Smallest part of the image's area that a crop covers; the largest is all of it."""
-    max_ratio: float = 4 / 3
-    """Largest aspect ratio of a crop; the smallest is its inverse."""
-    flip: bool = True
-    """Mirror half of the images."""
-    color_jitter: float = 0.5
-    """Brightness, contrast and saturation each change by a factor in 1 ± this, in random order
-    (A. Howard, arXiv:1312.5402); 0 changes nothing."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_area <= 1:
-            raise UserError(f"augment.min_area must be in (0, 1], got {self.min_area}")
-        if self.max_ratio < 1:
-            raise UserError(f"augment.max_ratio must be at least 1, got {self.max_ratio}")
-        if not 0 <= self.color_jitter <= 1:
-            raise UserError(f"augment.color_jitter must be in [0, 1], got {self.color_jitter}")
-
-
-def train_transform(
-    image: Tensor, size: int, config: AugmentConfig, seed: int, interpolation: str = "bilinear"
-) -> Tensor:
-    """A random crop of random aspect, resized, perhaps mirrored, with other colours.
-
-    Args:
-        image: `uint8 [3, H, W]`.
-        size: side of the result, pixels.
-        config: the distributions.
-        seed: decides all draws.
-        interpolation: `bilinear` or `bicubic`, antialiased.
-
-    Returns:
-        `uint8 [3, size, size]`.
-    """
-    random = np.random.default_rng(seed)
-    top, left, height, width = _random_crop(image.shape[1], image.shape[2], config, random)
-    mode = InterpolationMode(interpolation)
-    image = transforms.resized_crop(
-        image, top, left, height, width, [size, size], interpolation=mode, antialias=True
-    )
-    if config.flip and random.random() < 0.5:
-        image = transforms.horizontal_flip(image)
-    if config.color_jitter:
-        adjustments = (
-            transforms.adjust_brightness,
-            transforms.adjust_contrast,
-            transforms.adjust_saturation,
-        )
-        for which in random.permutation(len(adjustments)):
-            factor = random.uniform(1 - config.color_jitter, 1 + config.color_jitter)
-            image = adjustments[which](image, factor)
-    return image
-
-
-def eval_transform(
-    image: Tensor, size: int, crop_fraction: float = 0.875, interpolation: str = "bilinear"
-) -> Tensor:
-    """Resize the shorter side to size / crop_fraction and cut out the central square.
-
-    Takes `uint8 [3, H, W]`, gives `uint8 [3, size, size]`.
-    """
-    shorter = round(size / crop_fraction)
-    mode = InterpolationMode(interpolation)
-    image = transforms.resize(image, [shorter], interpolation=mode, antialias=True)
-    return transforms.center_crop(image, [size, size])
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`uint8 [N, 3, H, W]` as `float32`: scaled to [0, 1], less the mean, over the deviation."""
-    scale = torch.tensor([1 / (255 * value) for value in std], device=images.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
-    return images.float() * scale[:, None, None] + shift[:, None, None]
-
-
-def _random_crop(
-    height: int, width: int, config: AugmentConfig, random: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Top, left, height, width: area uniform, logarithm of the aspect ratio uniform."""
-    limit = np.log(config.max_ratio)
-    for _ in range(10):
-        area = height * width * random.uniform(config.min_area, 1.0)
-        ratio = np.exp(random.uniform(-limit, limit))
-        crop_width, crop_height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(random.integers(height - crop_height + 1))
-            left = int(random.integers(width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    # A very long image has no such crop at most sizes: take its central square.
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
 
 
 class Example(NamedTuple):
@@ -131,7 +32,14 @@ class Example(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    """Images `uint8 [N, 3, S, S]`, labels `int64 [N]`, their files, and errors of skipped ones."""
+    """Images with their labels.
+
+    Attributes:
+        images: `uint8 [N, 3, S, S]`, of several crops `[N, C, 3, S, S]`.
+        labels: `int64 [N]`.
+        names: their files.
+        skipped: errors of skipped files.
+    """
 
     images: Tensor
     labels: Tensor
@@ -155,9 +63,11 @@ class ImageBatch(NamedTuple):
 def collate(examples: Sequence[Example]) -> ImageBatch:
     """Put examples into a batch, leaving out those without an image."""
     whole = [example for example in examples if example.image is not None]
-    images = [example.image for example in whole if example.image is not None]
+    # With channels last, as training images are in memory and as convolutions want them.
+    images = [example.image.movedim(-3, -1) for example in whole if example.image is not None]
+    stacked = torch.stack(images) if images else torch.empty(0, 1, 1, 3, dtype=torch.uint8)
     return ImageBatch(
-        torch.stack(images) if images else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+        stacked.movedim(-1, -3),
         torch.tensor([example.label for example in whole], dtype=torch.int64),
         [example.name for example in whole],
         [message for example in examples for message in example.skipped],
@@ -190,23 +100,32 @@ class TrainingImages(Dataset):
         for offset in range(len(self)):
             try:
                 data, label, name = self.source.read((index + offset) % len(self))
-                image = decode_image(data, name)
+                encoded = EncodedImage(data, name)
+                seed = derive_seed(self.seed, epoch, index)
+                image = train_transform(encoded, self.size, self.config, seed, self.interpolation)
             except ImageError as error:
                 skipped.append(str(error))
                 continue
-            seed = derive_seed(self.seed, epoch, index)
-            image = train_transform(image, self.size, self.config, seed, self.interpolation)
             return Example(image, label, name, skipped)
         raise UserError(f"none of the {len(self)} training images can be read: {skipped[0]}")
 
 
 class EvaluationImages(Dataset):
-    """Central crops, indexed by number; an unreadable image is an `Example` without one."""
+    """Crops for evaluation, indexed by number; an unreadable image is an `Example` without one.
+
+    One crop is the central one, `uint8 [3, S, S]`; 12 and 144 are those of `multi_crop`,
+    `[C, 3, S, S]`.
+    """
 
     def __init__(
-        self, source: ImageSource, size: int, crop_fraction: float, interpolation: str = "bilinear"
+        self,
+        source: ImageSource,
+        size: int,
+        crop_fraction: float,
+        interpolation: str = "bilinear",
+        crops: Crops = 1,
     ) -> None:
-        self.source, self.size = source, size
+        self.source, self.size, self.crops = source, size, crops
         self.crop_fraction, self.interpolation = crop_fraction, interpolation
 
     def __len__(self) -> int:
@@ -215,8 +134,11 @@ class EvaluationImages(Dataset):
     def __getitem__(self, index: int) -> Example:
         try:
             data, label, name = self.source.read(index)
-            image = decode_image(data, name)
+            encoded = EncodedImage(data, name)
+            if self.crops == 1:
+                image = eval_transform(encoded, self.size, self.crop_fraction, self.interpolation)
+            else:
+                image = multi_crop(encoded, self.size, self.crops, self.interpolation)
         except ImageError as error:
             return Example(None, 0, "", [str(error)])
-        image = eval_transform(image, self.size, self.crop_fraction, self.interpolation)
         return Example(image, label, name, [])

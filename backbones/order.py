@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -97,6 +98,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             first = 0
 
 
+def start_worker(worker: int) -> None:
+    """To be called first in a loader's worker: one process for one core, stopped by its parent."""
+    ignore_stop_signals(worker)
+    cv2.setNumThreads(0)
+
+
 def training_loader(
     dataset: Dataset,
     sampler: EpochSampler,
@@ -111,6 +118,6 @@ def training_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate_fn,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=start_worker,
         pin_memory=pin_memory,
     )

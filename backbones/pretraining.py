@@ -16,18 +16,11 @@ from backbones.device import Precision, resolve_precision
 from backbones.errors import UserError
 from backbones.evaluation import evaluate_classifier
 from backbones.image_sources import FirstClasses, open_split
-from backbones.images import (
-    AugmentConfig,
-    EvaluationImages,
-    ImageBatch,
-    TrainingImages,
-    collate,
-    normalize,
-)
-from backbones.order import EpochSampler, derive_seed, training_loader
+from backbones.image_transforms import AugmentConfig, normalize
+from backbones.images import EvaluationImages, ImageBatch, TrainingImages, collate
+from backbones.order import EpochSampler, derive_seed, start_worker, training_loader
 from backbones.recipe import OptimConfig, classification_loss
 from backbones.runs import RunFolder
-from backbones.signals import ignore_stop_signals
 from backbones.stepping import StepConfig
 from backbones.training import TrainingState, fit
 from backbones.weights import load_weights, save_backbone, warm_start
@@ -183,7 +176,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
         batch_size=config.batch_size,
         num_workers=config.workers,
         collate_fn=collate,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=start_worker,
     )
 
     def classify(model: nn.Module, images: Tensor) -> Any:

@@ -10,16 +10,8 @@ from PIL import Image
 from backbones.errors import UserError
 from backbones.evaluation import evaluate_classifier
 from backbones.image_sources import open_split
-from backbones.images import (
-    AugmentConfig,
-    EvaluationImages,
-    ImageBatch,
-    TrainingImages,
-    collate,
-    eval_transform,
-    normalize,
-    train_transform,
-)
+from backbones.image_transforms import AugmentConfig
+from backbones.images import EvaluationImages, ImageBatch, TrainingImages, collate
 
 
 def encode(color, size=(40, 30)):
@@ -130,44 +122,6 @@ def test_missing_data(tmp_path):
         open_split(tmp_path, "train")
 
 
-def gradient_image(height=50, width=80):
-    rows, columns = np.mgrid[:height, :width]
-    pixels = np.stack([255 * columns / width, 255 * rows / height, 0 * rows])
-    return torch.from_numpy(pixels.astype(np.uint8))
-
-
-@pytest.mark.parametrize("size", [79, 151, 299])
-def test_transforms_give_the_size(size):
-    for image in (gradient_image(), gradient_image(500, 20), gradient_image(1, 1)):
-        for result in (
-            train_transform(image, size, AugmentConfig(), seed=1),
-            eval_transform(image, size),
-        ):
-            assert result.shape == (3, size, size)
-            assert result.dtype == torch.uint8
-
-
-def test_training_crops_cover_the_stated_areas_and_ratios():
-    config = AugmentConfig(color_jitter=0.0, flip=False)
-    areas, ratios = [], []
-    for seed in range(300):
-        crop = train_transform(gradient_image(200, 200), 64, config, seed).float()
-        width = (crop[0, 32, -1] - crop[0, 32, 0]) / 255 * 64 / 63
-        height = (crop[1, -1, 32] - crop[1, 0, 32]) / 255 * 64 / 63
-        areas.append(float(width * height))
-        ratios.append(float(width / height))
-    assert 0.07 < min(areas) < 0.15
-    assert 0.85 < max(areas) < 1.03
-    assert 0.7 < min(ratios) < 0.8
-    assert 1.25 < max(ratios) < 1.43
-
-
-def test_flip_mirrors_half():
-    config = AugmentConfig(color_jitter=0.0)
-    crops = [train_transform(gradient_image(), 16, config, seed) for seed in range(200)]
-    assert 70 < sum(bool(crop[0, 8, 0] > crop[0, 8, -1]) for crop in crops) < 130
-
-
 def test_the_key_alone_decides_the_pixels(tmp_path):
     write_folders(tmp_path)
     dataset = TrainingImages(open_split(tmp_path, "train"), 16, AugmentConfig(), seed=5)
@@ -175,19 +129,6 @@ def test_the_key_alone_decides_the_pixels(tmp_path):
     torch.manual_seed(99)
     assert torch.equal(first, dataset[2, 1].image)
     assert not torch.equal(first, dataset[3, 1].image)
-
-
-def test_eval_crop_is_the_central_part():
-    crop = eval_transform(gradient_image(160, 160), 79, crop_fraction=0.875).float() / 255
-    assert crop[0, 40, 0].item() == pytest.approx(1 / 16, abs=0.02)
-    assert crop[0, 40, -1].item() == pytest.approx(15 / 16, abs=0.02)
-
-
-def test_normalize():
-    image = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
-    expected = (np.array([0, 128, 255]) / 255 - [0.5, 0.4, 0.3]) / [0.5, 0.25, 0.2]
-    result = normalize(image, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
-    np.testing.assert_allclose(result.flatten(), expected, atol=1e-6)
 
 
 def test_corrupt_images_are_replaced_in_training_and_left_out_in_evaluation(tmp_path, caplog):
@@ -230,3 +171,89 @@ def test_top5_counts_over_uneven_batches():
     batches = [ImageBatch(rows[i : i + 10], labels[i : i + 10], [], []) for i in (0, 10, 20)]
     scores = evaluate_classifier(lambda images: logits[images[:, 0, 0, 0].long()], batches)
     assert scores == {"top1": expected1, "top5": expected5}
+
+
+def damage(data: bytes) -> bytes:
+    """Overwrite a stretch in the middle of the coded pixels."""
+    middle = len(data) // 2
+    return data[:middle] + bytes(20) + data[middle + 20 :]
+
+
+def image_file(kind: str) -> bytes:
+    """A file of one kind, its pixels a ramp from black to white."""
+    ramp = np.linspace(0, 255, 160).astype(np.uint8)[None].repeat(120, axis=0)
+    buffer = io.BytesIO()
+    if kind == "16-bit PNG":
+        Image.fromarray(ramp.astype(np.uint16) * 257).save(buffer, "PNG")
+    elif kind == "palette PNG":
+        Image.fromarray(ramp).convert("P").save(buffer, "PNG")
+    else:
+        mode = {"grey": "L", "CMYK": "CMYK"}.get(kind, "RGB")
+        Image.fromarray(ramp).convert("RGB").convert(mode).save(buffer, "JPEG", quality=95)
+    data = buffer.getvalue()
+    return {
+        "truncated": data[: len(data) // 2],
+        "without its last bytes": data[:-4],
+        "header only": data[:20],
+        "empty": b"",
+        "text": b"<html>not found</html>",
+        "corrupt PNG": damage(encode_png(ramp)),
+    }.get(kind, data)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+READABLE = ("RGB", "grey", "CMYK", "16-bit PNG", "palette PNG")
+UNREADABLE = (
+    *("truncated", "without its last bytes", "header only", "empty", "text", "corrupt PNG"),
+)
+
+
+@pytest.fixture
+def one_of_each(tmp_path):
+    folder = tmp_path / "train" / "ramp"
+    folder.mkdir(parents=True)
+    for kind in (*READABLE, *UNREADABLE):
+        (folder / f"{kind}.jpg").write_bytes(image_file(kind))
+    return open_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize("size", [16, 100])
+def test_every_kind_of_image_trains_and_is_evaluated(one_of_each, size):
+    training = TrainingImages(one_of_each, size, AugmentConfig(flip=False), seed=0)
+    evaluation = EvaluationImages(one_of_each, size, 0.875)
+    for index in range(len(one_of_each)):
+        _, _, name = one_of_each.read(index)
+        trained, evaluated = training[0, index], evaluation[index]
+        assert trained.image.shape == (3, size, size)
+        if any(name.endswith(f"{kind}.jpg") for kind in READABLE):
+            assert (trained.name, evaluated.name) == (name, name)
+            assert trained.skipped == evaluated.skipped == []
+            for image in (trained.image, evaluated.image):
+                grey = image.float().mean(dim=0)
+                assert float((image - grey).abs().max()) < 8, "the ramp is grey"
+                assert float(grey[:, -1].mean() - grey[:, 0].mean()) > 30, "from dark to light"
+            ramp = torch.linspace(30, 225, size)  # the central square of 160 by 120, cut to 7/8
+            assert float((evaluated.image[0].float() - ramp).abs().max()) < 30
+        else:
+            assert trained.name != name
+            assert name in trained.skipped[0]
+            assert evaluated.image is None
+            assert name in evaluated.skipped[0]
+    batch = collate([evaluation[index] for index in range(len(one_of_each))])
+    assert len(batch.images) == len(READABLE)
+    assert len(batch.skipped) == len(UNREADABLE)
+
+
+def test_a_jpeg_with_damaged_pixels_is_read_as_every_program_reads_it(tmp_path):
+    """The decoder cannot tell; nothing crashes, nothing is skipped."""
+    folder = tmp_path / "train" / "ramp"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(damage(image_file("RGB")))
+    source = open_split(tmp_path, "train")
+    assert TrainingImages(source, 16, AugmentConfig(), seed=0)[0, 0].skipped == []
+    assert EvaluationImages(source, 16, 0.875)[0].image.shape == (3, 16, 16)

@@ -18,11 +18,13 @@ ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "0.25", "--batch_size", "4", "--workers", "0", "--device", "cpu"]
 
 
-def run_tool(*arguments):
+def run_tool(*arguments, timeout=None):
     command = [sys.executable, "-m", "tools.train_backbone", *map(str, arguments)]
     # On a machine shared with other work, threads that wait for each other cost 20 times more.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,13 @@ def test_shipped_configs_are_the_papers(name):
         assert getattr(optim, option) == getattr(expected, option), option
     assert config.model.variant == name
     assert (config.epochs, config.label_smoothing, config.aux_weight) == (100, 0.1, 0.3)
+
+
+def test_an_error_in_a_worker_ends_the_run(tmp_path):
+    for split, name in (("train", "a"), ("train", "b"), ("val", "a")):
+        (tmp_path / split / name).mkdir(parents=True)
+        (tmp_path / split / name / "0.jpg").write_text("no image")
+    arguments = ["--data.root", tmp_path, *SMALL, "--workers", "1", "--batch_size", "1"]
+    result = run_tool(*arguments, "--run", tmp_path / "run", timeout=60)
+    assert result.returncode == 2
+    assert "error: none of the 2 training images can be read" in result.stderr
