@@ -8,17 +8,21 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from backbones import InceptionV3, create_backbone, distributed
 from backbones.config import to_dict
 from backbones.device import Precision, resolve_precision
 from backbones.errors import UserError
 from backbones.evaluation import evaluate_classifier
-from backbones.image_sources import FirstClasses, open_split
-from backbones.image_transforms import AugmentConfig, normalize
-from backbones.images import EvaluationImages, ImageBatch, TrainingImages, collate
-from backbones.order import EpochSampler, derive_seed, start_worker, training_loader
+from backbones.image_transforms import normalize
+from backbones.images import ImageBatch
+from backbones.order import EpochSampler, derive_seed
+from backbones.pretraining_data import (
+    ImagesConfig,
+    build_train_loader,
+    build_val_loader,
+    open_sources,
+)
 from backbones.recipe import OptimConfig, classification_loss
 from backbones.runs import RunFolder
 from backbones.stepping import StepConfig
@@ -26,22 +30,6 @@ from backbones.training import TrainingState, fit
 from backbones.weights import load_weights, save_backbone, warm_start
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ImagesConfig:
-    """Which images."""
-
-    root: str = "data/imagenet"
-    """Folder with train/CLASS/* and val/CLASS/*, or with shards train-*.tar and val-*.tar."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Random changes to training images."""
-    max_classes: int | None = None
-    """Use only the first so many classes, for experiments in little time; null uses all."""
-
-    def __post_init__(self) -> None:
-        if self.max_classes is not None and self.max_classes < 2:
-            raise UserError(f"data.max_classes must be at least 2, got {self.max_classes}")
 
 
 @dataclass(frozen=True)
@@ -129,13 +117,8 @@ def pretrain(config: PretrainConfig) -> TrainingState:
 
 
 def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
-    train_source = open_split(config.data.root, "train")
-    val_source = open_split(config.data.root, "val", train_source.class_names)
-    if config.data.max_classes is not None:
-        train_source, val_source = (
-            FirstClasses(source, config.data.max_classes) for source in (train_source, val_source)
-        )
-    class_names = list(train_source.class_names)
+    sources = open_sources(config.data)
+    class_names = sources.class_names
     torch.manual_seed(derive_seed(config.seed))
     model = create_backbone(
         config.model.variant,
@@ -150,34 +133,19 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     spec = model.spec
 
-    rank, world_size = distributed.rank(), distributed.world_size()
-    sampler = EpochSampler(
-        len(train_source),
+    plan = EpochSampler(
+        sources.num_train,
         config.batch_size,
         epochs=config.epochs,
         seed=config.seed,
-        rank=rank,
-        world_size=world_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
-    loader = training_loader(
-        TrainingImages(
-            train_source, spec.input_size, config.data.augment, config.seed, spec.interpolation
-        ),
-        sampler,
-        workers=config.workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
+    pin = device.type == "cuda"
+    train_loader = build_train_loader(
+        sources, spec, config.data.augment, plan, workers=config.workers, pin_memory=pin
     )
-    val_loader: DataLoader = DataLoader(
-        Subset(
-            EvaluationImages(val_source, spec.input_size, spec.crop_fraction, spec.interpolation),
-            range(rank, len(val_source), world_size),
-        ),
-        batch_size=config.batch_size,
-        num_workers=config.workers,
-        collate_fn=collate,
-        worker_init_fn=start_worker,
-    )
+    val_loader = build_val_loader(sources, spec, plan, workers=config.workers, pin_memory=pin)
 
     def classify(model: nn.Module, images: Tensor) -> Any:
         images = normalize(images.to(device, non_blocking=True), spec.mean, spec.std)
@@ -200,12 +168,12 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
     with RunFolder(config.run, config, resume=config.resume) as run:
         logger.info(
             "%s: %d training and %d validation images, %d classes, %d px, %s on %s",
-            *(config.model.variant, len(train_source), len(val_source)),
+            *(config.model.variant, sources.num_train, len(sources.val)),
             *(len(class_names), spec.input_size, precision, device),
         )
         return fit(
             model,
-            loader,
+            train_loader,
             loss_fn,
             config.optim,
             run,

@@ -8,7 +8,7 @@ of the shards. Within a shard, blocks of examples are shuffled.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from backbones.errors import ImageError, UserError
 from backbones.image_sources import parse_class_names
 from backbones.image_transforms import AugmentConfig, train_transform
 from backbones.images import Example, ImageBatch, collate
-from backbones.order import derive_seed, start_worker
+from backbones.order import EpochSampler, derive_seed, start_worker
 from backbones.shard_streams import Sample, open_stream, read_shard
 
 BLOCK = 512
@@ -176,6 +176,31 @@ class StreamedImages(IterableDataset[StreamedBatch]):
 
     def _permutation(self, count: int, *keys: int) -> np.ndarray:
         return np.random.default_rng(derive_seed(self.seed, *keys)).permutation(count)
+
+
+class StreamedTraining:
+    """What `backbones.training.fit` trains on when the images are streamed.
+
+    Args:
+        stream: makes the stream that continues from given cursors.
+        plan: epochs and batches; its `num_examples` is what is called an epoch.
+        pin_memory: of the loader.
+
+    Attributes:
+        cursors: where to begin, by slot; set by `fit` when it resumes.
+    """
+
+    def __init__(
+        self,
+        stream: Callable[[Mapping[int, Cursor]], StreamedImages],
+        plan: EpochSampler,
+        pin_memory: bool = False,
+    ) -> None:
+        self._stream, self.plan, self._pin_memory = stream, plan, pin_memory
+        self.cursors: Mapping[int, Cursor] = {}
+
+    def __iter__(self) -> Iterator[StreamedBatch]:
+        return iter(streamed_loader(self._stream(self.cursors), self._pin_memory))
 
 
 def streamed_loader(dataset: StreamedImages, pin_memory: bool = False) -> DataLoader:

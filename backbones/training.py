@@ -22,6 +22,7 @@ from backbones.recipe import OptimConfig, lr_factor, scaled_lr
 from backbones.runs import RunFolder
 from backbones.signals import StopSignals
 from backbones.stepping import Batch, LossFunction, StepConfig, Stepper
+from backbones.streams import Cursor, StreamedBatch, StreamedTraining
 
 Item = TypeVar("Item")
 
@@ -57,6 +58,8 @@ class TrainingState:
     """Of the evaluation with the highest `best_metric`."""
     best_step: int = 0
     """Steps taken at that evaluation."""
+    cursors: dict[int, Cursor] = field(default_factory=dict)
+    """Places in streamed shards, by slot; complete in checkpoints."""
     sums: dict[str, float] = field(default_factory=dict)
     """Losses added up since the last point of the curves."""
     summed_steps: int = 0
@@ -65,7 +68,7 @@ class TrainingState:
 
 def fit(
     model: nn.Module,
-    loader: DataLoader,
+    loader: DataLoader | StreamedTraining,
     loss_fn: LossFunction,
     optim: OptimConfig,
     run: RunFolder,
@@ -90,7 +93,7 @@ def fit(
 
     Args:
         model: on its device; left there with the raw weights of the last step.
-        loader: as made by `training_loader`: its sampler gives epochs, seed and order.
+        loader: as made by `training_loader`: its sampler gives epochs, seed and order. Or shards.
         loss_fn: see `Stepper`. It moves the batch (see `Batch`) to the model's device, and calls
             the network that it is given, which is the model or a wrapper around it.
         optim: optimiser, schedule, weight averaging.
@@ -116,34 +119,35 @@ def fit(
         SystemExit: SIGTERM came; the code is 143.
         KeyboardInterrupt: Ctrl-C came.
     """
-    sampler = loader.batch_sampler
-    if not isinstance(sampler, EpochSampler):
+    plan = loader.plan if isinstance(loader, StreamedTraining) else loader.batch_sampler
+    if not isinstance(plan, EpochSampler):
         raise TypeError("fit needs a loader made by training_loader")
     step_config = StepConfig() if step_config is None else step_config
-    step_config.check_batch_size(sampler.batch_size)
-    stepper = Stepper(model, loss_fn, optim, step_config, precision, sampler.seed)
-    identity = {key: getattr(sampler, key) for key in ("seed", "num_examples", "global_batch")}
+    step_config.check_batch_size(plan.batch_size)
+    stepper = Stepper(model, loss_fn, optim, step_config, precision, plan.seed)
+    identity = {key: getattr(plan, key) for key in ("seed", "num_examples", "global_batch")}
     identity |= {f"optim.{key}": value for key, value in asdict(optim).items()}
     state = _restore(run, stepper, identity) if run.resume else TrainingState()
-    sampler.start_step = state.step
+    if isinstance(loader, StreamedTraining):
+        loader.cursors = state.cursors
+    plan.start_step = state.step
     run.open_curves(state.step)
-    base_lr = scaled_lr(optim, sampler.global_batch)
+    base_lr = scaled_lr(optim, plan.global_batch)
     evaluated_model = model if stepper.ema is None else stepper.ema.module
     skipped: set[str] = set()
     model.train()
 
     with (
         StopSignals() as stop,
-        TrainingProgress("train", sampler.total_steps, state.step) as progress,
+        TrainingProgress("train", plan.total_steps, state.step) as progress,
         distributed.lost_processes_are_errors(),
         contextlib.closing(_timed(loader)) as batches,
     ):
         checkpointed = time.monotonic()
         drawn = -math.inf
-        for batch, waited in batches:
-            lr = base_lr * lr_factor(
-                state.step, optim, sampler.steps_per_epoch, sampler.total_steps
-            )
+        while state.step < plan.total_steps:
+            batch, waited = next(batches)
+            lr = base_lr * lr_factor(state.step, optim, plan.steps_per_epoch, plan.total_steps)
             values = stepper.accumulate_gradients(batch, state.step)
             overdue = time.monotonic() - checkpointed > 60 * checkpoint_minutes
             values, stopping, overdue = _agree(values, stop, overdue)
@@ -153,25 +157,27 @@ def fit(
                     state.sums[name] = state.sums.get(name, 0.0) + value
                 state.summed_steps += 1
             state.step += 1
+            if isinstance(batch, StreamedBatch):
+                state.cursors[batch.cursor["slot"]] = batch.cursor
 
             _warn_of_skipped(batch, skipped)
-            epoch = state.step / sampler.steps_per_epoch
-            ends_epoch = state.step % sampler.steps_per_epoch == 0
+            epoch = state.step / plan.steps_per_epoch
+            ends_epoch = state.step % plan.steps_per_epoch == 0
             if (ends_epoch or state.step % LOG_STEPS == 0) and state.summed_steps:
                 means = {name: total / state.summed_steps for name, total in state.sums.items()}
                 run.record(state.step, epoch, means | {"lr": lr})
                 state.sums, state.summed_steps = {}, 0
-            notes = f"epoch {math.ceil(epoch)}/{sampler.epochs} · loss {values['loss/total']:.4f}"
-            images = len(batch.names) * sampler.world_size
+            notes = f"epoch {math.ceil(epoch)}/{plan.epochs} · loss {values['loss/total']:.4f}"
+            images = len(batch.names) * plan.world_size
             progress.update(state.step, images, waited, notes)
 
-            if ends_epoch and (round(epoch) % eval_every == 0 or round(epoch) == sampler.epochs):
+            if ends_epoch and (round(epoch) % eval_every == 0 or round(epoch) == plan.epochs):
                 if evaluate is not None:
                     state.metrics = _evaluate(evaluate, evaluated_model)
                     model.train()
                     run.record(state.step, epoch, {f"val/{k}": v for k, v in state.metrics.items()})
                     listed = ", ".join(f"{k} {v:.4f}" for k, v in state.metrics.items())
-                    logger.info("epoch %d/%d: %s", round(epoch), sampler.epochs, listed)
+                    logger.info("epoch %d/%d: %s", round(epoch), plan.epochs, listed)
                 is_best = best_metric is not None and _is_better(state, best_metric)
                 if is_best:
                     state.best_metrics, state.best_step = state.metrics, state.step
@@ -179,10 +185,11 @@ def fit(
                     for name in ("last", "best") if is_best else ("last",):
                         save(run.path / f"{name}.safetensors", evaluated_model, state.metrics)
                 # A picture takes half a second, which short epochs should not pay each time.
-                if state.step == sampler.total_steps or time.monotonic() - drawn > DRAW_SECONDS:
+                if state.step == plan.total_steps or time.monotonic() - drawn > DRAW_SECONDS:
                     run.draw_curves()
                     drawn = time.monotonic()
             if ends_epoch or overdue or stopping:
+                state.cursors = _of_all_processes(state.cursors)
                 if distributed.is_main():
                     content = {**stepper.state_dict(), **identity, "state": asdict(state)}
                     save_checkpoint(run.checkpoints, state.step, content, keep_checkpoints)
@@ -195,6 +202,16 @@ def fit(
     if state.skipped_steps:
         logger.warning("%d steps had no finite loss and were skipped", state.skipped_steps)
     return state
+
+
+def _of_all_processes(cursors: dict[int, Cursor]) -> dict[int, Cursor]:
+    """The newest of each slot: a process moves on in its own, and knows others from a resume."""
+    merged: dict[int, Cursor] = {}
+    for part in distributed.gather(cursors):
+        for slot, cursor in part.items():
+            if cursor["batches"] >= merged.get(slot, cursor)["batches"]:
+                merged[slot] = cursor
+    return merged
 
 
 def _agree(

@@ -1,7 +1,9 @@
 """Every key of a pretraining configuration is read: changing it changes the run, or is refused."""
 
 import csv
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from PIL import Image
 from backbones import create_backbone
 from backbones.errors import UserError
 from backbones.pretraining import PretrainConfig, pretrain
+from backbones.recipe import classification_loss
 from backbones.weights import load_weights, save_backbone
 
 VARIANT = "inception_v3_79_naive"
@@ -32,9 +35,18 @@ BASE: dict[str, Any] = {
     "precision": "fp32",
 }
 
+STREAMED = {
+    "data.train_shards": "{root}/shard-{0..1}.tar",
+    "data.train_images": 8,
+    "data.classes": "{root}/three.json",
+}
+
 # Key -> its other value, and what else must be set for the key to have a meaning at all.
 CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.max_classes": (2, {}),
+    "data.train_shards": ("{root}/other-{0..1}.tar", STREAMED),
+    "data.train_images": (4, STREAMED),
+    "data.classes": ("{root}/four.json", STREAMED),
     "data.augment.min_area": (0.9, {}),
     "data.augment.max_ratio": (1.0, {}),
     "data.augment.flip": (False, {}),
@@ -97,6 +109,16 @@ def folder(tmp_path_factory) -> Path:
                 pixels = random.integers(128 * label, 128 * label + 127, (32, 32, 3))
                 image = Image.fromarray(pixels.astype(np.uint8))
                 image.save(root / split / name / f"{index}.png")
+    for name in ("shard-0", "shard-1", "other-0", "other-1"):
+        with tarfile.open(root / f"{name}.tar", "w") as tar:
+            for index in range(4):
+                label = (index + (name < "shard")) % 3
+                tar.add(root / "train" / "dark" / f"{index}.png", f"{index}.png")
+                info = tarfile.TarInfo(f"{index}.cls")
+                info.size = 1
+                tar.addfile(info, io.BytesIO(str(label).encode()))
+    (root / "three.json").write_text('["dark", "light", "none"]')
+    (root / "four.json").write_text('["dark", "light", "none", "fourth"]')
     torch.manual_seed(9)
     backbone = create_backbone(VARIANT, num_classes=2, width=0.25)
     save_backbone(root / "backbone.safetensors", backbone, ["dark", "light"])
@@ -154,3 +176,28 @@ def test_a_wrong_value_is_refused(key, folder, tmp_path):
     value, message = REFUSED[key]
     with pytest.raises(UserError, match=message):
         outcome({key: value}, folder, tmp_path)
+
+
+@pytest.mark.parametrize(("workers", "broken_at"), [(0, 3), (2, 4)])
+def test_a_streamed_run_resumes_in_the_middle_of_an_epoch(
+    workers, broken_at, folder, tmp_path, monkeypatch
+):
+    streamed = STREAMED | {"workers": workers, "checkpoint_minutes": 0.0, "batch_size": 2}
+    expected = outcome(streamed, folder, tmp_path / "unbroken")
+    calls = iter(range(100))
+
+    def broken(*arguments):
+        if next(calls) == broken_at:
+            raise KeyboardInterrupt
+        return classification_loss(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("backbones.pretraining.classification_loss", broken)
+        with pytest.raises(KeyboardInterrupt):
+            outcome(streamed, folder, tmp_path / "run")
+    resumed = outcome(streamed | {"resume": True}, folder, tmp_path / "run")
+    assert resumed == expected
+    other = streamed | {"workers": 2 - workers, "resume": True, "epochs": 3}
+    if workers == 0:
+        with pytest.raises(UserError, match="cannot be continued by 2"):
+            outcome(other, folder, tmp_path / "run")
