@@ -31,7 +31,10 @@ def fold_batch_norm(model: InceptionV3) -> InceptionV3:
     """
     if model.training:
         raise ValueError("only a network in evaluation mode has an inference form: call .eval()")
-    folded = copy.deepcopy(model).requires_grad_(False)
+    # Layers are copied and tensors shared: all but the classifier's are replaced below.
+    tensors = (*model.parameters(), *model.buffers())
+    folded = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    folded.fc = copy.deepcopy(model.fc).requires_grad_(False)
     folded.aux, folded.aux_head = "none", None
     for parent in list(folded.modules()):
         for name, layer in list(parent.named_children()):

@@ -5,34 +5,13 @@ from collections import Counter
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from trained_network import images, trained
 
 from backbones import SPECS, create_backbone
 from backbones.blocks import InceptionA, InceptionB, InceptionC
 from backbones.deploy import MaxPoolOfReLU, deploy
 from backbones.folding import ConvReLU, fold_batch_norm
-from backbones.images import normalize
 from backbones.onednn import OneDNNConv, can_fuse
-
-
-def trained(name, width=0.25, **kwargs):
-    """A network whose normalisation has seen data: nothing in it is one or zero."""
-    torch.manual_seed(0)
-    model = create_backbone(name, width=width, **({"num_classes": 10} | kwargs)).eval()
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.weight.data.uniform_(0.5, 1.5)
-            layer.bias.data.normal_(std=0.3)
-            layer.running_mean.normal_(std=0.5)
-            layer.running_var.uniform_(0.5, 2)
-    if kwargs.get("num_classes") != 0:
-        model.fc.weight.data *= 10
-    return model
-
-
-def images(model, count=2, size=None):
-    size = (size or model.input_size,) * 2
-    raw = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8)
-    return raw, normalize(raw, model.spec.mean, model.spec.std)
 
 
 @pytest.fixture(params=["fused", "plain"])
