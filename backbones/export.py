@@ -4,7 +4,8 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,28 +101,35 @@ def require(extra: str, *modules: str) -> None:
             ) from error
 
 
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Let libraries that report every step report errors alone."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def _to_onnx(
     network: nn.Module, size: int, output_names: Sequence[str], metadata: Mapping[str, Any]
 ) -> bytes:
     example = torch.zeros(2, 3, size, size)
-    onnxscript = logging.getLogger("onnxscript")
-    level = onnxscript.level
-    onnxscript.setLevel(logging.WARNING)  # it reports every pass over the graph
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own deprecations
-            program = torch.onnx.export(
-                network,
-                (example,),
-                input_names=["images"],
-                output_names=list(output_names),
-                opset_version=OPSET,
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                verbose=False,
-            )
-    finally:
-        onnxscript.setLevel(level)
+    with warnings.catch_warnings(), quiet("onnxscript", "onnx_ir"):
+        warnings.simplefilter("ignore")  # of torch's own deprecations
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["images"],
+            output_names=list(output_names),
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            verbose=False,
+        )
     assert program is not None
     proto = program.model_proto
     for key, value in metadata.items():
