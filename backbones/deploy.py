@@ -9,13 +9,13 @@ faster than they are, and its output must be copied apart.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.device import Precision, resolve_precision
+from backbones.device import resolve_precision
 from backbones.folding import ConvReLU, fold_batch_norm
 from backbones.inception import InceptionV3, check_images
 from backbones.onednn import OneDNNConv, can_fuse
@@ -24,7 +24,9 @@ _SAME_ORDER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 """Integers of the same size, which order the non-negative numbers alike."""
 
 
-def deploy(model: InceptionV3, precision: Precision = "auto") -> "DeployedInception":
+def deploy(
+    model: InceptionV3, precision: Literal["auto", "fp32", "bf16"] = "auto"
+) -> "DeployedInception":
     """The inference form of `model`, on the device of `model`, which stays as it is.
 
     Args:
@@ -33,11 +35,13 @@ def deploy(model: InceptionV3, precision: Precision = "auto") -> "DeployedIncept
             elsewhere. Whatever it is, what comes out is `float32`.
 
     Raises:
-        ValueError: `model` is in training mode.
+        ValueError: `model` is in training mode, or another precision.
     """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
     device = next(model.parameters()).device
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[resolve_precision(precision, device)]
-    return DeployedInception(fold_batch_norm(model), dtype)
+    bf16 = resolve_precision(precision, device) == "bf16"
+    return DeployedInception(fold_batch_norm(model), torch.bfloat16 if bf16 else torch.float32)
 
 
 class DeployedInception(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from backbones.errors import UserError
 from backbones.export import describe, quiet, require
 from backbones.folding import fold_batch_norm
-from backbones.images import normalize
+from backbones.image_transforms import normalize
 from backbones.inception import InceptionV3, check_images
 from backbones.specs import BackboneSpec
 from backbones.weights import load_weights, save_weights, spec_from_metadata

@@ -21,14 +21,13 @@ class CropNetwork(nn.Module):
         super().__init__()
         self.backbone = fold_batch_norm(model.backbone)
         self.cls_score, self.bbox_pred = model.cls_score, model.bbox_pred
-        self.num_classes = model.num_classes
         self.eval()
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised crops `[N, 3, S, S]` to logits `[N, K + 1]` and deltas `[N, K, 4]`."""
+        """Normalised crops `[N, 3, S, S]` to logits `[N, K + 1]` and deltas `[N, K or 1, 4]`."""
         features = self.backbone(crops)
         deltas = self.bbox_pred(features)
-        return self.cls_score(features), deltas.unflatten(1, (self.num_classes, 4))
+        return self.cls_score(features), deltas.unflatten(1, (-1, 4))
 
 
 def export_crop_network(path: str | Path, detector: Detector) -> float:

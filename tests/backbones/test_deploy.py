@@ -158,7 +158,9 @@ def test_no_training():
     model = create_backbone("inception_v3_79", num_classes=3, width=0.25)
     with pytest.raises(ValueError, match=r"call \.eval\(\)"):
         deploy(model)
-    deployed = deploy(model.eval())
+    with pytest.raises(ValueError, match="precision must be auto, fp32 or bf16, got 'fp16'"):
+        deploy(model.eval(), "fp16")
+    deployed = deploy(model)
     with pytest.raises(ValueError, match="cannot be trained"):
         deployed.train()
     assert deployed.eval() is deployed

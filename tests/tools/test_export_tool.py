@@ -30,7 +30,8 @@ def test_backbone(tmp_path, monkeypatch, capsys):
 
 
 def test_crop_network_of_a_detector(tmp_path, monkeypatch):
-    config = ModelConfig(width=0.25, proposer="grid", rcnn=RCNNConfig(crop_size=64, context=0.1))
+    rcnn = RCNNConfig(crop_size=64, context=0.1, class_agnostic=True)
+    config = ModelConfig(width=0.25, proposer="grid", rcnn=rcnn)
     model = RCNN(trained("inception_v3_79"), GridProposer(GridConfig()), 3, config.rcnn)
     torch.nn.init.normal_(model.bbox_pred.weight, std=0.1)
     weights, output = tmp_path / "best.safetensors", tmp_path / "crops.onnx"
@@ -49,7 +50,7 @@ def test_crop_network_of_a_detector(tmp_path, monkeypatch):
     boxes = torch.tensor([[5.0, 5, 60, 70], [30, 10, 90, 90], [0, 0, 120, 90]])
     with torch.inference_mode():
         crops = model.crop([image], [boxes])
-        expected = model._classify([image], [boxes])
+        expected = model._heads(crops)
     found = network.run(["logits", "deltas"], {"images": np.ascontiguousarray(crops)})
     for ours, theirs in zip(expected, found, strict=True):
         torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-4)
