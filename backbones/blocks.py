@@ -78,13 +78,20 @@ class ConvNormAct(nn.Module):
         return self.act(self.bn(self.conv(x)))
 
 
-def _project_pool(x: Tensor, layer: ConvNormAct) -> Tensor:
-    """`layer` of the 3×3 average of `x`: the block's pooled branch, 1×1 convolution first.
+class PooledConvNormAct(ConvNormAct):
+    """`ConvNormAct` of the 3×3 average of its input: a block's pooled branch, convolution first.
 
-    Both are linear, act on channels and on places, and the zeros around the border are counted, so
-    they commute; averaging the few channels that come out of the convolution costs a fraction.
+    Convolution and average are linear, act on channels and on places, and the zeros around the
+    border are counted, so they commute; averaging the few channels that come out of the convolution
+    costs a fraction.
     """
-    return layer.act(layer.bn(F.avg_pool2d(layer.conv(x), 3, stride=1, padding=1)))
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, average, normalise, activate."""
+        return self.act(self.bn(F.avg_pool2d(self.conv(x), 3, stride=1, padding=1)))
 
 
 class InceptionA(nn.Module):
@@ -104,7 +111,7 @@ class InceptionA(nn.Module):
         self.branch3x3dbl_1 = ConvNormAct(in_channels, c64, 1)
         self.branch3x3dbl_2 = ConvNormAct(c64, c96, 3, padding=1)
         self.branch3x3dbl_3 = ConvNormAct(c96, c96, 3, padding=1)
-        self.branch_pool = ConvNormAct(in_channels, pooled, 1)
+        self.branch_pool = PooledConvNormAct(in_channels, pooled)
         self.out_channels = c64 + c64 + c96 + pooled
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +119,7 @@ class InceptionA(nn.Module):
         branch1x1 = self.branch1x1(x)
         branch5x5 = self.branch5x5_2(self.branch5x5_1(x))
         branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        branch_pool = _project_pool(x, self.branch_pool)
+        branch_pool = self.branch_pool(x)
         return torch.cat([branch1x1, branch5x5, branch3x3dbl, branch_pool], 1)
 
 
@@ -130,13 +137,14 @@ class ReductionA(nn.Module):
         self.branch3x3dbl_1 = ConvNormAct(in_channels, c64, 1)
         self.branch3x3dbl_2 = ConvNormAct(c64, c96, 3, padding=1)
         self.branch3x3dbl_3 = ConvNormAct(c96, c96, 3, stride=2)
+        self.pool = nn.MaxPool2d(3, stride=2)
         self.out_channels = c384 + c96 + in_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Concatenate the three branches."""
         branch3x3 = self.branch3x3(x)
         branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([branch3x3, branch3x3dbl, F.max_pool2d(x, 3, stride=2)], 1)
+        return torch.cat([branch3x3, branch3x3dbl, self.pool(x)], 1)
 
 
 class InceptionB(nn.Module):
@@ -158,7 +166,7 @@ class InceptionB(nn.Module):
         self.branch7x7dbl_3 = ConvNormAct(c7, c7, (1, 7), padding=(0, 3))
         self.branch7x7dbl_4 = ConvNormAct(c7, c7, (7, 1), padding=(3, 0))
         self.branch7x7dbl_5 = ConvNormAct(c7, c192, (1, 7), padding=(0, 3))
-        self.branch_pool = ConvNormAct(in_channels, c192, 1)
+        self.branch_pool = PooledConvNormAct(in_channels, c192)
         self.out_channels = 4 * c192
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +175,7 @@ class InceptionB(nn.Module):
         branch7x7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         branch7x7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         branch7x7dbl = self.branch7x7dbl_5(self.branch7x7dbl_4(branch7x7dbl))
-        branch_pool = _project_pool(x, self.branch_pool)
+        branch_pool = self.branch_pool(x)
         return torch.cat([branch1x1, branch7x7, branch7x7dbl, branch_pool], 1)
 
 
@@ -186,6 +194,7 @@ class ReductionB(nn.Module):
         self.branch7x7x3_2 = ConvNormAct(c192, c192, (1, 7), padding=(0, 3))
         self.branch7x7x3_3 = ConvNormAct(c192, c192, (7, 1), padding=(3, 0))
         self.branch7x7x3_4 = ConvNormAct(c192, c192, 3, stride=2)
+        self.pool = nn.MaxPool2d(3, stride=2)
         self.out_channels = c320 + c192 + in_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,7 +202,7 @@ class ReductionB(nn.Module):
         branch3x3 = self.branch3x3_2(self.branch3x3_1(x))
         branch7x7x3 = self.branch7x7x3_2(self.branch7x7x3_1(x))
         branch7x7x3 = self.branch7x7x3_4(self.branch7x7x3_3(branch7x7x3))
-        return torch.cat([branch3x3, branch7x7x3, F.max_pool2d(x, 3, stride=2)], 1)
+        return torch.cat([branch3x3, branch7x7x3, self.pool(x)], 1)
 
 
 class InceptionC(nn.Module):
@@ -214,7 +223,7 @@ class InceptionC(nn.Module):
         self.branch3x3dbl_2 = ConvNormAct(c448, c384, 3, padding=1)
         self.branch3x3dbl_3a = ConvNormAct(c384, c384, (1, 3), padding=(0, 1))
         self.branch3x3dbl_3b = ConvNormAct(c384, c384, (3, 1), padding=(1, 0))
-        self.branch_pool = ConvNormAct(in_channels, c192, 1)
+        self.branch_pool = PooledConvNormAct(in_channels, c192)
         self.out_channels = c320 + 4 * c384 + c192
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,7 +231,7 @@ class InceptionC(nn.Module):
         branch1x1 = self.branch1x1(x)
         branch3x3 = self.branch3x3_1(x)
         branch3x3dbl = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        branch_pool = _project_pool(x, self.branch_pool)
+        branch_pool = self.branch_pool(x)
         return torch.cat(
             [
                 branch1x1,

@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import Tensor, nn
 
@@ -170,7 +171,7 @@ class InceptionV3(nn.Module):
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The maps after the A, B and C blocks; `backbones.stems.stage_geometry` places them."""
-        self._check_input(x)
+        check_images(x, self.spec)
         a = self.stage_a(self.stem(x))
         b = self.stage_b(self.reduction_a(a))
         return [a, b, self.stage_c(self.reduction_b(b))]
@@ -194,20 +195,6 @@ class InceptionV3(nn.Module):
             self.aux, self.aux_head = "none", None
         if self.aux_head is not None:
             self.aux_head.reset_classifier(num_classes)
-
-    def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise ValueError(
-                f"{self.spec.name} takes normalised float images [N, 3, H, W], "
-                f"got {x.dtype} {list(x.shape)}"
-            )
-        height, width = x.shape[-2:]
-        if min(height, width) < self.spec.min_size:
-            least = self.spec.min_size
-            raise ValueError(
-                f"{self.spec.name} takes images of at least {least}x{least} pixels, "
-                f"got {height}x{width}; {_suggest_variant(self.spec, min(height, width))}"
-            )
 
 
 def create_backbone(
@@ -236,6 +223,21 @@ def create_backbone(
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(SPECS)}"
         raise UserError(f"unknown backbone {name!r}: {hint}")
     return InceptionV3(SPECS[name], num_classes, width, aux, dropout)
+
+
+def check_images(x: Tensor, spec: BackboneSpec, takes_uint8: bool = False) -> None:
+    """Raise `ValueError` unless `x` is a batch of RGB images that the variant can take."""
+    kinds = "uint8 or normalised float images" if takes_uint8 else "normalised float images"
+    is_kind = x.is_floating_point() or (takes_uint8 and x.dtype == torch.uint8)
+    if x.ndim != 4 or x.shape[1] != 3 or not is_kind:
+        raise ValueError(f"{spec.name} takes {kinds} [N, 3, H, W], got {x.dtype} {list(x.shape)}")
+    height, width = x.shape[-2:]
+    if min(height, width) < spec.min_size:
+        least = spec.min_size
+        raise ValueError(
+            f"{spec.name} takes images of at least {least}x{least} pixels, "
+            f"got {height}x{width}; {_suggest_variant(spec, min(height, width))}"
+        )
 
 
 def _suggest_variant(spec: BackboneSpec, size: int) -> str:

@@ -19,6 +19,7 @@ from backbones.blocks import init_weights
 from backbones.errors import UserError
 from backbones.files import atomic_write
 from backbones.inception import InceptionV3, create_backbone
+from backbones.specs import SPECS, BackboneSpec
 from backbones.stems import stage_grids
 
 logger = logging.getLogger(__name__)
@@ -307,19 +308,26 @@ def _from_metadata(metadata: Mapping[str, Any]) -> InceptionV3:
         aux=metadata["aux"],
         dropout=metadata["dropout"],
     )
+    model.spec = spec_from_metadata(metadata)
+    return model
+
+
+def spec_from_metadata(metadata: Mapping[str, Any]) -> BackboneSpec:
+    """The variant with a file's normalisation and size; raises KeyError, TypeError, ValueError."""
+    spec = SPECS[metadata["variant"]]
     input_size = metadata["input_size"]
-    if type(input_size) is not int or input_size < model.spec.min_size:
-        raise ValueError(f"input_size must be at least {model.spec.min_size}, got {input_size!r}")
-    model.spec = replace(
-        model.spec,
+    if type(input_size) is not int or input_size < spec.min_size:
+        raise ValueError(f"input_size must be at least {spec.min_size}, got {input_size!r}")
+    spec = replace(
+        spec,
         mean=_triple(metadata["mean"], "mean"),
         std=_triple(metadata["std"], "std"),
         input_size=input_size,
-        grids=stage_grids(model.spec, input_size),
+        grids=stage_grids(spec, input_size),
     )
-    if min(model.spec.std) <= 0:
-        raise ValueError(f"std must be positive, got {model.spec.std}")
-    return model
+    if min(spec.std) <= 0:
+        raise ValueError(f"std must be positive, got {spec.std}")
+    return spec
 
 
 def _triple(values: Any, name: str) -> tuple[float, float, float]:

@@ -1,0 +1,61 @@
+"""Convolution, bias and ReLU as one operation of oneDNN, with which PyTorch convolves on CPUs.
+
+`torch.compile` lowers to these operations too; PyTorch offers them nowhere else and may change
+them, so that `can_fuse` tries before anything relies on them.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.folding import ConvReLU
+
+logger = logging.getLogger(__name__)
+
+
+class OneDNNConv(nn.Module):
+    """A convolution, with ReLU where it is a `ConvReLU`, for inference on the CPU.
+
+    oneDNN wants the weight in blocks whose size depends on the processor and on the shape of the
+    input. They are made when a shape comes that is not that of the call before, which costs what a
+    convolution without them costs every time. The wrong blocks would cost a hundred times as much.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert not isinstance(conv.padding, str)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self.activation = "relu" if isinstance(conv, ConvReLU) else "none"
+        self._blocked: tuple[torch.Size, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Blocks can neither be copied nor pickled.
+        return self.__dict__ | {"_blocked": None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, Cin, H, W] -> [N, Cout, H', W']`, `channels_last`, as precise as the weight."""
+        # Read and written as one, so that threads with other shapes do each other no harm.
+        blocked = self._blocked
+        if blocked is None or blocked[0] != x.shape:
+            weight = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, *self.geometry, list(x.shape)
+            )
+            self._blocked = blocked = (x.shape, weight)
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, blocked[1], self.bias, *self.geometry, self.activation, [], ""
+        )
+
+
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch on this processor has the fused convolution, and it computes right."""
+    conv = ConvReLU(16, 16, 3, padding=1).to(dtype).requires_grad_(False)
+    x = torch.linspace(-1, 1, 16 * 25).view(1, 16, 5, 5).to(dtype)
+    try:
+        fused = OneDNNConv(conv)(x)
+    except (AttributeError, RuntimeError) as error:  # no such operation; another signature
+        logger.warning("no fused convolutions in %s: %s", dtype, str(error).partition("\n")[0])
+        return False
+    return torch.allclose(fused, conv(x), rtol=0.02, atol=0.02)

@@ -1,0 +1,83 @@
+import re
+import sys
+
+import pytest
+import torch
+from trained_network import images, trained
+
+from backbones import UserError, save_backbone
+from backbones.int8 import load_int8, quantize
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained("inception_v3_79_naive", num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def quantized(model):
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    torch.manual_seed(1)
+    return quantize(model, [images(model, 8)[0] for _ in range(4)])
+
+
+@torch.inference_mode()
+def test_stands_in_for_the_network(model, quantized):
+    raw, x = images(model, 16)
+    logits = model(x)
+    found = quantized(x)
+    assert found.dtype == torch.float32
+    # Eight bits: near, and not equal, or nothing was quantised.
+    error = (found - logits).norm() / logits.norm()
+    assert 1e-3 < error < 0.1
+    torch.testing.assert_close(quantized(raw), found, rtol=0, atol=0.05)
+    assert quantized(x[:3]).shape == (3, 10)
+    for name in ("spec", "input_size", "num_classes", "num_features"):
+        assert getattr(quantized, name) == getattr(model, name)
+
+
+@torch.inference_mode()
+def test_saved_and_loaded(model, quantized, tmp_path):
+    quantized.save(tmp_path / "best.int8.safetensors")
+    assert (tmp_path / "best.int8.safetensors").stat().st_size < 4_000_000
+    loaded = load_int8(tmp_path / "best.int8.safetensors")
+    raw, _ = images(model, 3)
+    torch.testing.assert_close(loaded(raw), quantized(raw))
+    assert loaded.spec == quantized.spec
+
+
+def test_files_that_are_none(model, quantized, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_backbone(path, model)
+    with pytest.raises(UserError, match="expected a quantised network, this is 'backbone'"):
+        load_int8(path)
+    broken = type(quantized)(quantized.graph, quantized.weights, quantized.metadata)
+    broken.graph = broken.graph[:1000]
+    broken.save(path)
+    with pytest.raises(UserError, match=re.escape(f"{path}: broken quantised network")):
+        load_int8(path)
+    broken.metadata = {key: value for key, value in broken.metadata.items() if key != "mean"}
+    broken.save(path)
+    with pytest.raises(UserError, match="broken quantised network: no 'mean'"):
+        load_int8(path)
+
+
+def test_wrong_use(model, quantized):
+    with pytest.raises(ValueError, match=r"quantised for \[N, 3, 79, 79\], got \[1, 3, 90, 90\]"):
+        quantized(torch.zeros(1, 3, 90, 90))
+    with pytest.raises(ValueError, match="cannot be trained"):
+        quantized.train()
+    with pytest.raises(UserError, match="calibration_images is empty"):
+        quantize(model, [])
+    with pytest.raises(ValueError, match="squares of one size"):
+        quantize(model, [torch.zeros(1, 3, 79, 80)])
+
+
+def test_a_missing_extra_names_the_command(model, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(UserError, match=r"nncf .*: pip install 'lowres-rcnn\[openvino\]'"):
+        quantize(model, [])
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"this needs openvino .*\[openvino\]"):
+        load_int8(tmp_path / "none.safetensors")

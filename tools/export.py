@@ -1,0 +1,52 @@
+"""Write a trained network as ONNX: a backbone, or the crop network of a detector.
+
+python -m tools.export --weights runs/mine/best.safetensors --output runs/mine/best.onnx
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from backbones import load_backbone
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from backbones.errors import UserError
+from backbones.export import export_backbone
+from backbones.weights import load_weights
+from detect.detector import load_detector
+from detect.export import export_crop_network
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export where."""
+
+    weights: str
+    """Checkpoint (.safetensors) that train_backbone or train_detector wrote."""
+    output: str | None = None
+    """The file to write; null writes beside the weights, with the suffix .onnx."""
+
+    def __post_init__(self) -> None:
+        if self.output is not None and Path(self.output).suffix != ".onnx":
+            raise UserError(f"output must end in .onnx, got {self.output}")
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(ExportConfig, description="Write a trained network as ONNX.")
+    weights = Path(config.weights)
+    output = weights.with_suffix(".onnx") if config.output is None else Path(config.output)
+    _, metadata = load_weights(weights)
+    if metadata.get("kind") == "detector":
+        difference = export_crop_network(output, load_detector(weights, device="cpu"))
+    else:
+        names = metadata.get("class_names")
+        difference = export_backbone(output, load_backbone(weights), names)
+    print(f"{output}: ONNX Runtime's outputs differ by at most {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
