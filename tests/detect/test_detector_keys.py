@@ -129,6 +129,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.rcnn.detections_per_image": (3, {}),
     "optim.optimizer": ("adamw", {}),
     "optim.lr": (0.01, {}),
+    "optim.scale_lr_from": (8, {}),
     "optim.momentum": (0.5, {}),
     "optim.decay": (0.5, {"optim.optimizer": "rmsprop_tf"}),
     "optim.eps": (0.1, {"optim.optimizer": "rmsprop_tf"}),
