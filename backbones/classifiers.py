@@ -6,7 +6,7 @@ from pathlib import Path
 from backbones.errors import UserError
 from backbones.image_sources import FirstClasses, ImageSource, open_split
 from backbones.inception import InceptionV3
-from backbones.weights import load_backbone, load_weights
+from backbones.weights import load_backbone, load_metadata
 
 
 def load_classifiers(paths: Sequence[str | Path]) -> tuple[list[InceptionV3], list[str]]:
@@ -19,7 +19,7 @@ def load_classifiers(paths: Sequence[str | Path]) -> tuple[list[InceptionV3], li
     models: list[InceptionV3] = []
     class_names: list[str] = []
     for path in paths:
-        names = load_weights(path)[1].get("class_names")
+        names = load_metadata(path).get("class_names")
         models.append(load_backbone(path))
         if names is None:
             raise UserError(f"{path}: has no class names: save it with save_backbone(class_names=)")

@@ -64,6 +64,12 @@ def from_dict(config_class: type[Config], values: Mapping[str, Any]) -> Config:
     return _build(config_class, namespace, "")
 
 
+def as_base(config: Any, base: type[Config], **changes: Any) -> Config:
+    """A configuration as the dataclass that its own extends, with other values for some keys."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(base)}  # type: ignore[arg-type]
+    return base(**(values | changes))
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as nested dicts, lists, numbers and strings, fit for YAML and JSON."""
     return {

@@ -7,6 +7,7 @@ import torch
 from backbones.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ResolvedPrecision = Literal["fp32", "bf16", "fp16"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,7 +29,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(name: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+def autocast(device: torch.device, precision: ResolvedPrecision) -> torch.autocast:
+    """What runs convolutions in `precision` and leaves the weights in fp32; in fp32 nothing."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def resolve_precision(name: Precision, device: torch.device) -> ResolvedPrecision:
     """`auto` as `bf16` where the device computes in it natively, else `fp32`.
 
     A CPU without bf16 instructions emulates them, several times slower than fp32.

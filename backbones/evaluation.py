@@ -4,13 +4,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from backbones import distributed
+from backbones.device import ResolvedPrecision, autocast
 from backbones.errors import UserError
 from backbones.image_sources import ImageSource
 from backbones.image_transforms import normalize
@@ -80,10 +80,8 @@ def evaluate_classifier(
             continue
         logits = classify(batch.images)
         labels = batch.labels.to(logits.device)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        count += len(labels)
-        top1 += int(best[:, 0].sum())
-        top5 += int(best.sum())
+        first, five = _hits(logits, labels)
+        count, top1, top5 = count + len(labels), top1 + first, top5 + five
     sums = distributed.sum_over_processes({"count": count, "top1": top1, "top5": top5})
     count = round(sums.pop("count"))
     if skipped:
@@ -101,7 +99,7 @@ def predict(
     *,
     batch_size: int = 32,
     workers: int = 0,
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    precision: ResolvedPrecision = "fp32",
 ) -> Predictions:
     """Probabilities of all images, averaged over the crops of each.
 
@@ -117,13 +115,12 @@ def predict(
         UserError: no image can be read.
     """
     spec, device = model.spec, next(model.parameters()).device
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
 
     def probabilities(images: Tensor) -> Tensor:
         results = []
         for part in images.reshape(-1, *images.shape[-3:]).split(batch_size):
             inputs = normalize(part.to(device), spec.mean, spec.std)
-            with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+            with autocast(device, precision):
                 logits = model(inputs.contiguous(memory_format=torch.channels_last))
             results.append(logits.float().softmax(dim=1))
         return torch.cat(results).unflatten(0, (len(images), crops)).mean(dim=1).cpu()
@@ -169,12 +166,14 @@ def average(predictions: Sequence[Predictions]) -> Predictions:
 
 def top_scores(predictions: Predictions) -> dict[str, float]:
     """`top1` and `top5` in [0, 1]."""
-    probabilities, labels = predictions.probabilities, predictions.labels
-    best = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices == labels[:, None]
-    return {
-        "top1": int(best[:, 0].sum()) / len(labels),
-        "top5": int(best.sum()) / len(labels),
-    }
+    first, five = _hits(predictions.probabilities, predictions.labels)
+    return {"top1": first / len(predictions.labels), "top5": five / len(predictions.labels)}
+
+
+def _hits(scores: Tensor, labels: Tensor) -> tuple[int, int]:
+    """Of scores `[N, K]`: how often the label has the highest, and one of the five highest."""
+    best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+    return int(best[:, 0].sum()), int(best.sum())
 
 
 def class_scores(predictions: Predictions, class_names: Sequence[str]) -> list[ClassScore]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import UserError
+from backbones.errors import MissingPackageError
 from backbones.files import atomic_write
 from backbones.folding import fold_batch_norm
 from backbones.inception import InceptionV3
@@ -79,7 +79,7 @@ def export_onnx(
         The largest absolute difference of an output.
 
     Raises:
-        UserError: the extra is not installed.
+        MissingPackageError: the extra is not installed.
         RuntimeError: ONNX Runtime computes something else.
     """
     require("export", "onnx", "onnxscript", "onnxruntime")
@@ -91,12 +91,12 @@ def export_onnx(
 
 
 def require(extra: str, *modules: str) -> None:
-    """Raise `UserError` with the command to install `extra` unless all `modules` import."""
+    """Raise `MissingPackageError`, naming the command for `extra`, unless all `modules` import."""
     for module in modules:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UserError(
+            raise MissingPackageError(
                 f"this needs {' and '.join(modules)} ({error}): pip install 'lowres-rcnn[{extra}]'"
             ) from error
 

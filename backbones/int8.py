@@ -73,14 +73,12 @@ class Int8Network(nn.Module):
         Raises:
             ValueError: not such images.
         """
-        check_images(x, self.spec, takes_uint8=True)
+        x = _as_input(x, self.spec)
         size = self.input_size
         if x.shape[-2:] != (size, size):
             shape = list(x.shape)
             raise ValueError(f"this network was quantised for [N, 3, {size}, {size}], got {shape}")
-        if x.dtype == torch.uint8:
-            x = normalize(x, self.spec.mean, self.spec.std)
-        return torch.from_numpy(self._compiled(x.float().numpy())[0])
+        return torch.from_numpy(self._compiled(x.numpy())[0])
 
     def save(self, path: str | Path) -> None:
         """Write one `.safetensors` file for `load_int8`, beside the weights of the network."""
@@ -171,6 +169,7 @@ def _settings(batches: int) -> dict[str, Any]:
 
 
 def _as_input(images: Tensor, spec: BackboneSpec) -> Tensor:
+    """Checked and normalised, `float32`."""
     check_images(images, spec, takes_uint8=True)
     if images.dtype == torch.uint8:
         return normalize(images, spec.mean, spec.std)

@@ -5,20 +5,20 @@ Networks of equal compute with receptive fields of 299, 151 and 79 pixels, and t
 """
 
 import json
-import logging
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from backbones.config import as_base
 from backbones.cost import count_multiply_adds
-from backbones.device import resolve_device, resolve_precision
+from backbones.device import autocast, resolve_device, resolve_precision
 from backbones.errors import UserError
+from backbones.figures import new_figure, save_figure
 from backbones.files import atomic_write, make_folder
 from backbones.inception import InceptionV3
 from backbones.pretraining import PretrainConfig, pretrain
@@ -32,8 +32,6 @@ PUBLISHED = {"inception_v3": 0.766, "inception_v3_151": 0.764, "inception_v3_79"
 """Top-1 on ImageNet in the paper's Table 2."""
 
 SPEED_BATCH, SPEED_ROUNDS = 16, 7
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,7 @@ def format_table(rows: Sequence[ReceptiveFieldRow]) -> str:
 
 def draw_comparison(rows: Sequence[ReceptiveFieldRow], folder: Path) -> None:
     """Draw `receptive_fields.png`: top-1 of each network, and how it came about."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 3.8)
     bars, curves = figure.subplots(1, 2)
     for index, row in enumerate(rows):
         colour = f"C{index}"
@@ -157,15 +151,12 @@ def draw_comparison(rows: Sequence[ReceptiveFieldRow], folder: Path) -> None:
     curves.grid(alpha=0.3)
     for panel in (bars, curves):
         panel.set_ylabel("top-1, %")
-        panel.spines[["top", "right"]].set_visible(False)
-    with atomic_write(folder / "receptive_fields.png") as file:
-        figure.savefig(file, format="png", dpi=110)
+    save_figure(figure, folder / "receptive_fields.png")
 
 
 def _for_variant(config: ReceptiveFieldConfig, variant: str, run: Path) -> PretrainConfig:
-    values: dict[str, Any] = {key.name: getattr(config, key.name) for key in fields(PretrainConfig)}
-    model = type(config.model)(**(asdict(config.model) | {"variant": variant}))
-    return PretrainConfig(**(values | {"run": str(run), "model": model}))
+    model = replace(config.model, variant=variant)
+    return as_base(config, PretrainConfig, run=str(run), model=model)
 
 
 @torch.no_grad()
@@ -184,7 +175,7 @@ def _images_per_second(
     for _ in range(1 + SPEED_ROUNDS):
         for variant, model in models.items():
             began = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(device, precision):
                 model(batches[variant]).sum().item()
             seconds[variant].append(time.perf_counter() - began)
     # The first round allocates and compiles.

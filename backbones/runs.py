@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from backbones import distributed
 from backbones.config import save_config, to_dict
 from backbones.errors import UserError
+from backbones.figures import new_figure, save_figure
 from backbones.files import atomic_write, make_folder
 
 logger = logging.getLogger(__name__)
@@ -169,10 +170,6 @@ def read_curves(path: Path) -> list[CurvePoint]:
 
 def draw_curves(points: list[CurvePoint], path: Path) -> None:
     """Draw one panel for each group of curves (the part of the name before `/`) into a PNG."""
-    # Not needed before the first picture, and slow to import; no display, no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups: dict[str, dict[str, list[CurvePoint]]] = defaultdict(lambda: defaultdict(list))
     for point in points:
         group, _, metric = point.name.partition("/")
@@ -181,8 +178,7 @@ def draw_curves(points: list[CurvePoint], path: Path) -> None:
         return
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(5.5 * columns, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.5 * columns, 3.4 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, (group, curves) in zip(panels, groups.items(), strict=False):
         for metric, curve in curves.items():
@@ -195,12 +191,10 @@ def draw_curves(points: list[CurvePoint], path: Path) -> None:
         panel.set_title(group)
         panel.set_xlabel("epoch")
         panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize="small", frameon=False, title="last value", title_fontsize="small")
     for panel in list(figure.axes)[len(groups) :]:
         panel.set_visible(False)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    save_figure(figure, path)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from backbones import distributed
+from backbones.device import ResolvedPrecision, autocast
 from backbones.errors import UserError
 from backbones.order import derive_seed
 from backbones.recipe import OptimConfig, build_ema, build_optimizer
@@ -91,7 +92,7 @@ class Stepper:
         loss_fn: LossFunction,
         optim: OptimConfig,
         config: StepConfig,
-        precision: Literal["fp32", "bf16", "fp16"],
+        precision: ResolvedPrecision,
         seed: int,
     ) -> None:
         self.device = next(model.parameters()).device
@@ -101,7 +102,7 @@ class Stepper:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model, self.config = model, config
         self._loss_fn, self._optim, self._seed = loss_fn, optim, seed
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._precision = precision
         self.optimizer = build_optimizer(model, optim)
         self.ema = None if optim.ema_decay is None else build_ema(model, optim.ema_decay)
         self._scaler = GradScaler(self.device.type, enabled=precision == "fp16")
@@ -141,7 +142,7 @@ class Stepper:
             # Gradients travel between processes once, with the last part.
             waits = number + 1 < len(parts) and isinstance(network, DistributedDataParallel)
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+                with autocast(self.device, self._precision):
                     terms = self._loss_fn(network, part)
                 loss = torch.stack([term.float() for term in terms.values()]).sum()
                 for name, term in {**terms, "total": loss}.items():

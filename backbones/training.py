@@ -1,13 +1,12 @@
 """The loop that trains any network here."""
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from backbones import distributed
 from backbones.checkpoints import load_last_checkpoint, save_checkpoint
+from backbones.device import ResolvedPrecision
 from backbones.errors import UserError
 from backbones.order import EpochSampler
 from backbones.progress import TrainingProgress
@@ -77,7 +77,7 @@ def fit(
     eval_every: int = 1,
     best_metric: str | None = None,
     save: Callable[[Path, nn.Module, dict[str, float]], None] | None = None,
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    precision: ResolvedPrecision = "fp32",
     step_config: StepConfig | None = None,
     checkpoint_minutes: float = 10.0,
     keep_checkpoints: int = 2,
@@ -141,8 +141,8 @@ def fit(
         StopSignals() as stop,
         TrainingProgress("train", plan.total_steps, state.step) as progress,
         distributed.lost_processes_are_errors(),
-        contextlib.closing(_timed(loader)) as batches,
     ):
+        batches = _timed(loader)
         checkpointed = time.monotonic()
         drawn = -math.inf
         while state.step < plan.total_steps:
@@ -257,27 +257,20 @@ def _is_usable(
     )
 
 
-def _timed(items: Iterable[Item]) -> Generator[tuple[Item, float], None, None]:
+def _timed(items: Iterable[Item]) -> Iterator[tuple[Item, float]]:
     """The items, each with the seconds that it was waited for."""
     iterator = iter(items)
-    try:
-        while True:
-            asked = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            except UserError as error:
-                # A loader's worker wraps its errors in the text of a traceback.
-                message = str(error).rpartition("backbones.errors.UserError: ")[2]
-                raise UserError(message.strip()) from error
-            yield item, time.perf_counter() - asked
-    finally:
-        # A loader ends its workers when it is collected, which an error that still refers to it
-        # puts off; and they ignore the signal that the end of the program sends them.
-        end_workers = getattr(iterator, "_shutdown_workers", None)
-        if end_workers is not None:
-            end_workers()
+    while True:
+        asked = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except UserError as error:
+            # A loader's worker wraps its errors in the text of a traceback.
+            message = str(error).rpartition("backbones.errors.UserError: ")[2]
+            raise UserError(message.strip()) from error
+        yield item, time.perf_counter() - asked
 
 
 def _evaluate(

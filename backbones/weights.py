@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,16 +75,32 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Raises:
         UserError: the file is missing, damaged, or not safetensors; the message names it.
     """
+    with _opened(path) as file:
+        # Cloned, as the file may be a memory map that changes under the tensors' feet.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        texts = file.metadata() or {}
+    return tensors, {key: _parse(text) for key, text in texts.items()}
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata alone, as `load_weights` gives it: reads a few kilobytes.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    with _opened(path) as file:
+        return {key: _parse(text) for key, text in (file.metadata() or {}).items()}
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file: expected a .safetensors file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            # Cloned, as the file may be a memory map that changes under the tensors' feet.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            texts = file.metadata() or {}
+            yield file
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable .safetensors file: {error}") from error
-    return tensors, {key: _parse(text) for key, text in texts.items()}
 
 
 def save_backbone(

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from backbones import create_backbone
+from backbones.config import as_base
 from backbones.cost import count_multiply_adds
 from backbones.errors import ImageError, UserError
+from backbones.figures import new_figure, save_figure
 from backbones.files import atomic_write, make_folder
 from backbones.progress import track
 from detect.build import build_dataset
@@ -87,7 +89,9 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     costs = {name: multiply_adds(name, config.model.width) for name in config.variants}
     weights = config.proposals_from
     if weights is None:
-        weights = train_detector(_common(config, folder / "proposer", config.model))["weights"]
+        weights = train_detector(as_base(config, DetectorConfig, run=str(folder / "proposer")))[
+            "weights"
+        ]
     proposals = folder / "proposals.json"
     save_proposals(proposals, propose_splits(load_detector(weights, config.device), config))
 
@@ -97,7 +101,7 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     for variant, (crop_size, cost) in costs.items():
         model = _on_proposals(config.model, variant, proposals)
         run = folder / variant
-        scores = train_detector(_common(config, run, model))["test"]
+        scores = train_detector(as_base(config, DetectorConfig, run=str(run), model=model))["test"]
         logger.info("%s: AP %s", variant, _figure(scores["AP"]))
         rows.append(
             {
@@ -118,13 +122,6 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
         file.write(comparison_table(rows))
     draw_comparison(rows, folder / "comparison.png")
     return rows
-
-
-def _common(config: ComparisonConfig, run: Path, model: ModelConfig) -> DetectorConfig:
-    """What a comparison and a detector's training have in common, with another run and model."""
-    keys = DetectorConfig.__dataclass_fields__
-    values = {key: getattr(config, key) for key in keys} | {"run": str(run), "model": model}
-    return DetectorConfig(**values)
 
 
 def _on_proposals(model: ModelConfig, variant: str, proposals: Path) -> ModelConfig:
@@ -232,12 +229,7 @@ def _figure(value: float | None) -> str:
 
 def draw_comparison(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """A PNG of AP against the size of the objects, a line for each crop network."""
-    # Slow to import, and not needed to compute figures.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4.2)
     panel = figure.subplots()
     sizes = [i for i, size in enumerate(rows[0]["sizes"]) if size["objects"]]
     for row in rows:
@@ -248,7 +240,5 @@ def draw_comparison(rows: Sequence[dict[str, Any]], path: Path) -> None:
     panel.set_xticks(range(len(sizes)), names)
     panel.set(xlabel="size of objects in pixels, and how many there are", ylabel="AP", ylim=(0, 1))
     panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize="small")
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    save_figure(figure, path)

@@ -145,21 +145,20 @@ class RCNN(nn.Module):
                 choose_crops(image_candidates, target, config)
                 for image_candidates, target in zip(candidates, targets, strict=True)
             ]
-            classifier, box_reg, refined = self._step(images, crops)
-            sums.append(torch.stack([classifier, box_reg]))
-            candidates = [
-                add_objects(Proposals(boxes, boxes.new_zeros(len(boxes))), image_objects)
-                for boxes, image_objects in zip(refined, objects, strict=True)
-            ]
+            cls_logits, deltas = self._heads(self.crop(images, [chosen.boxes for chosen in crops]))
+            sums.append(self._step_losses(crops, cls_logits, deltas))
+            if step + 1 < self.config.refine_steps:
+                refined = self._refine_crops(images, crops, cls_logits, deltas)
+                candidates = [
+                    add_objects(Proposals(boxes, boxes.new_zeros(len(boxes))), image_objects)
+                    for boxes, image_objects in zip(refined, objects, strict=True)
+                ]
         classifier, box_reg = torch.stack(sums).mean(dim=0)
         return losses | {"loss_classifier": classifier, "loss_box_reg": box_reg}
 
-    def _step(
-        self, images: Sequence[Tensor], crops: Sequence[Crops]
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Classification and box loss of some crops, and their boxes as they are refined."""
+    def _step_losses(self, crops: Sequence[Crops], cls_logits: Tensor, deltas: Tensor) -> Tensor:
+        """Classification and box loss of some crops, `[2]`."""
         boxes, labels, gt_boxes, regress = (list(column) for column in zip(*crops, strict=True))
-        cls_logits, deltas = self._heads(self.crop(images, boxes))
         all_labels = torch.cat(labels)
         wanted = torch.cat(regress).nonzero().flatten()
         predicted = of_class(deltas[wanted], all_labels[wanted])
@@ -172,10 +171,16 @@ class RCNN(nn.Module):
         classifier_loss = (
             F.cross_entropy(cls_logits, all_labels) if len(all_labels) else cls_logits.sum()
         )
+        return torch.stack([classifier_loss, box_loss * self.config.regression_weight])
+
+    def _refine_crops(
+        self, images: Sequence[Tensor], crops: Sequence[Crops], cls_logits: Tensor, deltas: Tensor
+    ) -> list[Tensor]:
+        """The boxes of a step's crops, moved by what was learned of them so far."""
+        labels = torch.cat([chosen.labels for chosen in crops])
         # Background has no box of its own: it moves as what it is most taken for.
-        moved_as = torch.where(all_labels > 0, all_labels, cls_logits[:, 1:].argmax(dim=1) + 1)
-        refined = self._refine(images, boxes, deltas.detach(), moved_as)
-        return classifier_loss, box_loss * self.config.regression_weight, refined
+        moved_as = torch.where(labels > 0, labels, cls_logits[:, 1:].argmax(dim=1) + 1)
+        return self._refine(images, [chosen.boxes for chosen in crops], deltas.detach(), moved_as)
 
     def _refine(
         self, images: Sequence[Tensor], boxes: Sequence[Tensor], deltas: Tensor, labels: Tensor

@@ -1,6 +1,6 @@
 """Train networks of equal compute and different receptive fields, and compare them.
 
-python -m tools.compare_receptive_fields --config configs/receptive_fields.yaml
+python -m tools.compare_receptive_fields --config configs/backbone/receptive_fields.yaml
 """
 
 from pathlib import Path
