@@ -12,9 +12,11 @@ import torch
 from backbones.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-for _ in range(20):
+for step in range(30):
+    if step == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(16_000_000).add_(1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
@@ -27,8 +29,10 @@ def page_faults(mode):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 def test_freed_memory_is_used_again_without_new_pages():
-    pages = 19 * 16_000_000 * 4 // 4096
-    assert page_faults("default") - page_faults("keep") > 0.8 * pages
+    # The heap finds its place within the first steps, five to eight of them as its addresses fall.
+    pages = 20 * 16_000_000 * 4 // 4096
+    assert page_faults("default") > 0.95 * pages
+    assert page_faults("keep") < 0.01 * pages
 
 
 def fail_while_paused():
