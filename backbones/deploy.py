@@ -120,7 +120,7 @@ class DeployedInception(nn.Module):
         return self.fc
 
     def _stages(self, x: Tensor) -> list[Tensor]:
-        check_images(x, self.spec, takes_uint8=True)
+        check_images(x, self.spec)
         first = self.first_uint8 if x.dtype == torch.uint8 else self.first
         x = first(x.to(self.dtype, memory_format=torch.channels_last))
         a = self.stage_a(self.stem(x))

@@ -13,10 +13,10 @@ from backbones import distributed
 from backbones.device import ResolvedPrecision, autocast
 from backbones.errors import UserError
 from backbones.image_sources import ImageSource
-from backbones.image_transforms import normalize
 from backbones.images import EvaluationImages, ImageBatch, collate
 from backbones.inception import InceptionV3
 from backbones.multi_crop import Crops
+from backbones.normalization import normalize
 from backbones.order import start_worker
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """What happens to an image on its way to the network: random crops, or the central one."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -113,13 +112,6 @@ def resize_shorter(image: Tensor, shorter: int, interpolation: str = "bilinear")
     """Resize the shorter side of `uint8 [3, H, W]` to `shorter` pixels, antialiased."""
     mode = InterpolationMode(interpolation)
     return transforms.resize(image, [shorter], interpolation=mode, antialias=True)
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`uint8 [N, 3, H, W]` as `float32`: scaled to [0, 1], less the mean, over the deviation."""
-    scale = torch.tensor([1 / (255 * value) for value in std], device=images.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
-    return images.float() * scale[:, None, None] + shift[:, None, None]
 
 
 def _random_crop(

@@ -26,6 +26,7 @@ from backbones.blocks import (
     init_weights,
 )
 from backbones.errors import UserError
+from backbones.normalization import normalize
 from backbones.specs import SPECS, BackboneSpec
 from backbones.stems import Stem, stage_geometry, stem_taps
 
@@ -146,13 +147,17 @@ class InceptionV3(nn.Module):
         return self.spec.input_size
 
     def forward(self, x: Tensor) -> Tensor | InceptionOutput:
-        """Classify float images `[N, 3, H, W]`, normalised by `spec.mean` and `spec.std`.
+        """Classify images.
+
+        Args:
+            x: float images `[N, 3, H, W]` normalised by `spec.mean` and `spec.std`, or `uint8` RGB
+                images, which are normalised here.
 
         Returns:
             Logits `[N, num_classes]`; in training with an auxiliary head, an `InceptionOutput`.
 
         Raises:
-            ValueError: not a batch of float RGB images, or smaller than `spec.min_size`.
+            ValueError: not a batch of RGB images, or smaller than `spec.min_size`.
         """
         _, b, c = self.forward_stages(x)
         logits = self.forward_head(c)
@@ -172,6 +177,8 @@ class InceptionV3(nn.Module):
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The maps after the A, B and C blocks; `backbones.stems.stage_geometry` places them."""
         check_images(x, self.spec)
+        if x.dtype == torch.uint8:
+            x = normalize(x, self.spec.mean, self.spec.std)
         a = self.stage_a(self.stem(x))
         b = self.stage_b(self.reduction_a(a))
         return [a, b, self.stage_c(self.reduction_b(b))]
@@ -225,12 +232,14 @@ def create_backbone(
     return InceptionV3(SPECS[name], num_classes, width, aux, dropout)
 
 
-def check_images(x: Tensor, spec: BackboneSpec, takes_uint8: bool = False) -> None:
+def check_images(x: Tensor, spec: BackboneSpec) -> None:
     """Raise `ValueError` unless `x` is a batch of RGB images that the variant can take."""
-    kinds = "uint8 or normalised float images" if takes_uint8 else "normalised float images"
-    is_kind = x.is_floating_point() or (takes_uint8 and x.dtype == torch.uint8)
+    is_kind = x.is_floating_point() or x.dtype == torch.uint8
     if x.ndim != 4 or x.shape[1] != 3 or not is_kind:
-        raise ValueError(f"{spec.name} takes {kinds} [N, 3, H, W], got {x.dtype} {list(x.shape)}")
+        raise ValueError(
+            f"{spec.name} takes uint8 or normalised float images [N, 3, H, W], "
+            f"got {x.dtype} {list(x.shape)}"
+        )
     height, width = x.shape[-2:]
     if min(height, width) < spec.min_size:
         least = spec.min_size

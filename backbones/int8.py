@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from backbones.errors import UserError
 from backbones.export import describe, quiet, require
 from backbones.folding import fold_batch_norm
-from backbones.image_transforms import normalize
 from backbones.inception import InceptionV3, check_images
+from backbones.normalization import normalize
 from backbones.specs import BackboneSpec
 from backbones.weights import load_weights, save_weights, spec_from_metadata
 
@@ -170,7 +170,7 @@ def _settings(batches: int) -> dict[str, Any]:
 
 def _as_input(images: Tensor, spec: BackboneSpec) -> Tensor:
     """Checked and normalised, `float32`."""
-    check_images(images, spec, takes_uint8=True)
+    check_images(images, spec)
     if images.dtype == torch.uint8:
         return normalize(images, spec.mean, spec.std)
     return images.float()

@@ -14,8 +14,8 @@ from backbones.config import to_dict
 from backbones.device import Precision, resolve_precision
 from backbones.errors import UserError
 from backbones.evaluation import evaluate_classifier
-from backbones.image_transforms import normalize
 from backbones.images import ImageBatch
+from backbones.normalization import normalize
 from backbones.order import EpochSampler, derive_seed
 from backbones.pretraining_data import (
     ImagesConfig,

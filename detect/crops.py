@@ -16,13 +16,6 @@ ORIGINAL_CONTEXT = 16 / 227
 """R-CNN's padding: 16 of a crop's 227 pixels on each side (Girshick et al. 2014, appendix A)."""
 
 
-def normalize_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`uint8` RGB `[3, H, W]` -> `float32` `[3, H, W]`, zero where a pixel has the mean colour."""
-    shift = torch.tensor(mean, dtype=torch.float32, device=image.device).view(3, 1, 1)
-    scale = torch.tensor(std, dtype=torch.float32, device=image.device).view(3, 1, 1)
-    return (image.to(torch.float32) / 255 - shift) / scale
-
-
 def crop_windows(boxes: Tensor, mode: CropMode, context: float) -> Tensor:
     """The image region that each crop shows, before it is resized.
 
@@ -84,17 +77,23 @@ def crop_regions(
     """
     check_boxes(boxes)
     windows = [crop_windows(b.to(torch.float32), mode, context) for b in boxes]
+    device = images[0].device if images else torch.device("cpu")
+    shift, scale = (
+        torch.tensor([255 * value for value in values], device=device).view(3, 1, 1)
+        for values in (mean, std)
+    )
     # One pixel of mean colour on every side: roi_align repeats the edge for samples up to a pixel
     # outside its input, which would make the result depend on how far the batch is padded.
     height = max((image.shape[1] for image in images), default=0) + 2
     width = max((image.shape[2] for image in images), default=0) + 2
-    canvas = torch.zeros(len(images), 3, height, width, device=_device(images))
+    canvas = torch.zeros(len(images), 3, height, width, device=device)
     for i, image in enumerate(images):
         _, h, w = image.shape
-        canvas[i, :, 1 : h + 1, 1 : w + 1] = normalize_image(image, mean, std)
+        torch.sub(image, shift, out=canvas[i, :, 1 : h + 1, 1 : w + 1])
     rois = [window + 1 for window in windows]
     crops = roi_align(canvas, rois, output_size=size, sampling_ratio=-1, aligned=True)
-    return crops.contiguous(memory_format=torch.channels_last)
+    # Divided here and not before: crops have fewer pixels than images.
+    return crops.div_(scale).contiguous(memory_format=torch.channels_last)
 
 
 def check_boxes(boxes: Sequence[Tensor], what: str = "boxes") -> None:
@@ -110,7 +109,3 @@ def check_boxes(boxes: Sequence[Tensor], what: str = "boxes") -> None:
             raise ValueError(
                 f"{what}[{i}][{j}] = {image_boxes[j].tolist()} must be finite with x1 < x2, y1 < y2"
             )
-
-
-def _device(images: Sequence[Tensor]) -> torch.device:
-    return images[0].device if images else torch.device("cpu")

@@ -3,7 +3,7 @@
 import torch
 
 from backbones import create_backbone
-from backbones.image_transforms import normalize
+from backbones.normalization import normalize
 
 
 def trained(name, width=0.25, **kwargs):

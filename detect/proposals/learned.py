@@ -12,14 +12,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
+from torchvision.transforms.v2.functional import resize
 
 from backbones import create_backbone
 from backbones.errors import UserError
 from backbones.stems import stage_geometry
-from detect.crops import normalize_image
 from detect.proposals.base import Proposals, Proposer
 from detect.proposals.rpn import ProposalHead, ProposalNetwork, TrunkAnchors
 
@@ -121,7 +120,7 @@ class LearnedProposer(Proposer):
             top_n=top_n,
             top_n_train=top_n_train,
         )
-        self.score_thresh = score_thresh
+        self.score_thresh, self.top_n_train = score_thresh, top_n_train
 
     def forward(self, images: Sequence[Tensor]) -> list[Proposals]:
         """See `Proposer`."""
@@ -136,7 +135,7 @@ class LearnedProposer(Proposer):
         return proposals + [self._random_windows(image) for image in images[seen:]], losses
 
     def _random_windows(self, image: Tensor) -> Proposals:
-        config, count = self.config, self.rpn.top_n_train
+        config, count = self.config, self.top_n_train
         height, width = image.shape[-2:]
         sizes = torch.tensor([size for level in config.anchor_sizes for size in level])
         sizes = sizes * max(height, width) / config.image_size
@@ -176,24 +175,21 @@ class LearnedProposer(Proposer):
         return proposals, losses
 
     def _resize(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised image with the wanted longer side, and its scales `[x, y, x, y]`."""
-        spec = self.trunk.spec
+        """The image `uint8` with the wanted longer side, and its scales `[x, y, x, y]`."""
         _, height, width = image.shape
         factor = self.config.image_size / max(height, width)
-        size = (max(1, round(height * factor)), max(1, round(width * factor)))
-        pixels = normalize_image(image, spec.mean, spec.std)
-        if size != (height, width):
-            pixels = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
-        scale = pixels.new_tensor([size[1] / width, size[0] / height] * 2)
-        return pixels, scale
+        size = [max(1, round(height * factor)), max(1, round(width * factor))]
+        scale = torch.tensor([size[1] / width, size[0] / height] * 2, device=image.device)
+        return resize(image, size, antialias=True), scale
 
     def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Pad images to one size, with a border of mean colour on every side."""
-        border = self.border
+        """Pad images to one size, with a border of mean colour on every side; `uint8`."""
+        border, spec = self.border, self.trunk.spec
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height = max(self.trunk.spec.min_size, max(h for h, _ in sizes) + 2 * border)
-        width = max(self.trunk.spec.min_size, max(w for _, w in sizes) + 2 * border)
-        batch = images[0].new_zeros(len(images), 3, height, width)
+        height = max(spec.min_size, max(h for h, _ in sizes) + 2 * border)
+        width = max(spec.min_size, max(w for _, w in sizes) + 2 * border)
+        colour = images[0].new_tensor([round(255 * value) for value in spec.mean])
+        batch = colour.view(3, 1, 1).repeat(len(images), 1, height, width)
         for i, image in enumerate(images):
             _, h, w = image.shape
             batch[i, :, border : border + h, border : border + w] = image

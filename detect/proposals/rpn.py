@@ -4,7 +4,6 @@ Glossary: B images, A anchors at a cell (of an image, where losses are concerned
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.ops import generalized_box_iou_loss, nms
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss, nms
+from torchvision.ops.boxes import remove_small_boxes
 
 from backbones.errors import UserError
 from detect.proposals.base import Proposals
@@ -120,14 +120,14 @@ class ProposalNetwork(RegionProposalNetwork):
     object (quality focal loss, Li et al. 2020), so that the best-placed proposals come first, and
     boxes learn by generalised IoU (Rezatofighi et al. 2019) instead of by their deltas.
 
-    The parent cuts to the best n after a suppression per level only: the same object seen on two
-    levels would take two of the few crops an image may cost. So the parent cuts nothing here.
+    The parent suppresses on each level by itself: the same object seen on two levels would take
+    two of the few crops that an image may cost.
     """
 
     def __init__(self, *args: Any, top_n: int, top_n_train: int, **kwargs: Any) -> None:
-        uncut = {"training": sys.maxsize, "testing": sys.maxsize}
-        super().__init__(*args, post_nms_top_n=uncut, **kwargs)
-        self.top_n, self.top_n_train = top_n, top_n_train
+        super().__init__(
+            *args, post_nms_top_n={"training": top_n_train, "testing": top_n}, **kwargs
+        )
 
     def forward(
         self,
@@ -143,7 +143,7 @@ class ProposalNetwork(RegionProposalNetwork):
         logits, deltas = concat_box_prediction_layers(logits, deltas)
         logits = logits.view(len(anchors), -1)
         boxes = self.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
-        found, _ = self.filter_proposals(boxes.detach(), logits, images.image_sizes, per_level)
+        found = self.filter_proposals(boxes.detach(), logits, images.image_sizes, per_level)
         if targets is None:
             return found, {}
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
@@ -155,17 +155,22 @@ class ProposalNetwork(RegionProposalNetwork):
         objectness: Tensor,
         image_shapes: list[tuple[int, int]],
         num_anchors_per_level: list[int],
-    ) -> tuple[list[Proposals], list[Tensor]]:
-        """The best boxes of each image, and their scores as the parent gives them."""
-        boxes, scores = super().filter_proposals(
-            proposals, objectness, image_shapes, num_anchors_per_level
-        )
-        top_n = self.top_n_train if self.training else self.top_n
+    ) -> list[Proposals]:
+        """The best boxes of each image after suppression across levels, and their scores."""
+        objectness = objectness.detach()
+        best = self._get_top_n_idx(objectness, num_anchors_per_level)
         found = []
-        for image_boxes, image_scores in zip(boxes, scores, strict=True):
-            keep = nms(image_boxes, image_scores, self.nms_thresh)[:top_n]
-            found.append(Proposals(image_boxes[keep], image_scores[keep]))
-        return found, scores
+        for image_boxes, logits, chosen, size in zip(
+            proposals, objectness, best, image_shapes, strict=True
+        ):
+            boxes = clip_boxes_to_image(image_boxes[chosen], size)
+            scores = logits[chosen].sigmoid()
+            keep = (scores >= self.score_thresh).nonzero().flatten()
+            keep = keep[remove_small_boxes(boxes[keep], self.min_size)]
+            boxes, scores = boxes[keep], scores[keep]
+            keep = nms(boxes, scores, self.nms_thresh)[: self.post_nms_top_n()]
+            found.append(Proposals(boxes[keep], scores[keep]))
+        return found
 
 
 def proposal_losses(

@@ -13,9 +13,9 @@ from backbones.decoding import EncodedImage, decode_image
 from backbones.image_transforms import (
     AugmentConfig,
     eval_transform,
-    normalize,
     train_transform,
 )
+from backbones.normalization import normalize
 
 
 def encode(pixels, file_format="PNG", **options) -> EncodedImage:

@@ -9,6 +9,7 @@ from timm.data import resolve_data_config
 import backbones
 from backbones import SPECS, InceptionOutput, UserError, create_backbone
 from backbones.inception import WIDTHS
+from backbones.normalization import normalize
 
 SMALL = {"num_classes": 10, "width": 0.25}
 
@@ -51,12 +52,20 @@ def test_too_small_an_image_names_a_variant_that_helps(name, size, hint):
         create_backbone(name, **SMALL)(torch.rand(1, 3, size, size))
 
 
+def test_uint8_images_are_normalised_inside():
+    network = create_backbone("inception_v3_79", **SMALL).eval()
+    raw = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    spec = network.spec
+    with torch.no_grad():
+        assert torch.equal(network(raw), network(normalize(raw, spec.mean, spec.std)))
+
+
 @pytest.mark.parametrize(
     "x",
-    [torch.rand(3, 79, 79), torch.rand(1, 1, 79, 79), torch.zeros(1, 3, 79, 79, dtype=torch.uint8)],
+    [torch.rand(3, 79, 79), torch.rand(1, 1, 79, 79), torch.zeros(1, 3, 79, 79, dtype=torch.int64)],
 )
-def test_not_a_batch_of_float_rgb(x):
-    with pytest.raises(ValueError, match=r"normalised float images \[N, 3, H, W\], got"):
+def test_not_a_batch_of_rgb_images(x):
+    with pytest.raises(ValueError, match=r"uint8 or normalised float images \[N, 3, H, W\], got"):
         create_backbone("inception_v3_79", **SMALL)(x)
 
 
