@@ -8,7 +8,7 @@ faster than they are, and its output must be copied apart.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,21 +18,22 @@ from torch.nn import functional as F
 from backbones.device import resolve_precision
 from backbones.folding import ConvReLU, fold_batch_norm
 from backbones.inception import InceptionV3, check_images
-from backbones.onednn import OneDNNConv, can_fuse
+from backbones.layers import replace_layers
+from backbones.onednn import fuse_convolutions
 
 _SAME_ORDER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 """Integers of the same size, which order the non-negative numbers alike."""
 
+DeployPrecision = Literal["auto", "fp32", "bf16"]
 
-def deploy(
-    model: InceptionV3, precision: Literal["auto", "fp32", "bf16"] = "auto"
-) -> "DeployedInception":
+
+def deploy(model: InceptionV3, precision: DeployPrecision = "auto") -> "DeployedInception":
     """The inference form of `model`, on the device of `model`, which stays as it is.
 
     Args:
         model: a network in evaluation mode.
         precision: of weights and maps. `auto` is `bf16` where the device computes in it, `fp32`
-            elsewhere. Whatever it is, what comes out is `float32`.
+            elsewhere. Whatever it is, logits and pooled features are `float32`.
 
     Raises:
         ValueError: `model` is in training mode, or another precision.
@@ -75,9 +76,8 @@ class DeployedInception(nn.Module):
         self.eval()
         if first.weight.device.type != "cpu":
             return  # cuDNN does well with these layers as they are
-        _replace(self, nn.MaxPool2d, lambda pool: MaxPoolOfReLU(pool.kernel_size, pool.stride))
-        if can_fuse(dtype):
-            _replace(self, nn.Conv2d, OneDNNConv)
+        replace_layers(self, nn.MaxPool2d, MaxPoolOfReLU.like)
+        fuse_convolutions(self)
 
     @property
     def input_size(self) -> int:
@@ -100,15 +100,20 @@ class DeployedInception(nn.Module):
         Raises:
             ValueError: not a batch of RGB images, or smaller than `spec.min_size`.
         """
-        return self.forward_head(self._stages(x)[-1])
+        return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The map after the C blocks, `float32 [N, num_features, h, w]`; `x` as in `forward`."""
-        return self._stages(x)[-1].float()
+        """The map after the C blocks, `dtype [N, num_features, h, w]`; `x` as in `forward`."""
+        return self.forward_stages(x)[-1]
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The maps after the A, B and C blocks, `float32`; `x` as in `forward`."""
-        return [stage.float() for stage in self._stages(x)]
+        """The maps after the A, B and C blocks, `dtype`; `x` as in `forward`."""
+        check_images(x, self.spec)
+        first = self.first_uint8 if x.dtype == torch.uint8 else self.first
+        x = first(x.to(self.dtype, memory_format=torch.channels_last))
+        a = self.stage_a(self.stem(x))
+        b = self.stage_b(self.reduction_a(a))
+        return [a, b, self.stage_c(self.reduction_b(b))]
 
     def forward_head(self, x: Tensor) -> Tensor:
         """Pool and classify a map `[N, num_features, h, w]` into `float32 [N, num_classes]`."""
@@ -118,14 +123,6 @@ class DeployedInception(nn.Module):
     def get_classifier(self) -> nn.Module:
         """The last layer: a `Linear`, or an `Identity` without classes."""
         return self.fc
-
-    def _stages(self, x: Tensor) -> list[Tensor]:
-        check_images(x, self.spec)
-        first = self.first_uint8 if x.dtype == torch.uint8 else self.first
-        x = first(x.to(self.dtype, memory_format=torch.channels_last))
-        a = self.stage_a(self.stem(x))
-        b = self.stage_b(self.reduction_a(a))
-        return [a, b, self.stage_c(self.reduction_b(b))]
 
 
 class MaxPoolOfReLU(nn.Module):
@@ -143,6 +140,13 @@ class MaxPoolOfReLU(nn.Module):
     def __init__(self, kernel_size: int, stride: int) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel_size, stride
+
+    @classmethod
+    def like(cls, pool: nn.MaxPool2d) -> "MaxPoolOfReLU":
+        """To take the place of a layer with square windows and without padding."""
+        assert isinstance(pool.kernel_size, int)
+        assert isinstance(pool.stride, int)
+        return cls(pool.kernel_size, pool.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W] -> [N, C, (H - kernel) // stride + 1, (W - kernel) // stride + 1]`."""
@@ -176,11 +180,3 @@ def _take_uint8(
     raw.weight = nn.Parameter(weight, requires_grad=False)
     raw.bias = nn.Parameter(bias, requires_grad=False)
     return raw
-
-
-def _replace(module: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Module]) -> None:
-    """Put `new(layer)` in the place of every layer of a kind."""
-    for parent in list(module.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, kind):
-                setattr(parent, name, new(layer))

@@ -44,10 +44,10 @@ def fold_batch_norm(model: InceptionV3) -> InceptionV3:
 
 
 def _fold(layer: ConvNormAct) -> nn.Module:
-    weight, bias = _folded_weight(layer)
-    conv = layer.conv
+    assert isinstance(layer.bn, nn.BatchNorm2d)
     if not isinstance(layer, PooledConvNormAct):
-        return _conv(ConvReLU, weight, bias, conv.stride, conv.padding)
+        return fold_conv(layer.conv, layer.bn, ConvReLU)
+    weight, bias = _folded_weight(layer.conv, layer.bn)
     # The bias is added after the average, whose windows count the zeros around the border. The
     # average itself is a convolution of each channel with ones, which has room for bias and ReLU
     # and costs less; its ninth goes where weights are rounded anyway, as bf16 has no 1/9.
@@ -58,15 +58,24 @@ def _fold(layer: ConvNormAct) -> nn.Module:
     )
 
 
-def _folded_weight(layer: ConvNormAct) -> tuple[Tensor, Tensor]:
+def fold_conv(conv: nn.Conv2d, bn: nn.BatchNorm2d, kind: type[nn.Conv2d]) -> nn.Conv2d:
+    """A convolution without bias and the normalisation after it as one convolution, in fp32.
+
+    Args:
+        conv: ungrouped.
+        bn: of its outputs, in evaluation mode.
+        kind: of the result, `Conv2d` or `ConvReLU`.
+    """
+    return _conv(kind, *_folded_weight(conv, bn), conv.stride, conv.padding)
+
+
+def _folded_weight(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of convolution and normalisation in one, in double precision."""
-    bn = layer.bn
-    assert isinstance(bn, nn.BatchNorm2d)
     assert bn.running_mean is not None
     assert bn.running_var is not None
     scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
     bias = bn.bias.double() - bn.running_mean.double() * scale
-    return layer.conv.weight.double() * scale[:, None, None, None], bias
+    return conv.weight.double() * scale[:, None, None, None], bias
 
 
 def _conv(

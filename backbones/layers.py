@@ -1,14 +1,17 @@
-"""Fine-tuning a network from its bottom up: frozen blocks, and learning rates that fall with depth.
+"""What is done to the layers of a network: freezing, learning rates that fall with depth, exchange.
 
 A network here is an `InceptionV3`, or a model that holds one as `backbone`.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
 from backbones.errors import UserError
 from backbones.inception import InceptionV3
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 Frozen = Literal["none", "stem", "stage_a", "stage_b", "stage_c"]
 
@@ -71,3 +74,11 @@ def scale_groups(groups: list[dict[str, Any]], scales: dict[int, float]) -> list
             for scale, parameters in by_scale.items()
         ]
     return divided
+
+
+def replace_layers(module: nn.Module, kind: type[Layer], new: Callable[[Layer], nn.Module]) -> None:
+    """Put `new(layer)` in the place of every layer of a kind within `module`."""
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, kind):
+                setattr(parent, name, new(layer))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.folding import ConvReLU
+from backbones.layers import replace_layers
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,16 @@ class OneDNNConv(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise(
             x, blocked[1], self.bias, *self.geometry, self.activation, [], ""
         )
+
+
+def fuse_convolutions(module: nn.Module) -> None:
+    """Put `OneDNNConv` in the place of every convolution within `module`, where that is possible.
+
+    Where the processor or PyTorch has no such operation, or off the CPU, all stays as it is.
+    """
+    parameter = next(module.parameters())
+    if parameter.device.type == "cpu" and can_fuse(parameter.dtype):
+        replace_layers(module, nn.Conv2d, OneDNNConv)
 
 
 def can_fuse(dtype: torch.dtype) -> bool:

@@ -3,7 +3,8 @@
 Glossary: B images, R_i boxes on image i, R their sum, S the crop size (79 for `inception_v3_79`).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -94,6 +95,37 @@ def crop_regions(
     crops = roi_align(canvas, rois, output_size=size, sampling_ratio=-1, aligned=True)
     # Divided here and not before: crops have fewer pixels than images.
     return crops.div_(scale).contiguous(memory_format=torch.channels_last)
+
+
+def split_evenly(boxes: Sequence[Tensor], limit: int) -> Iterator[list[tuple[int, Tensor]]]:
+    """Split the boxes of B images, in their order, into as few batches as the limit allows.
+
+    The batches are about equally large: a few crops at the end would cost as much as more of them.
+
+    Args:
+        boxes: B tensors `[R_i, 4]`, B at least 1.
+        limit: boxes in a batch at most.
+
+    Yields:
+        Pairs of an image's index and some of its boxes. Without any box one empty batch.
+    """
+    total = sum(len(image_boxes) for image_boxes in boxes)
+    if total == 0:
+        yield [(0, boxes[0])]
+        return
+    size = math.ceil(total / math.ceil(total / limit))
+    batch: list[tuple[int, Tensor]] = []
+    room = size
+    for index, rest in enumerate(boxes):
+        while len(rest):
+            batch.append((index, rest[:room]))
+            room -= len(batch[-1][1])
+            rest = rest[len(batch[-1][1]) :]
+            if room == 0:
+                yield batch
+                batch, room = [], size
+    if batch:
+        yield batch
 
 
 def check_boxes(boxes: Sequence[Tensor], what: str = "boxes") -> None:

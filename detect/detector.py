@@ -68,9 +68,32 @@ class Detector:
             ImageError: the file cannot be read.
             ValueError: an array or tensor of another shape or dtype.
         """
-        given = None if proposals is None else [Proposals(*(t.to(self.device) for t in proposals))]
-        detections = self.model([self._tensor(image)], proposals=given)
-        return {key: value.cpu() for key, value in detections[0].items()}
+        return self.detect([image], None if proposals is None else [proposals])[0]
+
+    @torch.inference_mode()
+    def detect(
+        self, images: Sequence[Image], proposals: Sequence[Proposals] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Detect objects in some images: the same as one by one, in less time.
+
+        Crops of several images share a batch. A handful of images is enough; all are in memory.
+
+        Args:
+            images: see `Image`; sizes may differ, neighbours of one size are faster.
+            proposals: of each image, as in `__call__`.
+
+        Returns:
+            One dict an image, as from `__call__`.
+
+        Raises:
+            As `__call__`.
+        """
+        if not images:
+            return []
+        if proposals is not None:
+            proposals = [Proposals(*(t.to(self.device) for t in given)) for given in proposals]
+        detections = self.model([self.as_tensor(image) for image in images], proposals=proposals)
+        return [{key: value.cpu() for key, value in found.items()} for found in detections]
 
     @torch.inference_mode()
     def propose(self, image: Image) -> Proposals:
@@ -80,9 +103,10 @@ class Detector:
             ImageError: the file cannot be read.
             ValueError: an array or tensor of another shape or dtype, or no proposer.
         """
-        return self.model.propose([self._tensor(image)])[0]
+        return self.model.propose([self.as_tensor(image)])[0]
 
-    def _tensor(self, image: Image) -> Tensor:
+    def as_tensor(self, image: Image) -> Tensor:
+        """An image as `uint8` RGB `[3, H, W]`, on the detector's device; raises as `__call__`."""
         if isinstance(image, str | os.PathLike):
             image = read_image(image)
         elif isinstance(image, np.ndarray):

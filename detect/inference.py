@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +13,23 @@ from torch import Tensor
 
 from backbones.errors import ImageError, UserError
 from backbones.files import make_folder, write_image
-from backbones.progress import track
+from backbones.progress import TrainingProgress, track
 from detect.detector import Detector
 from detect.drawing import draw_detections
 from detect.evaluation import coco_results
+from detect.pipeline import image_batches, prefetch
 from detect.sources import Source, read_images
 from detect.video import VideoReader, VideoWriter
 
 logger = logging.getLogger(__name__)
 
 AddEntry = Callable[[dict[str, Any]], None]
+Frame = tuple[Path, int | None]
+"""A file and, in a video, the number of the frame."""
+
+IMAGES_PER_BATCH = 8
+PIXELS_PER_BATCH = 2**24
+"""Of the images whose crops share batches; bound memory."""
 
 
 @dataclass
@@ -83,46 +90,73 @@ def infer(
     ):
         results = _Results(detector, add_result, add_image)
 
-        def detect(image: Tensor, file: Path, frame: int | None) -> Tensor:
-            found = detector(image)
-            keep = found["scores"] >= score_thresh
-            found = {key: value[keep] for key, value in found.items()}
-            results.add(image, file, frame, found)
-            report.images += 1
-            report.detections += len(found["boxes"])
-            return draw_detections(image, found, detector.class_names)
+        def annotated(images: Iterable[tuple[Frame, Tensor]]) -> Iterator[tuple[Path, Tensor]]:
+            for (file, number), image, found in _detected(detector, images):
+                keep = found["scores"] >= score_thresh
+                found = {name: value[keep] for name, value in found.items()}
+                results.add(image, file, number, found)
+                report.images += 1
+                report.detections += len(found["boxes"])
+                yield file, draw_detections(image, found, detector.class_names)
 
-        for path, image in track(read_images(source.images), len(source.images), "images"):
-            if isinstance(image, ImageError):
-                _report_error(report, str(image))
-            else:
-                write_image(targets[path], detect(image, path, None))
+        with TrainingProgress("images", len(source.images)) as progress:
+            for path, picture in annotated(_readable(source.images, report)):
+                write_image(targets[path], picture)
+                progress.update(report.images + len(report.errors), 1, waited=None, notes="")
         for path in source.videos:
             try:
-                _annotate_video(path, targets[path], detect)
+                _annotate_video(path, targets[path], annotated)
             except UserError as error:
                 _report_error(report, str(error))
     return report
 
 
+def _detected(
+    detector: Detector, images: Iterable[tuple[Frame, Tensor]]
+) -> Iterator[tuple[Frame, Tensor, dict[str, Tensor]]]:
+    """Read in one thread and detect in another, while the caller draws and writes."""
+    batches = prefetch(image_batches(images, IMAGES_PER_BATCH, PIXELS_PER_BATCH), depth=1)
+
+    def detect() -> Iterator[tuple[Frame, Tensor, dict[str, Tensor]]]:
+        for batch in batches:
+            found = detector.detect([image for _, image in batch])
+            for (frame, image), detections in zip(batch, found, strict=True):
+                yield frame, image, detections
+
+    return prefetch(detect(), depth=IMAGES_PER_BATCH)
+
+
+def _readable(paths: list[Path], report: InferenceReport) -> Iterator[tuple[Frame, Tensor]]:
+    """The images that can be read; the others go into the report."""
+    for path, image in read_images(paths):
+        if isinstance(image, ImageError):
+            _report_error(report, str(image))
+        else:
+            yield (path, None), image
+
+
 def _annotate_video(
-    path: Path, target: Path, detect: Callable[[Tensor, Path, int | None], Tensor]
+    path: Path,
+    target: Path,
+    annotated: Callable[[Iterable[tuple[Frame, Tensor]]], Iterator[tuple[Path, Tensor]]],
 ) -> None:
     """Annotate frame by frame; a video that breaks off keeps the frames before the break."""
     reader = VideoReader(path)
     broken: UserError | None = None
     with VideoWriter(target, reader.fps, reader.size) as writer:
-        frames = enumerate(track(reader, reader.num_frames or None, path.name, "frames"))
-        while True:
-            try:
-                number, frame = next(frames)
+
+        def frames() -> Iterator[tuple[Frame, Tensor]]:
+            for number, frame in enumerate(reader):
                 writer.check_size(frame)
-            except StopIteration:
-                break
-            except UserError as error:
-                broken = error
-                break
-            writer.write(detect(frame, path, number))
+                yield (path, number), frame
+
+        try:
+            for _, picture in track(
+                annotated(frames()), reader.num_frames or None, path.name, "frames"
+            ):
+                writer.write(picture)
+        except UserError as error:
+            broken = error
     if broken is not None:
         raise broken
 

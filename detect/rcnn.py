@@ -14,7 +14,7 @@ from backbones.errors import UserError
 from backbones.inception import InceptionV3
 from backbones.layers import keep_frozen
 from detect.checks import check_images, check_targets
-from detect.crops import crop_regions
+from detect.crops import crop_regions, split_evenly
 from detect.minibatch import Crops, add_candidates, add_objects, choose_crops
 from detect.postprocess import select_detections
 from detect.proposals.base import Proposals, Proposer
@@ -236,13 +236,12 @@ class RCNN(nn.Module):
     def _look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class probabilities `[R, K + 1]` and box deltas of every box, in use.
 
-        At most `CROPS_PER_FORWARD` crops at a time.
+        At most `CROPS_PER_FORWARD` crops at a time, which may be those of several images.
         """
-        results = [
-            self._look_at(self.crop([image], [chunk]))
-            for image, image_boxes in zip(images, boxes, strict=True)
-            for chunk in image_boxes.split(CROPS_PER_FORWARD)
-        ]
+        results = []
+        for batch in split_evenly(boxes, CROPS_PER_FORWARD):
+            shown = [images[index] for index, _ in batch]
+            results.append(self._look_at(self.crop(shown, [chunk for _, chunk in batch])))
         probabilities, deltas = zip(*results, strict=True)
         return torch.cat(probabilities), torch.cat(deltas)
 

@@ -1,5 +1,6 @@
 """Where images for inference come from: files, folders, globs, videos."""
 
+import contextlib
 import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from backbones.errors import ImageError, UserError
 from backbones.files import IMAGE_SUFFIXES, read_image
-from detect.video import VIDEO_SUFFIXES
+from detect.video import VIDEO_SUFFIXES, VideoReader
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,17 @@ def _expand(name: str) -> list[Path]:
     if not matches:
         raise UserError(f"{name}: no such file or folder, and no image or video matches it")
     return matches
+
+
+def first_images(source: Source) -> Iterator[Tensor]:
+    """The images and frames of a source from its beginning, without those that cannot be read."""
+    for _, image in read_images(source.images):
+        if not isinstance(image, ImageError):
+            yield image
+    for path in source.videos:
+        # What is broken is reported when the whole of it is read.
+        with contextlib.suppress(UserError):
+            yield from VideoReader(path)
 
 
 def read_images(paths: list[Path]) -> Iterator[tuple[Path, Tensor | ImageError]]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from backbones.cli import run_tool
 from backbones.config import parse_config
 from backbones.errors import UserError
+from detect.deploy import DetectorPrecision, deploy_detector
 from detect.detector import load_detector
 from detect.inference import infer
-from detect.sources import find_inputs
+from detect.sources import find_inputs, first_images
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class InferConfig:
     """Detections below this probability are neither drawn nor written."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    precision: DetectorPrecision = "auto"
+    """`bf16`, `fp32`; `auto` takes bf16 where the device has instructions for it. `int8` sets its
+    ranges by the first inputs and needs the openvino extra."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_thresh <= 1:
@@ -43,6 +47,7 @@ def _main() -> None:
     config = parse_config(InferConfig, description="Detect objects in images and videos.")
     source = find_inputs(config.inputs)
     detector = load_detector(config.weights, config.device)
+    detector = deploy_detector(detector, config.precision, first_images(source))
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
     print(f"{report.detections} objects in {report.images} images: {config.output}")
     if report.errors:

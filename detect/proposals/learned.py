@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -123,8 +124,10 @@ class LearnedProposer(Proposer):
         self.score_thresh, self.top_n_train = score_thresh, top_n_train
 
     def forward(self, images: Sequence[Tensor]) -> list[Proposals]:
-        """See `Proposer`."""
-        return self._propose(images, None)[0]
+        """See `Proposer`. Neighbours of one size go through the trunk together, and no others, so
+        that what is found in an image does not depend on how far another one is padded."""
+        groups = groupby(images, key=lambda image: image.shape)
+        return [found for _, group in groups for found in self._propose(list(group), None)[0]]
 
     def forward_train(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
@@ -161,9 +164,8 @@ class LearnedProposer(Proposer):
                 for target, scale in zip(targets, scales, strict=True)
             ]
         self.rpn.score_thresh = 0.0 if self.training else self.score_thresh
-        # Box arithmetic and the loss stay in fp32 under autocast: bf16 has 8 bits for a coordinate.
+        # The rest stays in fp32 under autocast: bf16 has 8 bits for a coordinate.
         with torch.autocast(batch.device.type, enabled=False):
-            features = OrderedDict((name, level.float()) for name, level in features.items())
             found, losses = self.rpn(ImageList(batch, sizes), features, scaled)
         proposals = []
         for boxes_scores, image, scale in zip(found, images, scales, strict=True):

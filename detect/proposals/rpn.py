@@ -107,7 +107,7 @@ class ProposalHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Levels `[B, C, h, w]` -> logits `[B, A, h, w]` and deltas `[B, 4 A, h, w]` of each."""
         hidden = [
-            F.relu(norm(self.conv(level)), inplace=True)
+            F.relu(norm(self.conv(level.float())), inplace=True)
             for norm, level in zip(self.norms, features, strict=True)
         ]
         return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]

@@ -18,7 +18,7 @@ from backbones.onednn import OneDNNConv, can_fuse
 def fused(request, monkeypatch):
     """Both with oneDNN's fused convolution and where PyTorch has none."""
     if request.param == "plain":
-        monkeypatch.setattr("backbones.deploy.can_fuse", lambda dtype: False)
+        monkeypatch.setattr("backbones.onednn.can_fuse", lambda dtype: False)
     elif not can_fuse(torch.float32):
         pytest.skip("this PyTorch has no fused convolution")
     return request.param == "fused"
@@ -58,7 +58,7 @@ def test_bf16_is_as_near_as_its_rounding(fused):
     for y in (deployed(x), deployed(raw)):
         assert y.dtype == torch.float32
         torch.testing.assert_close(y, logits, rtol=0, atol=0.05)
-    assert [stage.dtype for stage in deployed.forward_stages(x)] == [torch.float32] * 3
+    assert [stage.dtype for stage in deployed.forward_stages(x)] == [torch.bfloat16] * 3
 
 
 @torch.inference_mode()
