@@ -18,6 +18,7 @@ from backbones.inception import InceptionV3
 from backbones.multi_crop import Crops
 from backbones.normalization import normalize
 from backbones.order import start_worker
+from backbones.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def predict(
     workers: int = 0,
     precision: ResolvedPrecision = "fp32",
 ) -> Predictions:
-    """Probabilities of all images, averaged over the crops of each.
+    """Probabilities of all images, averaged over the crops of each; shows its progress.
 
     Args:
         model: in evaluation mode, on its device; its `spec` says how images are prepared.
@@ -136,7 +137,7 @@ def predict(
     labels: list[Tensor] = []
     names: list[str] = []
     skipped: list[str] = []
-    for batch in loader:
+    for batch in track(loader, len(source), "evaluate", size=_images_read):
         skipped += batch.skipped
         names += batch.names
         if len(batch.labels):
@@ -145,6 +146,10 @@ def predict(
     if not scores:
         raise UserError(f"none of the {len(source)} images can be read: {skipped[0]}")
     return Predictions(torch.cat(scores), torch.cat(labels), names, skipped)
+
+
+def _images_read(batch: ImageBatch) -> int:
+    return len(batch.names) + len(batch.skipped)
 
 
 def average(predictions: Sequence[Predictions]) -> Predictions:

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
@@ -24,28 +24,41 @@ _console = Console(stderr=True)
 
 def console_handler() -> logging.Handler:
     """A log handler for stderr that does not break a bar in progress."""
+    handler: logging.Handler
     if _console.is_terminal:
-        return RichHandler(console=_console, show_path=False, show_level=False, markup=False)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler = RichHandler(
+            console=_console, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+        )
+        # Without one, logging would put level and module before the message.
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     return handler
 
 
 def track(
-    items: Iterable[Item], total: int | None, description: str, unit: str = "images"
+    items: Iterable[Item],
+    total: int | None,
+    description: str,
+    unit: str = "images",
+    size: Callable[[Item], int] = lambda item: 1,
 ) -> Iterator[Item]:
     """Pass the items on while showing how far the work is.
 
     Args:
         items: what is worked on.
-        total: how many there are; None where it is not known.
+        total: how many units there are in all; None where it is not known.
         description: of the work, a word or two.
-        unit: what the items are.
+        unit: what is counted.
+        size: units in an item, such as the images in a batch.
     """
+    done = 0
     with TrainingProgress(description, total, unit=unit) as progress:
-        for count, item in enumerate(items, start=1):
+        for item in items:
             yield item
-            progress.update(count, 1, waited=None, notes="")
+            done += size(item)
+            progress.update(done, size(item), waited=None, notes="")
 
 
 class TrainingProgress:
