@@ -15,7 +15,7 @@ from backbones import distributed
 from backbones.config import save_config, to_dict
 from backbones.errors import UserError
 from backbones.figures import new_figure, save_figure
-from backbones.files import atomic_write, make_folder
+from backbones.files import atomic_write, make_folder, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class RunFolder:
                 "another folder with --run"
             )
         make_folder(self.path)
+        for folder in (self.path, self.checkpoints):
+            remove_unfinished(folder)
 
     def __enter__(self) -> "RunFolder":
         if not distributed.is_main():

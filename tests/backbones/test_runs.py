@@ -7,6 +7,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from backbones.errors import UserError
+from backbones.files import atomic_write
 from backbones.runs import CurvePoint, RunFolder, read_curves
 
 
@@ -62,6 +63,19 @@ def test_resume_drops_what_came_after_and_a_torn_row(tmp_path):
     assert [point.step for point in points] == [10, 10, 20, 20, 25]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss/class")] == [10, 20, 25]
+
+
+def test_resume_deletes_what_a_killed_run_left_half_written(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    # Entered and never left, as where the process dies.
+    writes = [atomic_write(tmp_path / name) for name in ("best.safetensors", "checkpoints/step_1")]
+    for write in writes:
+        write.__enter__()
+    assert len(sorted(tmp_path.rglob("*"))) == len(before) + 2
+    RunFolder(tmp_path, Config(), resume=True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_resume_with_another_config_warns_and_names_the_key(tmp_path, caplog):
