@@ -26,7 +26,8 @@ from backbones.pretraining_data import (
 from backbones.recipe import OptimConfig, classification_loss
 from backbones.runs import RunFolder
 from backbones.stepping import StepConfig
-from backbones.training import TrainingState, fit
+from backbones.training import fit
+from backbones.training_state import TrainingState
 from backbones.weights import load_weights, save_backbone, warm_start
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,24 @@ class PretrainConfig:
             raise UserError(f"aux_weight must be 0 or more, got {self.aux_weight}")
 
 
+def build_network(config: NetworkConfig, num_classes: int) -> InceptionV3:
+    """The network that a configuration names, on the CPU.
+
+    Raises:
+        UserError: an unknown variant, a setting out of range, weights that do not fit.
+    """
+    model = create_backbone(
+        config.variant,
+        num_classes=num_classes,
+        width=config.width,
+        aux=config.aux,
+        dropout=config.dropout,
+    )
+    if config.weights is not None:
+        warm_start(model, load_weights(config.weights)[0])
+    return model
+
+
 def pretrain(config: PretrainConfig) -> TrainingState:
     """Train as configured; leaves `best.safetensors` and `last.safetensors` in the run folder.
 
@@ -120,15 +139,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
     sources = open_sources(config.data)
     class_names = sources.class_names
     torch.manual_seed(derive_seed(config.seed))
-    model = create_backbone(
-        config.model.variant,
-        num_classes=len(class_names),
-        width=config.model.width,
-        aux=config.model.aux,
-        dropout=config.model.dropout,
-    )
-    if config.model.weights is not None:
-        warm_start(model, load_weights(config.model.weights)[0])
+    model = build_network(config.model, len(class_names))
     # channels_last: convolutions on both CPU and GPU are faster in it.
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     spec = model.spec
@@ -178,6 +189,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
             config.optim,
             run,
             evaluate=evaluate,
+            evaluate_raw=True,
             eval_every=config.eval_every,
             best_metric="top1",
             save=save,

@@ -202,3 +202,21 @@ class Stepper:
                 network = DistributedDataParallel(network, device_ids=gpu)
             self._network = network
         return self._network
+
+
+def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The model's weights in what `Stepper.state_dict` gave.
+
+    Returns:
+        `averaged` where the run averages, and `raw`.
+    """
+    weights = {"raw": dict(checkpoint["model"])}
+    if "ema" in checkpoint:
+        prefix = "module."  # AveragedModel's; its counter of updates is without
+        averaged = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in checkpoint["ema"].items()
+            if name.startswith(prefix)
+        }
+        weights = {"averaged": averaged, **weights}
+    return weights

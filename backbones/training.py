@@ -3,12 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -23,6 +21,8 @@ from backbones.runs import RunFolder
 from backbones.signals import StopSignals
 from backbones.stepping import Batch, LossFunction, StepConfig, Stepper
 from backbones.streams import Cursor, StreamedBatch, StreamedTraining
+from backbones.training_state import TrainingState
+from backbones.validation import Evaluate, Save, Validation
 
 Item = TypeVar("Item")
 
@@ -42,30 +42,6 @@ class NonFiniteLossError(UserError):
     """The loss or its gradient became infinite or not a number."""
 
 
-@dataclass
-class TrainingState:
-    """How far a run is; goes into checkpoints."""
-
-    step: int = 0
-    """Steps taken, skipped ones included."""
-    skipped_steps: int = 0
-    """Steps without a finite loss."""
-    skipped_in_a_row: int = 0
-    """Of those, the last ones."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation."""
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    """Of the evaluation with the highest `best_metric`."""
-    best_step: int = 0
-    """Steps taken at that evaluation."""
-    cursors: dict[int, Cursor] = field(default_factory=dict)
-    """Places in streamed shards, by slot; complete in checkpoints."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """Losses added up since the last point of the curves."""
-    summed_steps: int = 0
-    """Steps in `sums`."""
-
-
 def fit(
     model: nn.Module,
     loader: DataLoader | StreamedTraining,
@@ -73,10 +49,11 @@ def fit(
     optim: OptimConfig,
     run: RunFolder,
     *,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
+    evaluate_raw: bool = False,
     eval_every: int = 1,
     best_metric: str | None = None,
-    save: Callable[[Path, nn.Module, dict[str, float]], None] | None = None,
+    save: Save | None = None,
     precision: ResolvedPrecision = "fp32",
     step_config: StepConfig | None = None,
     checkpoint_minutes: float = 10.0,
@@ -100,6 +77,8 @@ def fit(
         run: folder, entered.
         evaluate: metrics of a model in eval mode (with averaged weights where `optim` averages),
             the same in all processes, recorded as `val/<name>`; run without gradients.
+        evaluate_raw: where `optim` averages, also evaluate the raw weights and record that as
+            `val/<name>_raw`.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         best_metric: the metric that chooses the best weights, higher is better.
         save: writes weights for use: `last.safetensors` at each evaluation, `best.safetensors`
@@ -133,7 +112,7 @@ def fit(
     plan.start_step = state.step
     run.open_curves(state.step)
     base_lr = scaled_lr(optim, plan.global_batch)
-    evaluated_model = model if stepper.ema is None else stepper.ema.module
+    validation = Validation(run, stepper, evaluate, evaluate_raw, best_metric, save)
     skipped: set[str] = set()
     model.train()
 
@@ -172,18 +151,7 @@ def fit(
             progress.update(state.step, images, waited, notes)
 
             if ends_epoch and (round(epoch) % eval_every == 0 or round(epoch) == plan.epochs):
-                if evaluate is not None:
-                    state.metrics = _evaluate(evaluate, evaluated_model)
-                    model.train()
-                    run.record(state.step, epoch, {f"val/{k}": v for k, v in state.metrics.items()})
-                    listed = ", ".join(f"{k} {v:.4f}" for k, v in state.metrics.items())
-                    logger.info("epoch %d/%d: %s", round(epoch), plan.epochs, listed)
-                is_best = best_metric is not None and _is_better(state, best_metric)
-                if is_best:
-                    state.best_metrics, state.best_step = state.metrics, state.step
-                if save is not None and distributed.is_main():
-                    for name in ("last", "best") if is_best else ("last",):
-                        save(run.path / f"{name}.safetensors", evaluated_model, state.metrics)
+                validation.after_epoch(state, plan)
                 # A picture takes half a second, which short epochs should not pay each time.
                 if state.step == plan.total_steps or time.monotonic() - drawn > DRAW_SECONDS:
                     run.draw_curves()
@@ -271,23 +239,6 @@ def _timed(items: Iterable[Item]) -> Iterator[tuple[Item, float]]:
             message = str(error).rpartition("backbones.errors.UserError: ")[2]
             raise UserError(message.strip()) from error
         yield item, time.perf_counter() - asked
-
-
-def _evaluate(
-    evaluate: Callable[[nn.Module], dict[str, float]], model: nn.Module
-) -> dict[str, float]:
-    model.eval()
-    # Not inference_mode: what a model caches under it could not take part in training later.
-    with torch.no_grad():
-        return {name: float(value) for name, value in evaluate(model).items()}
-
-
-def _is_better(state: TrainingState, metric: str) -> bool:
-    def rank(metrics: dict[str, float]) -> float:
-        value = metrics.get(metric, math.nan)
-        return -math.inf if math.isnan(value) else value
-
-    return not state.best_metrics or rank(state.metrics) > rank(state.best_metrics)
 
 
 def _warn_of_skipped(batch: Batch, skipped: set[str]) -> None:

@@ -2,9 +2,13 @@
 
 python -m tools.evaluate_backbone --weights runs/mine/best.safetensors --data.root data/imagenet \
     --crops 144
+python -m tools.evaluate_backbone --weights runs/mine --data.root data/imagenet
+
+The second scores the weights of the run's newest checkpoint, averaged and raw.
 """
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +22,8 @@ from backbones.errors import UserError
 from backbones.evaluation import Predictions, average, class_scores, predict, top_scores
 from backbones.files import atomic_write, make_folder
 from backbones.multi_crop import Crops
+
+logger = logging.getLogger(__name__)
 
 WORST = 10
 """Classes that are printed; the file has all."""
@@ -38,7 +44,8 @@ class EvaluateBackboneConfig:
     """What to score on what."""
 
     weights: list[str]
-    """Checkpoints (.safetensors) that train_backbone wrote; several make an ensemble."""
+    """Checkpoints (.safetensors) that train_backbone wrote, or run folders, of which the averaged
+    and the raw weights are scored side by side; several make an ensemble."""
     data: SplitConfig = field(default_factory=SplitConfig)
     """Which images."""
     split: str = "val"
@@ -71,15 +78,17 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(EvaluateBackboneConfig, description="Score backbones as classifiers.")
     device = resolve_device(config.device)
-    models, class_names = load_classifiers(config.weights)
+    classifiers, class_names = load_classifiers(config.weights)
     source = open_matching_split(
         config.data.root, config.split, class_names, config.data.max_classes
     )
     make_folder(Path(config.output).parent)
     results: dict[str, Predictions] = {}
-    for path, model in zip(config.weights, models, strict=True):
+    for classifier in classifiers:
+        logger.info("evaluating %s", classifier.name)
+        model = classifier.model
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        results[path] = predict(
+        results[classifier.name] = predict(
             model,
             source,
             config.crops,
@@ -87,18 +96,19 @@ def _main() -> None:
             workers=config.workers,
             precision=resolve_precision(config.precision, device),
         )
-    if len(models) > 1:
-        results[f"ensemble of {len(models)}"] = average(list(results.values()))
+    members = [results[classifier.name] for classifier in classifiers if classifier.in_ensemble]
+    chosen = members[0]
+    if len(members) > 1:
+        chosen = results[f"ensemble of {len(members)}"] = average(members)
 
-    last = list(results.values())[-1]
     scores = {name: top_scores(predictions) for name, predictions in results.items()}
-    classes = class_scores(last, source.class_names)
+    classes = class_scores(chosen, source.class_names)
     report = {
         "data": config.data.root,
         "split": config.split,
         "crops": config.crops,
-        "images": len(last.labels),
-        "unreadable": last.skipped,
+        "images": len(chosen.labels),
+        "unreadable": chosen.skipped,
         "scores": scores,
         "classes": [asdict(score) for score in classes],
     }
@@ -108,7 +118,7 @@ def _main() -> None:
     print(f"{'weights':{width}}  crops   top-1   top-5   images  unreadable")
     for name, score in scores.items():
         figures = f"{100 * score['top1']:5.2f} % {100 * score['top5']:5.2f} %"
-        counts = f"{len(last.labels):7d} {len(last.skipped):11d}"
+        counts = f"{len(chosen.labels):7d} {len(chosen.skipped):11d}"
         print(f"{name:{width}}  {config.crops:5d} {figures}  {counts}")
     print("\nworst classes")
     for each in classes[:WORST]:

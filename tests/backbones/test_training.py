@@ -17,7 +17,7 @@ from backbones.errors import UserError
 from backbones.order import EpochSampler, derive_seed, training_loader
 from backbones.recipe import OptimConfig
 from backbones.runs import RunFolder, read_curves
-from backbones.stepping import StepConfig
+from backbones.stepping import StepConfig, weights_in
 from backbones.training import MAX_SKIPPED, NonFiniteLossError, fit
 
 STEPS = EPOCHS * (EXAMPLES // BATCH)
@@ -63,7 +63,7 @@ def test_the_run_learns_and_leaves_its_files(unbroken):
     assert state.best_metrics["top1"] > 0.8
     assert torch.load(folder / "best.safetensors").keys()
     names = {point.name for point in curves(folder)}
-    assert names == {"loss/class", "loss/total", "grad_norm", "lr", "val/top1"}
+    assert names == {"loss/class", "loss/total", "grad_norm", "lr", "val/top1", "val/top1_raw"}
     for name in ("config.yaml", "log.txt", "curves.png", "last.safetensors", "tensorboard"):
         assert (folder / name).exists(), name
 
@@ -98,35 +98,86 @@ def test_resuming_a_finished_run_returns_its_metrics(tmp_path):
     assert first == second
 
 
-def start(folder, workers):
+def start(folder, workers, *stop):
     command = [sys.executable, str(Path(__file__).with_name("tiny_run.py"))]
-    command += [str(folder), "0.1", str(workers)]
+    command += [str(folder), "0.1", str(workers), *map(str, stop)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
-def wait_for_checkpoint(folder, process):
+def wait_for_checkpoint(folder, process, beyond=0):
+    """Until there is one of a step beyond."""
     deadline = time.monotonic() + 60
-    while not list(folder.glob("checkpoints/step_*")):
+    while newest_step(folder) <= beyond:
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_killed_process_resumes_exactly(unbroken, tmp_path):
-    process = start(tmp_path / "run", workers=1)
-    wait_for_checkpoint(tmp_path / "run", process)
-    time.sleep(random.uniform(0, 0.8))
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    before = load_last_checkpoint(tmp_path / "run/checkpoints")["state"]["step"]
-    assert 0 < before < STEPS
-    train(tmp_path / "run", resume=True)
-    after = load_last_checkpoint(tmp_path / "run/checkpoints")
-    assert after["state"]["step"] == STEPS
-    folder, weights, _ = unbroken
-    assert_same(after["model"], weights)
-    assert curves(tmp_path / "run") == curves(folder)
+def newest_step(folder):
+    return max((int(path.stem[5:]) for path in folder.glob("checkpoints/step_*")), default=0)
+
+
+def wait_until_stopped(process):
+    deadline = time.monotonic() + 60
+    while True:
+        pid, status = os.waitpid(process.pid, os.WNOHANG | os.WUNTRACED)
+        if pid:
+            assert os.WIFSTOPPED(status), process.stderr.read().decode()
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def leaves(value, path=""):
+    """What nested containers hold, by path."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, part in items for k, v in leaves(part, f"{path}/{key}").items()}
+    return {path: value}
+
+
+def differing(a, b):
+    """Paths at which two checkpoints are not bit for bit the same."""
+    a, b = leaves(a), leaves(b)
+    same = {
+        path: torch.equal(a[path], b[path]) if torch.is_tensor(a[path]) else a[path] == b[path]
+        for path in a.keys() & b.keys()
+    }
+    return sorted(path for path in a.keys() | b.keys() if not same.get(path, False))
+
+
+def test_a_run_killed_three_times_resumes_exactly(unbroken, tmp_path):
+    """Once of the three while it writes a checkpoint."""
+    seed = random.randrange(2**32)
+    message = f"kills of random.Random({seed})"
+    moments = random.Random(seed)
+    run, expected = tmp_path / "run", unbroken[0]
+    writing = moments.randrange(3)
+    for number in range(3):
+        before = newest_step(run)
+        stop = (moments.randint(1, 6), moments.random()) if number == writing else ()
+        process = start(run, 1, *stop)
+        try:
+            if stop:
+                wait_until_stopped(process)
+            else:
+                wait_for_checkpoint(run, process, before)
+                time.sleep(moments.uniform(0, 0.6))
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == -signal.SIGKILL, message
+        assert before <= newest_step(run) < STEPS, message
+        if stop:
+            (unfinished,) = run.glob("checkpoints/.step_*.tmp")
+            checkpoint = unfinished.name.removeprefix(".").rpartition(".pt")[0] + ".pt"
+            assert not unfinished.with_name(checkpoint).exists(), message
+    train(run, resume=True)
+    for name in ("best.safetensors", "last.safetensors", f"checkpoints/step_{STEPS:010d}.pt"):
+        assert differing(torch.load(run / name), torch.load(expected / name)) == [], message
+    assert curves(run) == curves(expected), message
+    assert list(run.rglob(".*")) == [], message
 
 
 def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path):
@@ -373,6 +424,41 @@ def test_resuming_with_another_optimiser_is_refused(tmp_path):
     # The run is still the one it was.
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["weight_decay"] == 4e-5
+
+
+@pytest.mark.parametrize(
+    ("ema_decay", "evaluate_raw", "names"),
+    [
+        (0.9, True, ["val/norm", "val/norm_raw"]),
+        (0.9, False, ["val/norm"]),
+        (None, True, ["val/norm"]),
+    ],
+)
+def test_raw_weights_are_scored_beside_averaged_ones(ema_decay, evaluate_raw, names, tmp_path):
+    def evaluate(model):
+        assert not model.training
+        return {"norm": model[0].weight.norm().item()}
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    loader = training_loader(
+        NoisyShapes(), EpochSampler(8, 4, epochs=1, seed=0), workers=0, collate_fn=collate
+    )
+    optim = OptimConfig(ema_decay=ema_decay)
+    with RunFolder(tmp_path / "run", optim) as run:
+        state = fit(
+            *(model, loader, cross_entropy, optim, run),
+            evaluate=evaluate,
+            evaluate_raw=evaluate_raw,
+        )
+    assert model.training
+    recorded = {p.name: p.value for p in curves(tmp_path / "run") if p.name.startswith("val/")}
+    assert list(recorded) == names
+    weights = weights_in(load_last_checkpoint(tmp_path / "run/checkpoints"))
+    norms = {kind: state["0.weight"].norm().item() for kind, state in weights.items()}
+    assert state.metrics == {"norm": norms["raw" if ema_decay is None else "averaged"]}
+    assert recorded["val/norm"] == state.metrics["norm"]
+    if "val/norm_raw" in names:
+        assert recorded["val/norm_raw"] == norms["raw"] != norms["averaged"]
 
 
 def test_resuming_with_another_dataset_is_refused(tmp_path):

@@ -1,16 +1,26 @@
-"""A tiny real training run: `python tiny_run.py FOLDER SECONDS_A_STEP WORKERS`."""
+"""A tiny real training run: `python tiny_run.py FOLDER SECONDS_A_STEP WORKERS [NUMBER SHARE]`.
 
+With the last two, the process stops in the middle of writing its NUMBER-th checkpoint.
+"""
+
+import io
+import itertools
+import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from backbones import distributed
+from backbones import checkpoints, distributed
 from backbones.cli import run_tool
+from backbones.files import atomic_write
 from backbones.order import EpochSampler, derive_seed, training_loader
 from backbones.recipe import OptimConfig
 from backbones.runs import RunFolder
@@ -103,11 +113,30 @@ def train(
 
     optim = OptimConfig(lr=0.05, schedule="exponential", ema_decay=0.9, warmup_epochs=0.5)
     with RunFolder(folder, optim, resume=resume) as run:
-        defaults = {"evaluate": accuracy, "best_metric": "top1", "save": save}
+        defaults = {"evaluate": accuracy, "evaluate_raw": True, "best_metric": "top1", "save": save}
         state = fit(
             model, loader, slow_loss, optim, run, **({"checkpoint_minutes": 0} | defaults | options)
         )
     return model, state
+
+
+def stop_in_checkpoint(number: int, share: float) -> None:
+    """SIGSTOP this process when so large a share of its number-th checkpoint is on the disk."""
+    written = itertools.count(1)
+
+    @contextmanager
+    def stopping_write(path: Path) -> Iterator[IO]:
+        with atomic_write(path) as file:
+            if next(written) != number:
+                yield file
+                return
+            whole = io.BytesIO()
+            yield whole
+            file.write(whole.getvalue()[: int(share * whole.tell())])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    checkpoints.atomic_write = stopping_write
 
 
 def main(folder: Path, seconds: float, workers: int) -> None:
@@ -117,4 +146,6 @@ def main(folder: Path, seconds: float, workers: int) -> None:
 
 if __name__ == "__main__":
     folder, seconds, workers = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    if len(sys.argv) > 4:
+        stop_in_checkpoint(int(sys.argv[4]), float(sys.argv[5]))
     run_tool(lambda: main(folder, seconds, workers))

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -7,8 +8,11 @@ from PIL import Image
 from tool_runs import error_of, run
 
 from backbones import create_backbone
+from backbones.checkpoints import save_checkpoint
 from backbones.evaluation import average, predict, top_scores
 from backbones.image_sources import open_split
+from backbones.recipe import OptimConfig, classification_loss
+from backbones.stepping import StepConfig, Stepper
 from backbones.weights import load_backbone, save_backbone
 from tools import evaluate_backbone
 
@@ -61,6 +65,89 @@ def test_scores_an_ensemble(folder, crops, monkeypatch, capsys):
     assert f"{100 * expected[2]['top1']:5.2f} %" in output
     assert "ensemble of 2" in output
     assert "taken for" in output
+
+
+@pytest.fixture
+def training_run(tmp_path):
+    """Makes the folder of a run whose averaged weights say dark and whose raw ones say middle."""
+
+    def make(ema_decay=0.9):
+        stepper = Stepper(
+            create_backbone("inception_v3_79_naive", num_classes=3, width=0.25),
+            *(classification_loss, OptimConfig(ema_decay=ema_decay), StepConfig(), "fp32", 0),
+        )
+        stepper.model.fc.bias.data[2] = 100
+        for_use = stepper.model
+        if stepper.ema is not None:
+            for_use = stepper.ema.module
+            for_use.fc.bias.data[0] = 100
+        save_backbone(tmp_path / "run/last.safetensors", for_use, NAMES)
+        state = {**stepper.state_dict(), "state": {"step": 7}}
+        save_checkpoint(tmp_path / "run/checkpoints", 7, state)
+        return tmp_path / "run"
+
+    return make
+
+
+@pytest.fixture
+def three_two_one(tmp_path):
+    """Three dark, two light images, and one middle."""
+    for name, count in zip(NAMES, (3, 2, 1), strict=True):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (40, 50)).save(tmp_path / "val" / name / f"{index}.png")
+    return tmp_path
+
+
+def test_a_run_is_scored_with_averaged_and_raw_weights(
+    folder, three_two_one, training_run, monkeypatch, capsys
+):
+    run_folder, output = training_run(), three_two_one / "report.json"
+    common = [*arguments(folder, "0"), "--data.root", str(three_two_one), "--output", str(output)]
+    weights = ["--weights", f"{run_folder}/"]
+    assert run(evaluate_backbone, *common, *weights, monkeypatch=monkeypatch) == 0
+    report = json.loads(output.read_text())
+    averaged, raw = {"top1": 3 / 6, "top5": 1.0}, {"top1": 1 / 6, "top5": 1.0}
+    assert report["scores"] == {f"{run_folder} (averaged)": averaged, f"{run_folder} (raw)": raw}
+    # The classes are those of the averaged weights.
+    top1 = {each["name"]: each["top1"] for each in report["classes"]}
+    assert top1 == {"dark": 1.0, "light": 0.0, "middle": 0.0}
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{run_folder} (averaged)      1 50.00 % 100.00 %        6           0" in lines
+    assert f"{run_folder} (raw)           1 16.67 % 100.00 %        6           0" in lines
+
+    # Raw weights are no member of an ensemble.
+    file = str(folder / "0.safetensors")
+    weights = ["--weights", str(run_folder), file]
+    assert run(evaluate_backbone, *common, *weights, monkeypatch=monkeypatch) == 0
+    scores = json.loads(output.read_text())["scores"]
+    assert list(scores)[2:] == [file, "ensemble of 2"]
+    assert scores["ensemble of 2"] == averaged
+
+
+def test_a_run_without_averaging_has_raw_weights_alone(
+    folder, three_two_one, training_run, monkeypatch
+):
+    run_folder = training_run(ema_decay=None)
+    options = ["--data.root", str(three_two_one), "--weights", str(run_folder)]
+    assert run(evaluate_backbone, *arguments(folder, "0"), *options, monkeypatch=monkeypatch) == 0
+    scores = json.loads((folder / "report.json").read_text())["scores"]
+    assert scores == {f"{run_folder} (raw)": {"top1": 1 / 6, "top5": 1.0}}
+
+
+def test_a_folder_that_is_no_run_is_refused(folder, training_run, monkeypatch, capsys):
+    def refused():
+        options = [*arguments(folder, "0"), "--weights", str(run_folder)]
+        return error_of(evaluate_backbone, *options, monkeypatch=monkeypatch, capsys=capsys)
+
+    run_folder = training_run()
+    wide = create_backbone("inception_v3_79_naive", num_classes=3, width=0.5)
+    save_backbone(run_folder / "last.safetensors", wide, NAMES)
+    assert "its checkpoint does not fit its last.safetensors" in refused()
+    shutil.rmtree(run_folder / "checkpoints")
+    assert "has no checkpoint: expected the folder of a training run" in refused()
+    (run_folder / "last.safetensors").unlink()
+    assert "last.safetensors: no such file" in refused()
 
 
 def test_what_does_not_fit_is_refused(folder, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from backbones import load_backbone
 from backbones.config import parse_config
 from backbones.pretraining import PretrainConfig
 from backbones.recipe import paper
+from backbones.runs import read_curves
+from tools import evaluate_backbone
 from tools.train_backbone import main
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +64,18 @@ def test_trains_resumes_and_saves_a_usable_network(data, tmp_path, monkeypatch, 
     main()
     assert "best top-1" in capsys.readouterr().out
     assert f"resumed {run} at step 2" in (run / "log.txt").read_text()
+
+    # The same figures for averaged and raw weights as at the end of the training.
+    report = tmp_path / "report.json"
+    evaluate = ["--weights", run, "--data.root", data, "--output", report]
+    evaluate += ["--workers", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["evaluate_backbone", *map(str, evaluate)])
+    evaluate_backbone.main()
+    logged = {point.name: point.value for point in read_curves(run / "curves.csv")}
+    assert json.loads(report.read_text())["scores"] == {
+        f"{run} (averaged)": {"top1": logged["val/top1"], "top5": logged["val/top5"]},
+        f"{run} (raw)": {"top1": logged["val/top1_raw"], "top5": logged["val/top5_raw"]},
+    }
 
 
 @pytest.mark.parametrize(
