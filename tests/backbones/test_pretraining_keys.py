@@ -92,7 +92,7 @@ ELSEWHERE = {
     "run": "names the folder that every run here is read from",
     "step.compile": "test_training.py trains a compiled network",
     "step.on_non_finite": "test_training.py skips a step",
-    "checkpoint_minutes": "test_training.py resumes between epochs",
+    "checkpoint_minutes": "test_resume.py resumes between epochs",
     "resume": "test_train_backbone.py resumes runs",
 }
 

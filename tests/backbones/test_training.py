@@ -1,18 +1,14 @@
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from tiny_run import BATCH, EPOCHS, EXAMPLES, NoisyShapes, collate, cross_entropy, train
 
-from backbones.checkpoints import load_last_checkpoint, save_checkpoint
+from backbones.checkpoints import load_last_checkpoint
 from backbones.errors import UserError
 from backbones.order import EpochSampler, derive_seed, training_loader
 from backbones.recipe import OptimConfig
@@ -24,41 +20,13 @@ STEPS = EPOCHS * (EXAMPLES // BATCH)
 ROOT = Path(__file__).parents[2]
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_at(step):
-    """The loss function, which breaks off at its step-th call."""
-    calls = iter(range(10**6))
-
-    def loss_fn(model, batch):
-        if next(calls) == step:
-            raise Stop
-        return cross_entropy(model, batch)
-
-    return loss_fn
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
 def curves(folder):
     return read_curves(folder / "curves.csv")
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    model, state = train(folder)
-    return folder, model.state_dict(), state
-
-
-def test_the_run_learns_and_leaves_its_files(unbroken):
-    folder, _, state = unbroken
+def test_the_run_learns_and_leaves_its_files(tmp_path):
+    folder = tmp_path / "run"
+    _, state = train(folder)
     assert state.step == STEPS
     assert state.best_metrics["top1"] > 0.8
     assert torch.load(folder / "best.safetensors").keys()
@@ -66,133 +34,6 @@ def test_the_run_learns_and_leaves_its_files(unbroken):
     assert names == {"loss/class", "loss/total", "grad_norm", "lr", "val/top1", "val/top1_raw"}
     for name in ("config.yaml", "log.txt", "curves.png", "last.safetensors", "tensorboard"):
         assert (folder / name).exists(), name
-
-
-@pytest.mark.parametrize(("step", "workers"), [(1, 0), (11, 0), (17, 2)])
-def test_resume_in_the_middle_of_an_epoch_is_exact(unbroken, tmp_path, step, workers):
-    folder, weights, state = unbroken
-    with pytest.raises(Stop):
-        train(tmp_path / "run", loss_fn=stop_at(step))
-    model, resumed = train(tmp_path / "run", resume=True, workers=workers)
-    assert_same(model.state_dict(), weights)
-    assert_same(
-        torch.load(tmp_path / "run/last.safetensors"), torch.load(folder / "last.safetensors")
-    )
-    assert curves(tmp_path / "run") == curves(folder)
-    assert resumed == state
-
-
-def test_resume_with_rare_checkpoints_drops_the_curves_beyond(unbroken, tmp_path):
-    folder, weights, _ = unbroken
-    with pytest.raises(Stop):
-        train(tmp_path / "run", loss_fn=stop_at(16), checkpoint_minutes=60)
-    assert load_last_checkpoint(tmp_path / "run/checkpoints")["state"]["step"] == 11
-    model, _ = train(tmp_path / "run", resume=True, checkpoint_minutes=60)
-    assert_same(model.state_dict(), weights)
-    assert curves(tmp_path / "run") == curves(folder)
-
-
-def test_resuming_a_finished_run_returns_its_metrics(tmp_path):
-    _, first = train(tmp_path / "again", epochs=1)
-    _, second = train(tmp_path / "again", epochs=1, resume=True)
-    assert first == second
-
-
-def start(folder, workers, *stop):
-    command = [sys.executable, str(Path(__file__).with_name("tiny_run.py"))]
-    command += [str(folder), "0.1", str(workers), *map(str, stop)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-
-
-def wait_for_checkpoint(folder, process, beyond=0):
-    """Until there is one of a step beyond."""
-    deadline = time.monotonic() + 60
-    while newest_step(folder) <= beyond:
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def newest_step(folder):
-    return max((int(path.stem[5:]) for path in folder.glob("checkpoints/step_*")), default=0)
-
-
-def wait_until_stopped(process):
-    deadline = time.monotonic() + 60
-    while True:
-        pid, status = os.waitpid(process.pid, os.WNOHANG | os.WUNTRACED)
-        if pid:
-            assert os.WIFSTOPPED(status), process.stderr.read().decode()
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def leaves(value, path=""):
-    """What nested containers hold, by path."""
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {k: v for key, part in items for k, v in leaves(part, f"{path}/{key}").items()}
-    return {path: value}
-
-
-def differing(a, b):
-    """Paths at which two checkpoints are not bit for bit the same."""
-    a, b = leaves(a), leaves(b)
-    same = {
-        path: torch.equal(a[path], b[path]) if torch.is_tensor(a[path]) else a[path] == b[path]
-        for path in a.keys() & b.keys()
-    }
-    return sorted(path for path in a.keys() | b.keys() if not same.get(path, False))
-
-
-def test_a_run_killed_three_times_resumes_exactly(unbroken, tmp_path):
-    """Once of the three while it writes a checkpoint."""
-    seed = random.randrange(2**32)
-    message = f"kills of random.Random({seed})"
-    moments = random.Random(seed)
-    run, expected = tmp_path / "run", unbroken[0]
-    writing = moments.randrange(3)
-    for number in range(3):
-        before = newest_step(run)
-        stop = (moments.randint(1, 6), moments.random()) if number == writing else ()
-        process = start(run, 1, *stop)
-        try:
-            if stop:
-                wait_until_stopped(process)
-            else:
-                wait_for_checkpoint(run, process, before)
-                time.sleep(moments.uniform(0, 0.6))
-        finally:
-            process.kill()
-            process.wait()
-        assert process.returncode == -signal.SIGKILL, message
-        assert before <= newest_step(run) < STEPS, message
-        if stop:
-            (unfinished,) = run.glob("checkpoints/.step_*.tmp")
-            checkpoint = unfinished.name.removeprefix(".").rpartition(".pt")[0] + ".pt"
-            assert not unfinished.with_name(checkpoint).exists(), message
-    train(run, resume=True)
-    for name in ("best.safetensors", "last.safetensors", f"checkpoints/step_{STEPS:010d}.pt"):
-        assert differing(torch.load(run / name), torch.load(expected / name)) == [], message
-    assert curves(run) == curves(expected), message
-    assert list(run.rglob(".*")) == [], message
-
-
-def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path):
-    codes = {signal.SIGTERM: 143, signal.SIGINT: 130}
-    processes = {number: start(tmp_path / number.name, workers=1) for number in codes}
-    for number, process in processes.items():
-        wait_for_checkpoint(tmp_path / number.name, process)
-        process.send_signal(number)
-        time.sleep(0.02)
-        process.send_signal(number)  # as `timeout` does, which signals the group as well
-    for number, process in processes.items():
-        assert process.wait(timeout=60) == codes[number]
-        log = (tmp_path / number.name / "log.txt").read_text()
-        step = load_last_checkpoint(tmp_path / number.name / "checkpoints")["state"]["step"]
-        assert f"stopped at step {step}; continue with --resume true" in log
 
 
 def test_a_loss_that_is_not_finite_names_step_term_and_images(tmp_path):
@@ -297,12 +138,6 @@ def test_a_compiled_network_trains_to_the_same_weights(tmp_path):
         torch.testing.assert_close(weights[1][name], tensor)
 
 
-def test_only_the_newest_checkpoints_stay(tmp_path):
-    train(tmp_path / "run", epochs=1, keep_checkpoints=3)
-    steps = sorted(int(path.stem[5:]) for path in (tmp_path / "run/checkpoints").iterdir())
-    assert steps == [9, 10, 11]
-
-
 def test_a_batch_that_does_not_split_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"batch_size 4 is no multiple of step.accumulate 3"):
         train(tmp_path / "run", step_config=StepConfig(accumulate=3))
@@ -313,34 +148,9 @@ def test_sync_batch_norm_needs_a_gpu(tmp_path):
         train(tmp_path / "run", step_config=StepConfig(sync_batch_norm=True))
 
 
-def test_another_batch_size_cannot_resume(tmp_path, monkeypatch):
-    train(tmp_path / "run", epochs=1)
-    monkeypatch.setattr("tiny_run.BATCH", 8)
-    with pytest.raises(UserError, match="global_batch was 4 and is 8 now"):
-        train(tmp_path / "run", resume=True)
-
-
-def test_a_run_is_not_overwritten(tmp_path):
-    train(tmp_path / "run", epochs=1)
-    with pytest.raises(UserError, match="already holds a run"):
-        train(tmp_path / "run", epochs=1)
-
-
 def test_bf16_trains(tmp_path):
     _, state = train(tmp_path / "run", precision="bf16")
     assert state.best_metrics["top1"] > 0.8
-
-
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
-    for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, {"x": torch.full((1000,), float(step)), "step": step})
-    files = sorted(tmp_path.iterdir())
-    assert len(files) == 2
-    files[-1].write_bytes(files[-1].read_bytes()[:1000])
-    checkpoint = load_last_checkpoint(tmp_path)
-    assert checkpoint is not None
-    assert checkpoint["step"] == 2
-    assert "cannot read checkpoint" in caplog.text
 
 
 def test_sampler_sees_each_example_once_an_epoch_in_changing_order():
@@ -373,26 +183,6 @@ def test_sampler_refuses_a_batch_larger_than_the_data():
         EpochSampler(5, 8, epochs=1, seed=0)
 
 
-def test_all_checkpoints_damaged_is_an_error_not_a_fresh_start(tmp_path):
-    for step in (1, 2):
-        path = save_checkpoint(tmp_path, step, {"step": step})
-        path.write_bytes(b"bad")
-    with pytest.raises(UserError, match="none of the 2 checkpoints can be read"):
-        load_last_checkpoint(tmp_path)
-
-
-def test_a_damaged_checkpoint_does_not_push_out_newer_ones(tmp_path):
-    for step in (1, 20):
-        save_checkpoint(tmp_path, step, {"step": step})
-    (tmp_path / "step_0000000020.pt").write_bytes(b"bad")
-    load_last_checkpoint(tmp_path)
-    for step in (2, 3):
-        save_checkpoint(tmp_path, step, {"step": step})
-    checkpoint = load_last_checkpoint(tmp_path)
-    assert checkpoint is not None
-    assert checkpoint["step"] == 3
-
-
 def test_an_error_in_a_worker_is_told_without_its_traceback(tmp_path):
     class Failing(NoisyShapes):
         def __getitem__(self, key):
@@ -408,22 +198,6 @@ def test_an_error_in_a_worker_is_told_without_its_traceback(tmp_path):
         ):
             fit(model, loader, cross_entropy, OptimConfig(), run)
         assert str(raised.value) == "pictures/a.png: is not what it should be"
-
-
-def test_resuming_with_another_optimiser_is_refused(tmp_path):
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
-    for resume, optim in ((False, OptimConfig()), (True, OptimConfig(weight_decay=0.1))):
-        sampler = EpochSampler(8, 4, epochs=1 + resume, seed=0)
-        loader = training_loader(NoisyShapes(), sampler, workers=0, collate_fn=collate)
-        with RunFolder(tmp_path / "run", optim, resume=resume) as run:
-            if not resume:
-                fit(model, loader, cross_entropy, optim, run)
-                continue
-            with pytest.raises(UserError, match=r"optim.weight_decay was 4e-05 and is 0.1 now"):
-                fit(model, loader, cross_entropy, optim, run)
-    # The run is still the one it was.
-    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert config["weight_decay"] == 4e-5
 
 
 @pytest.mark.parametrize(
@@ -459,21 +233,6 @@ def test_raw_weights_are_scored_beside_averaged_ones(ema_decay, evaluate_raw, na
     assert recorded["val/norm"] == state.metrics["norm"]
     if "val/norm_raw" in names:
         assert recorded["val/norm_raw"] == norms["raw"] != norms["averaged"]
-
-
-def test_resuming_with_another_dataset_is_refused(tmp_path):
-    """Also where both make as many steps in an epoch."""
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
-    for resume, sizes in ((False, (8, 4)), (True, (9, 4))):
-        sampler = EpochSampler(*sizes, epochs=1 + resume, seed=0)
-        assert sampler.steps_per_epoch == 2
-        loader = training_loader(NoisyShapes(), sampler, workers=0, collate_fn=collate)
-        with RunFolder(tmp_path / "run", OptimConfig(), resume=resume) as run:
-            if not resume:
-                fit(model, loader, cross_entropy, OptimConfig(), run)
-                continue
-            with pytest.raises(UserError, match="num_examples was 8 and is 9 now"):
-                fit(model, loader, cross_entropy, OptimConfig(), run)
 
 
 def test_derived_seeds_differ():
