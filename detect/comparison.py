@@ -182,7 +182,7 @@ def _propose(detector: Detector, dataset: DetectionDataset) -> dict[int, Proposa
         whole = torch.tensor([[0.0, 0.0, sample.width, sample.height]])
         proposals = Proposals(whole, torch.zeros(1))
         try:
-            looked_at = detector.propose(dataset.load_image(index))
+            looked_at = detector.propose([dataset.load_image(index)])[0]
         except ImageError as error:
             logger.warning("without proposals: %s", error)
         else:

@@ -66,7 +66,7 @@ def _crops(detector: Detector, images: Iterable[Image]) -> list[Tensor]:
     batches = []
     for image in islice(images, CALIBRATION_IMAGES):
         pixels = detector.as_tensor(image)
-        boxes = detector.model.propose([pixels])[0].boxes
+        boxes = detector.propose([pixels])[0].boxes
         if len(boxes):
             batches.append(detector.model.crop([pixels], [boxes]))
     if not batches:

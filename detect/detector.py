@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.config import from_dict
+from backbones.config import from_dict, to_dict
 from backbones.device import resolve_device
 from backbones.errors import MissingPackageError, UserError
 from backbones.files import read_image
@@ -96,14 +96,14 @@ class Detector:
         return [{key: value.cpu() for key, value in found.items()} for found in detections]
 
     @torch.inference_mode()
-    def propose(self, image: Image) -> Proposals:
-        """Where the detector looks in an image; each region costs a crop. On its device.
+    def propose(self, images: Sequence[Image]) -> list[Proposals]:
+        """Where the detector looks in each image; each region costs a crop. On its device.
 
         Raises:
-            ImageError: the file cannot be read.
+            ImageError: a file cannot be read.
             ValueError: an array or tensor of another shape or dtype, or no proposer.
         """
-        return self.model.propose([self.as_tensor(image)])[0]
+        return self.model.propose([self.as_tensor(image) for image in images])
 
     def as_tensor(self, image: Image) -> Tensor:
         """An image as `uint8` RGB `[3, H, W]`, on the detector's device; raises as `__call__`."""
@@ -151,11 +151,20 @@ def save_detector(
     save_weights(path, model.state_dict(), metadata)
 
 
-def load_detector(path: str | Path, device: str = "auto") -> Detector:
+def load_detector(
+    path: str | Path, device: str = "auto", settings: Mapping[str, Any] | None = None
+) -> Detector:
     """Read a file that `save_detector` wrote. Nothing in it is executed.
 
+    Args:
+        path: the file.
+        device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one.
+        settings: keys of `ModelConfig` with other values than in training, groups as mappings, such
+            as `{"proposal_score_thresh": 0.1, "rcnn": {"nms_thresh": 0.4}}`.
+
     Raises:
-        UserError: missing, not a detector, or one whose tensors do not fit its own configuration.
+        UserError: missing, not a detector, or one whose tensors do not fit its own configuration or
+            the settings.
         MissingPackageError: it needs an optional package that is not there.
     """
     state, metadata = load_weights(path)
@@ -170,19 +179,33 @@ def load_detector(path: str | Path, device: str = "auto") -> Detector:
             raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
         # The weights are in this very file; the backbone they once started from need not exist.
         started_anew = {"weights": None, "freeze": "none"}
-        config = from_dict(ModelConfig, config_dict | started_anew)
+        trained_as = from_dict(ModelConfig, config_dict | started_anew)
         # Without storage: the sizes in a hostile file cost nothing until they are checked.
         with torch.device("meta"):
-            outline = build_detector(config, len(class_names)).state_dict()
+            outline = build_detector(trained_as, len(class_names)).state_dict()
     except MissingPackageError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise UserError(f"{path}: detector checkpoint with broken metadata: {reason}") from error
     _check_fit(outline, state, path)
+    config = from_dict(ModelConfig, _changed(to_dict(trained_as), settings or {}))
     model = build_detector(config, len(class_names))
+    if settings:
+        _check_fit(model.state_dict(), state, f"{path} with these settings")
     model.load_state_dict(state)
     return Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
+
+
+def _changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with other values for some keys."""
+    changed = dict(config)
+    for key, value in changes.items():
+        own = config.get(key)
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            value = _changed(own, value)
+        changed[key] = value
+    return changed
 
 
 def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path) -> None:

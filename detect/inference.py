@@ -17,7 +17,7 @@ from backbones.progress import TrainingProgress, track
 from detect.detector import Detector
 from detect.drawing import draw_detections
 from detect.evaluation import coco_results
-from detect.pipeline import image_batches, prefetch
+from detect.pipeline import IMAGES_PER_BATCH, PIXELS_PER_BATCH, image_batches, prefetch
 from detect.sources import Source, read_images
 from detect.video import VideoReader, VideoWriter
 
@@ -26,10 +26,6 @@ logger = logging.getLogger(__name__)
 AddEntry = Callable[[dict[str, Any]], None]
 Frame = tuple[Path, int | None]
 """A file and, in a video, the number of the frame."""
-
-IMAGES_PER_BATCH = 8
-PIXELS_PER_BATCH = 2**24
-"""Of the images whose crops share batches; bound memory."""
 
 
 @dataclass

@@ -7,6 +7,10 @@ from typing import TypeVar
 
 from torch import Tensor
 
+IMAGES_PER_BATCH = 8
+PIXELS_PER_BATCH = 2**24
+"""Of the images that a detector is given at once; they bound memory."""
+
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 

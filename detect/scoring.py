@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from torch import Tensor
 from backbones import distributed
 from backbones.errors import ImageError
 from backbones.files import atomic_write
-from backbones.progress import track
+from backbones.progress import TrainingProgress
 from detect.datasets import DetectionDataset
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
+from detect.pipeline import IMAGES_PER_BATCH, PIXELS_PER_BATCH, image_batches, prefetch
 from detect.proposals import Proposals
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class Cost:
 
     Attributes:
         crops_per_image: crops that go through the network, the proposer's choice of how many.
-        seconds_per_image: to propose, classify and select; reading the file is not counted.
+        seconds_per_image: to propose, classify and select, in batches of `IMAGES_PER_BATCH`;
+            reading the file is not counted.
     """
 
     crops_per_image: float | None
@@ -87,35 +89,45 @@ def detect_dataset(
         dataset: what to run it on.
         proposals: from `proposals_for`, for a detector without a proposer.
     """
-    detections = []
-    crops, seconds = [], []
     own = range(distributed.rank(), len(dataset), distributed.world_size())
-    for index in track(own, len(own), "evaluate"):
+    found = {index: _nothing() for index in own}
+    crops, seconds, looked_at = 0, 0.0, 0
+    batches = image_batches(_readable(dataset, own), IMAGES_PER_BATCH, PIXELS_PER_BATCH)
+    with TrainingProgress("evaluate", len(own)) as progress:
+        for batch in prefetch(batches, depth=1):
+            images = [image for _, image in batch]
+            started = time.perf_counter()
+            if proposals is None:
+                regions = detector.propose(images)
+            else:
+                regions = [proposals[dataset.image_ids[index]] for index, _ in batch]
+            detections = detector.detect(images, regions)
+            seconds += time.perf_counter() - started
+            found |= zip((index for index, _ in batch), detections, strict=True)
+            boxes = sum(len(proposal.boxes) for proposal in regions)
+            crops += boxes * detector.model.config.crops_per_proposal
+            looked_at += len(batch)
+            progress.update(looked_at, len(batch), waited=None, notes="")
+    parts = distributed.gather((found, crops, seconds, looked_at))
+    ordered = [parts[index % len(parts)][0][index] for index in range(len(dataset))]
+    looked_at = sum(part[3] for part in parts)
+    if looked_at == 0:
+        return ordered, Cost(None, None)
+    crops, seconds = sum(part[1] for part in parts), sum(part[2] for part in parts)
+    return ordered, Cost(crops / looked_at, seconds / looked_at)
+
+
+def readable_images(dataset: DetectionDataset) -> Iterator[Tensor]:
+    """The images of a dataset, but for those that cannot be read, with a warning for each."""
+    return (image for _, image in _readable(dataset, range(len(dataset))))
+
+
+def _readable(dataset: DetectionDataset, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    for index in indices:
         try:
-            image = dataset.load_image(index)
+            yield index, dataset.load_image(index)
         except ImageError as error:
             logger.warning("counted as without detections: %s", error)
-            detections.append(_nothing())
-            continue
-        started = time.perf_counter()
-        if proposals is None:
-            looked_at = detector.propose(image)
-        else:
-            looked_at = proposals[dataset.image_ids[index]]
-        detections.append(detector(image, looked_at))
-        seconds.append(time.perf_counter() - started)
-        crops.append(len(looked_at.boxes) * detector.model.config.crops_per_proposal)
-    parts = distributed.gather((detections, crops, seconds))
-    cost = Cost(
-        _mean([count for part in parts for count in part[1]]),
-        _mean([taken for part in parts for taken in part[2]]),
-    )
-    ordered = [parts[index % len(parts)][0][index // len(parts)] for index in range(len(dataset))]
-    return ordered, cost
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _nothing() -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from detect.batches import DetectionBatch, TrainingSet, collate, proposals_for
 from detect.build import build_dataset, build_detector
 from detect.config import DetectorConfig
 from detect.datasets import DetectionDataset
+from detect.deploy import deploy_detector
 from detect.detector import Detector, load_detector, save_detector
 from detect.evaluation import evaluate_coco
 from detect.proposals import Proposals, load_proposals
@@ -98,6 +99,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         assert val is not None
         assert isinstance(model, RCNN)
         detector = Detector(model, train.class_names, train.category_ids)
+        detector = deploy_detector(detector, in_use)
         detections, _ = detect_dataset(detector, val, proposals)
         scores = evaluate_coco(val, detections)
         return {name: scores[name] for name in ("AP", "AP50", "AP75") if scores[name] is not None}
@@ -107,6 +109,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         save_detector(path, model, config.model, train.class_names, train.category_ids, metrics)
 
     precision = resolve_precision(config.precision, device)
+    in_use: Literal["bf16", "fp32"] = "bf16" if precision == "bf16" else "fp32"
     with RunFolder(config.run, config, resume=config.resume) as run:
         logger.info(
             "%d training images, %d classes: %s; %s on %s",
@@ -130,7 +133,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         if test is not None:
             # The others wait here until the main process has written the weights.
             distributed.gather(None)
-            detector = load_detector(weights, str(device))
+            detector = deploy_detector(load_detector(weights, str(device)), in_use)
             scores = score_detector(detector, test, run.path, proposals, voc=data.format == "voc")
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
 

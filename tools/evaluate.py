@@ -7,6 +7,7 @@ python -m tools.evaluate --results results.json --data.format coco --data.root D
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from backbones.cli import run_tool
 from backbones.config import parse_config
@@ -16,11 +17,12 @@ from detect.batches import proposals_for
 from detect.build import build_dataset
 from detect.config import DatasetConfig
 from detect.datasets import DetectionDataset
+from detect.deploy import DetectorPrecision, deploy_detector
 from detect.detector import Detector, load_detector
 from detect.evaluation import load_results, to_coco_results
 from detect.evaluation.report import write_report
 from detect.proposals import Proposals, load_proposals
-from detect.scoring import detect_dataset
+from detect.scoring import detect_dataset, readable_images
 from detect.training import check_same_classes
 
 
@@ -38,18 +40,26 @@ class EvaluateConfig:
     """Which part of it."""
     precomputed: str | None = None
     """File of proposals for a detector that was trained on precomputed ones."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Settings of the detector with other values than in training, keys as for train_detector:
+    `--model.proposal_score_thresh 0.1 --model.rcnn.nms_thresh 0.4`."""
     output: str = "runs/evaluate"
     """Folder for report.html, report.json and results.json."""
     score_thresh: float = 0.5
     """Scores from which detections enter the confusion matrix and the pictures."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    precision: DetectorPrecision = "auto"
+    """`bf16`, `fp32`; `auto` takes bf16 where the device has instructions for it. `int8` sets its
+    ranges by the first images of the split and needs the openvino extra."""
 
     def __post_init__(self) -> None:
         if (self.weights is None) == (self.results is None):
             raise UserError("name one of weights and results")
-        if self.precomputed is not None and self.weights is None:
-            raise UserError("precomputed is for weights: results need no proposals")
+        for key in ("model", "precomputed", "precision"):
+            is_set = getattr(self, key) not in ({}, None, "auto")
+            if is_set and self.weights is None:
+                raise UserError(f"{key} is for weights: remove it, or name weights for results")
         if not 0 <= self.score_thresh <= 1:
             raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
 
@@ -86,9 +96,10 @@ def _main() -> None:
         assert config.results is not None
         detections = load_results(config.results, dataset)
     else:
-        detector = load_detector(config.weights, config.device)
+        detector = load_detector(config.weights, config.device, config.model)
         check_same_classes(detector, dataset, config.split)
         proposals = _proposals(config, detector, dataset)
+        detector = deploy_detector(detector, config.precision, readable_images(dataset))
         detections, measured = detect_dataset(detector, dataset, proposals)
         cost = asdict(measured)
         with atomic_write(folder / "results.json", "w") as file:

@@ -3,8 +3,9 @@
 python -m tools.infer --weights runs/digits/best.safetensors --inputs photo.jpg folder/ video.mp4
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from backbones.cli import run_tool
 from backbones.config import parse_config
@@ -23,6 +24,9 @@ class InferConfig:
     """Detector checkpoint (.safetensors) that train_detector wrote."""
     inputs: list[str]
     """Image files, video files, folders of them, or glob patterns."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Settings of the detector with other values than in training, keys as for train_detector:
+    `--model.proposal_score_thresh 0.1 --model.rcnn.nms_thresh 0.4`."""
     output: str = "runs/infer"
     """Folder for annotated pictures and videos and for results.json."""
     score_thresh: float = 0.5
@@ -46,7 +50,7 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(InferConfig, description="Detect objects in images and videos.")
     source = find_inputs(config.inputs)
-    detector = load_detector(config.weights, config.device)
+    detector = load_detector(config.weights, config.device, config.model)
     detector = deploy_detector(detector, config.precision, first_images(source))
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
     print(f"{report.detections} objects in {report.images} images: {config.output}")

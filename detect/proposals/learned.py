@@ -121,7 +121,7 @@ class LearnedProposer(Proposer):
             top_n=top_n,
             top_n_train=top_n_train,
         )
-        self.score_thresh, self.top_n_train = score_thresh, top_n_train
+        self.score_thresh = score_thresh
 
     def forward(self, images: Sequence[Tensor]) -> list[Proposals]:
         """See `Proposer`. Neighbours of one size go through the trunk together, and no others, so
@@ -138,7 +138,7 @@ class LearnedProposer(Proposer):
         return proposals + [self._random_windows(image) for image in images[seen:]], losses
 
     def _random_windows(self, image: Tensor) -> Proposals:
-        config, count = self.config, self.top_n_train
+        config, count = self.config, self.rpn.top_n_train
         height, width = image.shape[-2:]
         sizes = torch.tensor([size for level in config.anchor_sizes for size in level])
         sizes = sizes * max(height, width) / config.image_size

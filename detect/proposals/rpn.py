@@ -125,9 +125,8 @@ class ProposalNetwork(RegionProposalNetwork):
     """
 
     def __init__(self, *args: Any, top_n: int, top_n_train: int, **kwargs: Any) -> None:
-        super().__init__(
-            *args, post_nms_top_n={"training": top_n_train, "testing": top_n}, **kwargs
-        )
+        super().__init__(*args, post_nms_top_n={"training": 1, "testing": 1}, **kwargs)  # not used
+        self.top_n, self.top_n_train = top_n, top_n_train
 
     def forward(
         self,
@@ -159,6 +158,7 @@ class ProposalNetwork(RegionProposalNetwork):
         """The best boxes of each image after suppression across levels, and their scores."""
         objectness = objectness.detach()
         best = self._get_top_n_idx(objectness, num_anchors_per_level)
+        top_n = self.top_n_train if self.training else self.top_n
         found = []
         for image_boxes, logits, chosen, size in zip(
             proposals, objectness, best, image_shapes, strict=True
@@ -168,7 +168,7 @@ class ProposalNetwork(RegionProposalNetwork):
             keep = (scores >= self.score_thresh).nonzero().flatten()
             keep = keep[remove_small_boxes(boxes[keep], self.min_size)]
             boxes, scores = boxes[keep], scores[keep]
-            keep = nms(boxes, scores, self.nms_thresh)[: self.post_nms_top_n()]
+            keep = nms(boxes, scores, self.nms_thresh)[:top_n]
             found.append(Proposals(boxes[keep], scores[keep]))
         return found
 

@@ -58,7 +58,7 @@ def assert_same(found: dict, expected: dict, atol: float) -> None:
 def test_fp32_finds_the_same(detector):
     deployed = deploy_detector(detector, "fp32")
     for image in images((90, 120), (64, 70)):
-        proposals, expected = deployed.propose(image), detector.propose(image)
+        proposals, expected = deployed.propose([image])[0], detector.propose([image])[0]
         assert expected.scores.std() > 0.001
         torch.testing.assert_close(proposals.boxes, expected.boxes, rtol=0, atol=1e-2)
         torch.testing.assert_close(proposals.scores, expected.scores, rtol=0, atol=1e-4)
@@ -70,7 +70,7 @@ def test_bf16_is_as_near_as_its_rounding(detector):
     deployed = deploy_detector(detector, "bf16")
     (image,) = images((90, 120))
     assert deployed.model.backbone.dtype == deployed.model.proposer.trunk.dtype == torch.bfloat16
-    given = detector.propose(image)
+    given = detector.propose([image])[0]
     for model in (detector.model, deployed.model):
         found = model([image], proposals=[given])[0]
         assert found["scores"].dtype == found["boxes"].dtype == torch.float32
@@ -78,7 +78,7 @@ def test_bf16_is_as_near_as_its_rounding(detector):
     assert exact.std() > 0.05
     assert 1e-4 < (exact - rounded).abs().max() < 0.1
     # Most proposals are the same, to within rounding.
-    scores, rounded_scores = given.scores, deployed.propose(image).scores
+    scores, rounded_scores = given.scores, deployed.propose([image])[0].scores
     count = min(len(scores), len(rounded_scores))
     torch.testing.assert_close(rounded_scores[:count], scores[:count], rtol=0, atol=0.02)
 
@@ -122,7 +122,7 @@ def test_int8_is_calibrated_on_the_first_images(detector):
     deployed = deploy_detector(detector, "int8", stream())
     assert len(taken) == CALIBRATION_IMAGES
     (image,) = images((90, 120))
-    given = [detector.propose(image).boxes]
+    given = [detector.propose([image])[0].boxes]
     exact, quantized = (one.model._look([image], given)[0] for one in (detector, deployed))
     assert 1e-4 < (exact - quantized).abs().max() < 0.2
     assert isinstance(deployed(np.zeros((64, 64, 3), np.uint8)), dict)

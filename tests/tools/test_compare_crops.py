@@ -107,7 +107,7 @@ def test_the_proposals_are_the_learned_ones(compared, digits):
             found = proposals[image_id]
             assert len(found.boxes) == count
             # The learned ones begin with the same, however many there are.
-            want = detector.propose(dataset.load_image(index)).boxes[:count]
+            want = detector.propose([dataset.load_image(index)])[0].boxes[:count]
             torch.testing.assert_close(found.boxes[: len(want)], want)
 
 

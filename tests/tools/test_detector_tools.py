@@ -4,9 +4,11 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -118,6 +120,58 @@ def test_infer_on_images_and_video(trained, pictures, tmp_path, monkeypatch, cap
         assert 1 <= result["image_id"] <= 8
 
 
+def test_infer_with_other_settings_than_in_training(trained, pictures, tmp_path, monkeypatch):
+    base = ["--weights", str(trained / "best.safetensors"), "--inputs", str(pictures)]
+    found = {}
+    for name, settings in {
+        "as trained": [],
+        "few": ["--model.proposals_per_image", "2"],
+        "none": ["--model.rcnn.score_thresh", "1.0"],
+    }.items():
+        output = ["--output", str(tmp_path / name), "--score_thresh", "0"]
+        assert run(infer, *base, *output, *settings, monkeypatch=monkeypatch) == 0
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        found[name] = Counter(result["image_id"] for result in results)
+    # Each of at most two proposals is at most one object of each of ten classes.
+    assert max(found["as trained"].values()) > 20 >= max(found["few"].values()) > 0
+    assert not found["none"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--model.proposals", "2"], ["unknown key proposals", "proposals_per_image"]),
+        (["--model.rcnn.nms_thresh", "2"], ["rcnn.nms_thresh must be in [0, 1], got 2"]),
+        (["--model.width", "0.5"], ["best.safetensors with these settings", "tensor backbone."]),
+        (["--precision", "fp16"], ["precision", "int8"]),
+    ],
+)
+def test_settings_that_cannot_be(trained, pictures, settings, words, tmp_path, monkeypatch, capsys):
+    base = ["--weights", str(trained / "best.safetensors"), "--inputs", str(pictures)]
+    base += ["--output", str(tmp_path)]
+    message = error_of(infer, *base, *settings, monkeypatch=monkeypatch, capsys=capsys)
+    for word in words:
+        assert word in message
+
+
+def test_int8_on_images_and_video(trained, pictures, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    video = tmp_path / "clip.mp4"
+    slideshow(video, [torch.zeros(3, 64, 64, dtype=torch.uint8)] * 3, 5, (64, 64))
+    base = ["--weights", str(trained / "best.safetensors"), "--inputs", str(pictures), str(video)]
+    found = {}
+    for precision in ("fp32", "int8"):
+        output = ["--output", str(tmp_path / precision), "--score_thresh", "0"]
+        assert run(infer, *base, *output, "--precision", precision, monkeypatch=monkeypatch) == 0
+        results = json.loads((tmp_path / precision / "results.json").read_text())
+        found[precision] = np.array([result["score"] for result in results])
+        assert {result["image_id"] for result in results} == set(range(1, 7))
+    exact, quantized = found.values()
+    assert abs(np.sort(exact)[-20:] - np.sort(quantized)[-20:]).max() < 0.05
+    assert not np.array_equal(exact, quantized)
+
+
 @pytest.mark.parametrize("kind", ["jpg", "mp4"])
 def test_infer_never_overwrites_an_input(trained, kind, tmp_path, monkeypatch, capsys):
     original = tmp_path / f"mine.{kind}"
@@ -224,7 +278,7 @@ def test_an_unreadable_image_counts_as_without_detections(trained, tmp_path, cap
     assert len(detections[0]["boxes"]) == 0
     assert "counted as without detections: " + dataset.sample(0).path in caplog.text
     # Nor does it cost anything.
-    assert cost.crops_per_image == len(detector.propose(dataset.load_image(1)).boxes)
+    assert cost.crops_per_image == len(detector.propose([dataset.load_image(1)])[0].boxes)
     Path(dataset.sample(1).path).write_bytes(b"broken")
     assert detect_dataset(detector, dataset)[1] == Cost(None, None)
 
@@ -233,7 +287,7 @@ def test_a_score_threshold_of_proposals_saves_crops(trained, tmp_path):
     folder = make_digits(tmp_path / "digits", train=1, val=2, image_size=128)
     dataset = load_coco(folder / "annotations" / "val.json", folder / "val")
     detector = load_detector(trained / "best.safetensors")
-    scores = [detector.propose(dataset.load_image(index)).scores for index in range(2)]
+    scores = [detector.propose([dataset.load_image(index)])[0].scores for index in range(2)]
     assert detect_dataset(detector, dataset)[1].crops_per_image == sum(map(len, scores)) / 2
     threshold = float(torch.cat(scores).median())
     detector.model.proposer.score_thresh = threshold

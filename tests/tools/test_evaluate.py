@@ -153,7 +153,9 @@ def test_the_page_opens_in_a_browser(report, tmp_path):
         (["--results", "a.json", "--weights", "b"], "name one of weights and results"),
         (["--results", "nowhere.json"], "nowhere.json: cannot read results"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--results", "a.json", "--precomputed", "p.json"], "results need no proposals"),
+        (["--results", "a.json", "--precomputed", "p.json"], "precomputed is for weights"),
+        (["--results", "a.json", "--precision", "bf16"], "precision is for weights"),
+        (["--results", "a.json", "--model.proposals_per_image", "3"], "model is for weights"),
         (["--results", "a.json", "--score_thresh", "2"], r"score_thresh must be in"),
     ],
 )
