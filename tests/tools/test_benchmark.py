@@ -1,0 +1,61 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+from tool_runs import error_of, run
+
+from tools import benchmark
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    monkeypatch.setattr("backbones.timing.MIN_SECONDS", 0.0)
+    monkeypatch.setattr("backbones.benchmark.PEAK_SIZES", (64,))
+    monkeypatch.setattr("backbones.benchmark.INPUT_IMAGES", 3)
+
+
+def test_all_parts_side_by_side(tmp_path, monkeypatch, capsys):
+    arguments = ["--networks", '["inception_v3_79_naive"]', "--batch_size", "2", "--repeats", "1"]
+    arguments += ["--parts", '["training", "input"]', "--output", str(tmp_path)]
+    assert run(benchmark, *arguments, monkeypatch=monkeypatch) == 0
+    figures = json.loads((tmp_path / "benchmark.json").read_text())
+    assert figures["machine"]["threads"] == torch.get_num_threads()
+    rows = figures["rows"]
+    assert {row["part"] for row in rows} == {"training", "input"}
+    for part, first, ours in (
+        ("training", "torchvision", "ours"),
+        ("input", "torchvision", "ours"),
+    ):
+        table = {row["name"]: row for row in rows if row["part"] == part}
+        assert table[first]["ratio"] == 1
+        ratio = table[ours]["value"] / table[first]["value"]
+        assert table[ours]["ratio"] == pytest.approx(ratio)
+    printed = capsys.readouterr().out
+    assert "| training, inception_v3_79_naive, batch 2 | | images/s | ratio |" in printed
+    with Image.open(tmp_path / "benchmark.png") as picture:
+        assert picture.width > 500
+
+
+def test_narrow_networks_run_in_every_form_without_peers(tmp_path, monkeypatch):
+    arguments = ["--networks", '["inception_v3_79"]', "--batch_size", "2", "--repeats", "1"]
+    arguments += ["--width", "0.25", "--parts", '["inference"]', "--output", str(tmp_path)]
+    assert run(benchmark, *arguments, monkeypatch=monkeypatch) == 0
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    names = {(row["name"], row["precision"]) for row in rows}
+    assert names >= {("ours deployed", "fp32"), ("ours deployed", "bf16")}
+    assert all(name.startswith("ours") for name, _ in names)
+    assert all((row["peak_share"] is not None) == (row["precision"] == "bf16") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--repeats", "0"], "repeats and batch_size must be at least 1"),
+        (["--networks", '["inception_v9"]'], "unknown backbone 'inception_v9'"),
+        (["--networks", "[]"], "parts and networks must not be empty"),
+        (["--parts", '["speed"]'], "parts"),
+    ],
+)
+def test_nothing_to_measure(arguments, words, monkeypatch, capsys):
+    assert words in error_of(benchmark, *arguments, monkeypatch=monkeypatch, capsys=capsys)

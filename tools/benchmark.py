@@ -1,0 +1,113 @@
+"""Speed beside torchvision's and timm's, in one run on this machine.
+
+python -m tools.benchmark --output runs/benchmark
+python -m tools.benchmark --parts '[training]' --networks '[inception_v3_79]' --width 0.25
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from backbones.benchmark import (
+    Row,
+    draw_rows,
+    format_rows,
+    measure_inference,
+    measure_input,
+    measure_memory,
+    measure_training,
+)
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from backbones.device import resolve_device
+from backbones.errors import UserError
+from backbones.files import atomic_write, make_folder
+from backbones.specs import SPECS
+from backbones.timing import describe_machine
+
+Part = Literal["inference", "training", "memory", "input"]
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What to measure."""
+
+    parts: tuple[Part, ...] = ("inference", "training", "memory", "input")
+    """`inference` and `training` are forward passes and training steps, `memory` is the peak of a
+    process that makes forward passes, `input` is reading and augmenting training images."""
+    networks: tuple[str, ...] = ("inception_v3", "inception_v3_79")
+    """Variants; the peers are the same networks, built from torchvision's and timm's."""
+    width: float = 1.0
+    """Width multiplier of ours; peers are measured beside 1 alone."""
+    batch_size: int | None = None
+    """Images in a batch; null is 32 below 100 pixels and 8 above."""
+    repeats: int = 7
+    """Measurements of each, in turns; the median counts."""
+    compile: bool = False
+    """Also ours compiled by torch.compile, which takes minutes before it runs."""
+    images: str | None = None
+    """Folder CLASS/* of images for `input`; null makes JPEGs of 500 by 375 pixels."""
+    output: str = "runs/benchmark"
+    """Folder for benchmark.json and benchmark.png."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        for name in self.networks:
+            if name not in SPECS:
+                raise UserError(f"networks: unknown backbone {name!r}: known: {', '.join(SPECS)}")
+        if self.repeats < 1 or (self.batch_size or 1) < 1:
+            raise UserError("repeats and batch_size must be at least 1")
+        if not self.parts or not self.networks:
+            raise UserError("parts and networks must not be empty")
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(BenchmarkConfig, description="Speed beside torchvision's and timm's.")
+    device = resolve_device(config.device)
+    folder = make_folder(config.output)
+    machine = describe_machine(device)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    rows: list[Row] = []
+    for part in dict.fromkeys(config.parts):
+        for found in _measure(part, config, device):
+            print(f"\n{format_rows(found)}")
+            rows += found
+            figures: dict[str, Any] = {"machine": machine, "rows": [vars(row) for row in rows]}
+            with atomic_write(folder / "benchmark.json", "w") as file:
+                json.dump(figures, file, indent=2)
+    draw_rows(rows, folder / "benchmark.png")
+    print(f"\nfigures: {folder}/benchmark.json, {folder}/benchmark.png")
+
+
+def _measure(part: Part, config: BenchmarkConfig, device: torch.device) -> Any:
+    """Rows of each network in turn."""
+    if part == "input":
+        with tempfile.TemporaryDirectory() as temporary:
+            root = Path(config.images) if config.images is not None else None
+            for name in config.networks:
+                size = SPECS[name].input_size
+                yield measure_input(size, root, Path(temporary) / name, config.repeats)
+        return
+    for name in config.networks:
+        batch_size = config.batch_size or (32 if SPECS[name].input_size < 100 else 8)
+        arguments = (name, config.width, batch_size, device)
+        if part == "inference":
+            yield measure_inference(*arguments, config.repeats, compiled=config.compile)
+        elif part == "training":
+            yield measure_training(*arguments, config.repeats)
+        else:
+            yield measure_memory(*arguments)
+
+
+if __name__ == "__main__":
+    main()
