@@ -35,7 +35,7 @@ def parse_config(
     and exits with code 2.
 
     Args:
-        config_class: a dataclass; fields may be dataclasses themselves.
+        config_class: a dataclass; fields may be dataclasses themselves, or tuples of them.
         argv: arguments without the program name; None takes those of the process.
         description: what the tool does, for `--help`.
     """
@@ -183,12 +183,20 @@ def _build(config_class: type[Config], values: Namespace, prefix: str) -> Config
     hints = get_type_hints(config_class)
     arguments = {}
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
-        key, hint, value = prefix + field.name, hints[field.name], values[field.name]
+        key, hint = prefix + field.name, hints[field.name]
+        if field.name not in values:  # of an item in a list, which keeps its default
+            if field.default is field.default_factory is dataclasses.MISSING:
+                raise UserError(f"{key}: expected {_type_name(hint)}, but the key is missing")
+            continue
+        value = values[field.name]
         if value is None and not _accepts_none(hint):
             expected = "a group of keys" if dataclasses.is_dataclass(hint) else _type_name(hint)
             raise UserError(f"{key}: expected {expected}, got null")
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             value = _build(hint, value, f"{key}.")
+        elif get_origin(hint) is tuple and dataclasses.is_dataclass(item := get_args(hint)[0]):
+            assert isinstance(item, type)
+            value = tuple(_build(item, one, f"{key}[{i}].") for i, one in enumerate(value))
         arguments[field.name] = value
     return config_class(**arguments)
 
@@ -210,6 +218,11 @@ def _check_keys(
                 got = "null" if value is None else repr(value)
                 raise UserError(f"{where}: {prefix}{key}: expected a group of keys, got {got}")
             _check_keys(hint, value, where, f"{prefix}{key}.")
+        elif get_origin(hint) is tuple and dataclasses.is_dataclass(item := get_args(hint)[0]):
+            assert isinstance(item, type)
+            for i, one in enumerate(value if isinstance(value, list | tuple) else ()):
+                if isinstance(one, Mapping):
+                    _check_keys(item, one, where, f"{prefix}{key}[{i}].")
 
 
 def _accepts_none(hint: Any) -> bool:

@@ -199,3 +199,35 @@ def test_a_list_needs_a_value(capsys):
         parse_config(Listed, ["--inputs", "--name", "y"])
     assert stopped.value.code == 2
     assert "inputs" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+    """What it is called."""
+    size: int = 3
+    """Its size."""
+
+
+@dataclass(frozen=True)
+class Several:
+    optims: tuple[Optim, ...] = ()
+    """Optimisers."""
+    names: tuple[Named, ...] = ()
+    """Named things."""
+
+
+def test_a_list_of_groups(config_file, tmp_path, capsys):
+    path = config_file("optims:\n  - {lr: 0.2}\n  - {kind: adam, clip: 1}\n")
+    config = parse_config(Several, ["--config", path])
+    assert config == Several((Optim(lr=0.2), Optim(kind="adam", clip=1.0)))
+    save_config(tmp_path / "saved.yaml", config)
+    assert parse_config(Several, ["--config", str(tmp_path / "saved.yaml")]) == config
+    for text, words in [
+        ("optims:\n  - {lr: 1}\n  - {rate: 1}\n", "unknown key optims[1].rate: expected one of lr"),
+        ("names:\n  - {size: 1}\n", "name"),
+        ("optims:\n  - {lr: -1}\n", "optim.lr must be 0 or more, got -1"),
+    ]:
+        with pytest.raises(SystemExit):
+            parse_config(Several, ["--config", config_file(text)])
+        assert words in capsys.readouterr().err

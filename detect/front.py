@@ -1,0 +1,220 @@
+"""Accuracy against speed of several detectors and settings, an Ultralytics model beside them."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbones.errors import MissingPackageError, UserError
+from backbones.figures import new_figure, save_figure
+from backbones.files import atomic_write, make_folder
+from backbones.timing import describe_machine, time_interleaved
+from detect.benchmark import (
+    STAGES,
+    crop_costs,
+    detect_files,
+    image_costs,
+    stage_costs,
+)
+from detect.build import build_dataset
+from detect.config import DatasetConfig
+from detect.datasets import DetectionDataset
+from detect.deploy import DetectorPrecision, deploy_detector
+from detect.detector import Detector, load_detector
+from detect.evaluation import evaluate_coco
+from detect.scoring import detect_dataset, readable_images
+from detect.training import check_same_classes
+
+CROP_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+IMAGE_COUNTS = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A detector with its settings."""
+
+    name: str
+    """Of the point in table and figure."""
+    weights: str
+    """Detector checkpoint (.safetensors)."""
+    precision: DetectorPrecision = "auto"
+    """As for tools.infer."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Settings with other values than in training."""
+
+
+@dataclass(frozen=True)
+class FrontPeer:
+    """A model that Ultralytics runs (its package must be installed)."""
+
+    weights: str
+    """File or name that `ultralytics.YOLO` takes; a .yaml has random weights, and the same speed
+    but for the suppression of its boxes."""
+    image_size: int = 640
+    """Longer side that images are resized to."""
+    AP: float | None = None
+    """Its accuracy, measured elsewhere."""
+
+
+@dataclass(frozen=True)
+class FrontConfig:
+    """What to measure on which images."""
+
+    points: tuple[FrontPoint, ...]
+    """Detectors; cost by stage and by crops is measured of the first."""
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+    """Which dataset."""
+    split: str = "val"
+    """Which part of it."""
+    peers: tuple[FrontPeer, ...] = ()
+    """Other models, timed in the same run."""
+    repeats: int = 5
+    """Passes over the images with each, in turns; the median counts."""
+    score_thresh: float = 0.5
+    """Scores from which detections are drawn."""
+    output: str = "runs/front"
+    """Folder for front.json, front.md, front.png and cost.png."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        names = [point.name for point in self.points]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"points must have different names, at least one, got {names}")
+        if self.repeats < 1:
+            raise UserError(f"repeats must be at least 1, got {self.repeats}")
+
+
+def measure_front(config: FrontConfig) -> str:
+    """Measure and draw; leaves what `FrontConfig.output` says. The table, as Markdown.
+
+    Images per second are from files to detections, with decoding, in the way `infer` overlaps them
+    (Ultralytics reads one after the other).
+
+    Raises:
+        UserError: a checkpoint, dataset or device is not as the config says.
+        MissingPackageError: peers without Ultralytics.
+    """
+    folder = make_folder(config.output)
+    dataset = build_dataset(config.data, config.split)
+    paths = [Path(dataset.sample(index).path) for index in range(len(dataset))]
+    detectors = {point.name: _load(point, dataset, config) for point in config.points}
+    rows: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, detector in detectors.items():
+        detections, _ = detect_dataset(detector, dataset)
+        scores = evaluate_coco(dataset, detections)
+        costs = stage_costs(detector, paths, config.score_thresh)
+        rows[name] = {
+            "AP": scores["AP"],
+            "AP50": scores["AP50"],
+            "crops": costs.crops,
+            "network_share": costs.network_share,
+            "stages": costs.seconds,
+        }
+        calls[name] = lambda detector=detector: list(detect_files(detector, paths))  # type: ignore[misc]
+    for peer in config.peers:
+        name = f"{Path(peer.weights).stem} {peer.image_size}"
+        calls[name] = _peer(peer, paths, config.device)
+        rows[name] = {"AP": peer.AP, "peer": True}
+    first = next(iter(detectors.values()))
+    seconds = time_interleaved(calls, config.repeats, first.device)
+    for name, taken in seconds.items():
+        rows[name]["images_per_second"] = len(paths) / taken
+    images = [dataset.load_image(index) for index in range(min(8, len(dataset)))]
+    cost = {
+        "crops": dict(
+            zip(CROP_COUNTS, crop_costs(first, images[0], CROP_COUNTS, config.repeats), strict=True)
+        ),
+        "images": dict(
+            zip(IMAGE_COUNTS, image_costs(first, images, IMAGE_COUNTS, config.repeats), strict=True)
+        ),
+    }
+    figures = {"machine": describe_machine(first.device), "rows": rows, "cost": cost}
+    with atomic_write(folder / "front.json", "w") as file:
+        json.dump(figures | {"config": asdict(config)}, file, indent=2)
+    table = front_table(rows)
+    with atomic_write(folder / "front.md", "w") as file:
+        file.write(table)
+    draw_front(rows, folder / "front.png")
+    draw_costs(cost, folder / "cost.png")
+    return table
+
+
+def _load(point: FrontPoint, dataset: DetectionDataset, config: FrontConfig) -> Detector:
+    detector = load_detector(point.weights, config.device, point.model)
+    check_same_classes(detector, dataset, config.split)
+    if detector.model.proposer is None:
+        raise UserError(f"{point.weights}: this detector has no proposer of its own to be timed")
+    return deploy_detector(detector, point.precision, readable_images(dataset))
+
+
+def _peer(peer: FrontPeer, paths: Sequence[Path], device: str) -> Callable[[], Any]:
+    """A pass over the images, scores from 0.001 and 100 detections as for COCO's AP."""
+    try:
+        from ultralytics import YOLO  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise MissingPackageError("peers need Ultralytics: pip install ultralytics") from error
+    model = YOLO(peer.weights)
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    options = {"imgsz": peer.image_size, "conf": 0.001, "max_det": 100, "device": where}
+    return lambda: [model.predict(str(path), verbose=False, **options) for path in paths]
+
+
+def front_table(rows: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table: accuracy, speed, and milliseconds an image by stage."""
+    lines = [
+        "| detector | AP | AP50 | images/s | crops | network share | "
+        + " | ".join(f"{stage}, ms" for stage in STAGES)
+        + " |",
+        "| --- |" + " ---: |" * (5 + len(STAGES)),
+    ]
+    for name, row in rows.items():
+        cells = [_cell(row.get("AP"), "{:.3f}"), _cell(row.get("AP50"), "{:.3f}")]
+        cells += [_cell(row["images_per_second"], "{:.1f}"), _cell(row.get("crops"), "{:.1f}")]
+        cells.append(_cell(row.get("network_share"), "{:.2f}"))
+        stages = row.get("stages", {})
+        cells += [_cell(stages.get(stage), "{:.1f}", 1e3) for stage in STAGES]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None, form: str, factor: float = 1.0) -> str:
+    return "" if value is None else form.format(factor * value)
+
+
+def draw_front(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """AP against images per second, a point each."""
+    figure = new_figure(7.5, 5)
+    panel = figure.subplots()
+    for name, row in rows.items():
+        if row["AP"] is None:
+            continue
+        colour = "C7" if row.get("peer") else "C1"
+        x, y = row["images_per_second"], row["AP"]
+        panel.scatter(x, y, color=colour, zorder=3)
+        panel.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    panel.set_xlabel("images per second, files to detections")
+    panel.set_ylabel("AP")
+    panel.set_xlim(left=0)
+    panel.margins(x=0.25, y=0.1)
+    panel.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def draw_costs(cost: dict[str, dict[int, float]], path: Path) -> None:
+    """Milliseconds against crops and against images, with the line from zero to the last point."""
+    figure = new_figure(10, 3.8)
+    for panel, (what, seconds) in zip(figure.subplots(1, 2), cost.items(), strict=True):
+        counts, taken = list(seconds), [1e3 * value for value in seconds.values()]
+        panel.plot(counts, taken, "o-", color="C1")
+        panel.plot([0, counts[-1]], [0, taken[-1]], "--", color="C7", linewidth=1)
+        panel.set_xlabel(f"{what} at once")
+        panel.set_ylabel("milliseconds")
+        panel.set_xlim(left=0)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    save_figure(figure, path)

@@ -1,0 +1,117 @@
+import json
+import sys
+import types
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tool_runs import error_of, run
+
+from backbones.config import from_dict
+from detect.build import build_detector
+from detect.config import ModelConfig
+from detect.datasets import make_digits
+from detect.detector import save_detector
+from tools import benchmark_detector
+
+MODEL = {
+    "learned": {"image_size": 64, "channels": 16},
+    "proposals_per_image": 5,
+    "rcnn": {"crop_size": 32, "score_thresh": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> dict:
+    """A configuration of two points, with an untrained detector."""
+    folder = tmp_path_factory.mktemp("front")
+    digits = make_digits(folder / "digits", train=1, val=3, image_size=128)
+    torch.manual_seed(0)
+    config = from_dict(ModelConfig, MODEL)
+    names, ids = [str(digit) for digit in range(10)], list(range(1, 11))
+    weights = folder / "x.safetensors"
+    save_detector(weights, build_detector(config, 10), config, names, ids, {})
+    return {
+        "data": {"format": "coco", "root": str(digits)},
+        "split": "val",
+        "points": [
+            {"name": "five crops", "weights": str(weights), "precision": "fp32"},
+            {"name": "two crops", "weights": str(weights), "model": {"proposals_per_image": 2}},
+        ],
+        "repeats": 1,
+        "output": str(folder / "out"),
+    }
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    monkeypatch.setattr("backbones.timing.MIN_SECONDS", 0.0)
+    monkeypatch.setattr("detect.front.CROP_COUNTS", (1, 3))
+    monkeypatch.setattr("detect.front.IMAGE_COUNTS", (1, 2))
+
+
+def write(folder, values) -> str:
+    path = folder / "front.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def test_points_and_costs(base, tmp_path, monkeypatch, capsys):
+    config = write(tmp_path, base | {"output": str(tmp_path)})
+    assert run(benchmark_detector, "--config", config, monkeypatch=monkeypatch) == 0
+    front = json.loads((tmp_path / "front.json").read_text())
+    five, two = front["rows"]["five crops"], front["rows"]["two crops"]
+    assert (five["crops"], two["crops"]) == (5, 2)
+    for row in (five, two):
+        assert all(seconds > 0 for seconds in row["stages"].values())
+        own = {k: v for k, v in row["stages"].items() if k not in ("decode", "draw")}
+        networks = own["proposal network"] + own["crop network"]
+        assert row["network_share"] == pytest.approx(networks / sum(own.values()))
+        # All of an image, in turns and timed by itself: near what passes over the files take.
+        assert row["images_per_second"] > 0
+        assert 0 <= row["AP"] <= 1
+    assert list(front["cost"]["crops"]) == ["1", "3"]
+    assert (tmp_path / "front.md").read_text() in capsys.readouterr().out
+    for name in ("front.png", "cost.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 500
+
+
+def test_a_peer_sees_every_image_of_the_split(base, tmp_path, monkeypatch):
+    seen = []
+
+    class YOLO:
+        def __init__(self, weights):
+            assert weights == "yolo11n.yaml"
+
+        def predict(self, path, **options):
+            seen.append((path, options["imgsz"], options["conf"], options["max_det"]))
+
+    module = types.ModuleType("ultralytics")
+    module.YOLO = YOLO
+    monkeypatch.setitem(sys.modules, "ultralytics", module)
+    peer = {"weights": "yolo11n.yaml", "image_size": 96, "AP": 0.5}
+    config = write(tmp_path, base | {"peers": [peer], "output": str(tmp_path)})
+    assert run(benchmark_detector, "--config", config, monkeypatch=monkeypatch) == 0
+    row = json.loads((tmp_path / "front.json").read_text())["rows"]["yolo11n 96"]
+    assert row["AP"] == 0.5
+    assert len({path for path, *_ in seen}) == 3
+    assert {tuple(options) for _, *options in seen} == {(96, 0.001, 100)}
+
+
+def test_mistakes_are_one_line(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    same = {**base["points"][0]}
+    for changes, words in [
+        ({"points": [same, same]}, "points must have different names"),
+        ({"points": []}, "points must have different names, at least one"),
+        ({"repeats": 0}, "repeats must be at least 1"),
+        ({"peers": [{"weights": "yolo11n.yaml"}]}, "pip install ultralytics"),
+        ({"points": [same | {"weights": "none.safetensors"}]}, "none.safetensors: no such file"),
+    ]:
+        config = write(tmp_path, base | changes)
+        arguments = ["--config", config]
+        assert words in error_of(
+            benchmark_detector, *arguments, monkeypatch=monkeypatch, capsys=capsys
+        )
