@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import sys
 import types
 from argparse import ArgumentError
@@ -240,6 +241,7 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     for name in ("str", "int", "float", "bool", "tuple", "list", "dict"):
         text = text.replace(f"<class '{name}'>", name)
+    text = re.sub(r"Problem with given class_path '[^']*': ", "", text)  # of an item in a list
     text = text.replace("typing.", "").replace("Expected a ", "expected ")
     if text.startswith('Parser key "'):
         key, _, rest = text.removeprefix('Parser key "').partition('":')
