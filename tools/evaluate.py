@@ -90,15 +90,16 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(EvaluateConfig, description="Score detections and write a report.")
     dataset = build_dataset(config.data, config.split)
-    folder = make_folder(config.output)
     cost = None
     if config.weights is None:
         assert config.results is not None
         detections = load_results(config.results, dataset)
+        folder = make_folder(config.output)
     else:
         detector = load_detector(config.weights, config.device, config.model)
         check_same_classes(detector, dataset, config.split)
         proposals = _proposals(config, detector, dataset)
+        folder = make_folder(config.output)
         detector = deploy_detector(detector, config.precision, readable_images(dataset))
         detections, measured = detect_dataset(detector, dataset, proposals)
         cost = asdict(measured)

@@ -160,6 +160,7 @@ def test_the_page_opens_in_a_browser(report, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(arguments, words, digits, tmp_path, monkeypatch, capsys):
-    arguments = [*arguments, *data_arguments(digits), "--output", str(tmp_path)]
+    arguments = [*arguments, *data_arguments(digits), "--output", str(tmp_path / "out")]
     message = error_of(evaluate, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert words in message
+    assert not (tmp_path / "out").exists()
