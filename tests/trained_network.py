@@ -10,15 +10,20 @@ def trained(name, width=0.25, **kwargs):
     """A network whose normalisation has seen data: nothing in it is one or zero."""
     torch.manual_seed(0)
     model = create_backbone(name, width=width, **({"num_classes": 10} | kwargs)).eval()
+    fill_statistics(model)
+    if kwargs.get("num_classes") != 0:
+        model.fc.weight.data *= 10
+    return model
+
+
+def fill_statistics(model):
+    """Normalise as after training."""
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.weight.data.uniform_(0.5, 1.5)
             layer.bias.data.normal_(std=0.3)
             layer.running_mean.normal_(std=0.5)
             layer.running_var.uniform_(0.5, 2)
-    if kwargs.get("num_classes") != 0:
-        model.fc.weight.data *= 10
-    return model
 
 
 def images(model, count=2, size=None):

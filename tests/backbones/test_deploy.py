@@ -1,10 +1,9 @@
 import copy
 import pickle
-from collections import Counter
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Operations
 from trained_network import images, trained
 
 from backbones import SPECS, create_backbone
@@ -78,22 +77,6 @@ def test_other_batch_and_image_sizes_one_after_the_other():
     for count, size in [(1, 79), (3, 96), (3, 79), (1, 21)]:
         _, x = images(model, count, size)
         torch.testing.assert_close(deployed(x), model(x), rtol=0, atol=1e-4)
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations, and the multiply-adds of convolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts, self.multiply_adds = Counter(), 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = func.__name__.partition(".")[0].strip("_")
-        self.counts[name] += 1
-        if name == "convolution_pointwise":
-            self.multiply_adds += out.numel() * args[1].shape[1:].numel()
-        return out
 
 
 @pytest.mark.parametrize(

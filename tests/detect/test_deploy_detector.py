@@ -1,10 +1,10 @@
 import threading
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Operations
+from trained_network import fill_statistics
 
 from backbones import UserError
 from backbones.config import from_dict
@@ -27,12 +27,7 @@ def detector() -> Detector:
     """One whose normalisation has seen data, so that a wrong fold shows."""
     torch.manual_seed(0)
     model = build_detector(from_dict(ModelConfig, SETTINGS), 3)
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.weight.data.uniform_(0.5, 1.5)
-            layer.bias.data.normal_(std=0.3)
-            layer.running_mean.normal_(std=0.5)
-            layer.running_var.uniform_(0.5, 2)
+    fill_statistics(model)
     model.cls_score.weight.data *= 30
     model.bbox_pred.weight.data *= 10
     for layer in (model.proposer.rpn.head.cls_logits, model.proposer.rpn.head.bbox_pred):
@@ -164,18 +159,6 @@ def test_threads_share_a_deployed_detector(detector):
         assert len(results) == 5
         for result in results:
             assert_same(result, expected[index], atol=1e-5)
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func.__name__.partition(".")[0].strip("_")] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

@@ -3,16 +3,12 @@ import sys
 import types
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 from tool_runs import error_of, run
+from untrained_detector import save_untrained
 
-from backbones.config import from_dict
-from detect.build import build_detector
-from detect.config import ModelConfig
 from detect.datasets import make_digits
-from detect.detector import save_detector
 from tools import benchmark_detector
 
 MODEL = {
@@ -27,11 +23,7 @@ def base(tmp_path_factory) -> dict:
     """A configuration of two points, with an untrained detector."""
     folder = tmp_path_factory.mktemp("front")
     digits = make_digits(folder / "digits", train=1, val=3, image_size=128)
-    torch.manual_seed(0)
-    config = from_dict(ModelConfig, MODEL)
-    names, ids = [str(digit) for digit in range(10)], list(range(1, 11))
-    weights = folder / "x.safetensors"
-    save_detector(weights, build_detector(config, 10), config, names, ids, {})
+    weights = save_untrained(folder / "x.safetensors", MODEL, 10)
     return {
         "data": {"format": "coco", "root": str(digits)},
         "split": "val",

@@ -11,12 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from untrained_detector import save_untrained
 
-from backbones.config import from_dict
 from backbones.files import write_image
-from detect.build import build_detector
-from detect.config import ModelConfig
-from detect.detector import save_detector
 from detect.video import slideshow
 
 pytestmark = pytest.mark.large
@@ -30,11 +27,7 @@ MODEL = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = from_dict(ModelConfig, MODEL)
-    path = tmp_path_factory.mktemp("detector") / "x.safetensors"
-    save_detector(path, build_detector(config, 3), config, ["a", "b", "c"], [1, 2, 3], {})
-    return path
+    return save_untrained(tmp_path_factory.mktemp("detector") / "x.safetensors", MODEL, 3)
 
 
 def memory_by_count(weights: Path, inputs: Path, output: Path) -> dict[int, int]:

@@ -1,0 +1,20 @@
+"""A checkpoint of a detector for tests that need one and not what it finds."""
+
+from pathlib import Path
+
+import torch
+
+from backbones.config import from_dict
+from detect.build import build_detector
+from detect.config import ModelConfig
+from detect.detector import save_detector
+
+
+def save_untrained(path: Path, model: dict, num_classes: int) -> Path:
+    """Write a detector with random weights whose classes are named by the digits from 0."""
+    torch.manual_seed(0)
+    config = from_dict(ModelConfig, model)
+    names = [str(index) for index in range(num_classes)]
+    detector = build_detector(config, num_classes)
+    save_detector(path, detector, config, names, list(range(1, num_classes + 1)), {})
+    return path
