@@ -144,6 +144,7 @@ class MaxPoolOfReLU(nn.Module):
     @classmethod
     def like(cls, pool: nn.MaxPool2d) -> "MaxPoolOfReLU":
         """To take the place of a layer with square windows and without padding."""
+        assert (pool.padding, pool.dilation, pool.ceil_mode) == (0, 1, False)
         assert isinstance(pool.kernel_size, int)
         assert isinstance(pool.stride, int)
         return cls(pool.kernel_size, pool.stride)
@@ -169,7 +170,7 @@ def _take_uint8(
     """`conv` for RGB values 0..255 instead of normalised ones; it must not pad.
 
     bf16 holds these values exactly. The shift is that of the weights as rounded to `dtype`, so that
-    it cancels the mean exactly.
+    of the mean only the rounding of the bias is left.
     """
     assert not any(conv.padding)
     assert conv.bias is not None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backbones.blocks import ConvNormAct, PooledConvNormAct
 from backbones.inception import InceptionV3
+from backbones.layers import copy_layers
 
 
 class ConvReLU(nn.Conv2d):
@@ -31,9 +32,8 @@ def fold_batch_norm(model: InceptionV3) -> InceptionV3:
     """
     if model.training:
         raise ValueError("only a network in evaluation mode has an inference form: call .eval()")
-    # Layers are copied and tensors shared: all but the classifier's are replaced below.
-    tensors = (*model.parameters(), *model.buffers())
-    folded = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    # All tensors but the classifier's are replaced below.
+    folded = copy_layers(model)
     folded.fc = copy.deepcopy(model.fc).requires_grad_(False)
     folded.aux, folded.aux_head = "none", None
     for parent in list(folded.modules()):

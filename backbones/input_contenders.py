@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -46,24 +47,35 @@ def input_contenders(root: Path, size: int) -> dict[str, Callable[[int], object]
     timm_prefetch = create_transform(size, use_prefetcher=True, **timm_options)
     ours = TrainingImages(ClassFolders(root), size, AugmentConfig(color_jitter=jitter), seed=0)
     return {
-        "ours": lambda index: ours[0, index],
         "torchvision": ImageFolder(root, pillow).__getitem__,
         "timm": ImageFolder(root, timm).__getitem__,
         "timm with prefetcher": ImageFolder(root, timm_prefetch).__getitem__,
+        "ours": lambda index: ours[0, index],
     }
 
 
 def input_rates(root: Path, size: int, count: int, repeats: int) -> dict[str, float]:
     """Images per second of processor time, medians of interleaved repeats, in this thread alone."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
     functions = input_contenders(root, size)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     indices = range(min(count, len(ClassFolders(root))))
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.process_time()
-            for index in indices:
-                function(index)
-            seconds[name].append(time.process_time() - start)
+    with _one_thread():
+        for _ in range(repeats):
+            for name, function in functions.items():
+                start = time.process_time()
+                for index in indices:
+                    function(index)
+                seconds[name].append(time.process_time() - start)
     return {name: len(indices) / statistics.median(times) for name, times in seconds.items()}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])

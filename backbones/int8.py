@@ -101,8 +101,7 @@ def quantize(model: InceptionV3, calibration_images: Iterable[Tensor]) -> Int8Ne
         UserError: the extra is not installed, or there are no images.
         ValueError: `model` is in training mode, or images it cannot take.
     """
-    with _silent():
-        require("openvino", "openvino", "nncf")
+    require_quantization()
     import nncf
     import openvino
 
@@ -128,6 +127,12 @@ def quantize(model: InceptionV3, calibration_images: Iterable[Tensor]) -> Int8Ne
         "num_features": model.num_features,
     }
     return Int8Network(*_serialized(quantized), metadata)
+
+
+def require_quantization() -> None:
+    """Raise `MissingPackageError` unless the packages that quantise are installed."""
+    with _silent():
+        require("openvino", "openvino", "nncf")
 
 
 def load_int8(path: str | Path) -> Int8Network:

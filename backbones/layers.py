@@ -3,6 +3,7 @@
 A network here is an `InceptionV3`, or a model that holds one as `backbone`.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +12,7 @@ from torch import nn
 from backbones.errors import UserError
 from backbones.inception import InceptionV3
 
+Copied = TypeVar("Copied", bound=nn.Module)
 Layer = TypeVar("Layer", bound=nn.Module)
 
 Frozen = Literal["none", "stem", "stage_a", "stage_b", "stage_c"]
@@ -74,6 +76,12 @@ def scale_groups(groups: list[dict[str, Any]], scales: dict[int, float]) -> list
             for scale, parameters in by_scale.items()
         ]
     return divided
+
+
+def copy_layers(module: Copied) -> Copied:
+    """A copy whose layers can be replaced, and whose tensors are those of `module`."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
 
 
 def replace_layers(module: nn.Module, kind: type[Layer], new: Callable[[Layer], nn.Module]) -> None:

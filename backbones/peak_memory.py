@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from backbones.contenders import inference_contenders
+from backbones.errors import UserError
 from backbones.memory import keep_freed_memory
 
 PASSES = 3
@@ -37,6 +38,12 @@ def peak_memory(
     sender.close()
     try:
         found: int = receiver.recv()
+    except EOFError as error:
+        contenders = inference_contenders(variant, width, batch_size, device, compiled=False)
+        raise UserError(
+            f"{contenders[index].name} {contenders[index].precision}: its process died, perhaps "
+            "for lack of memory: take a smaller batch_size"
+        ) from error
     finally:
         process.join()
     return found

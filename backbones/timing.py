@@ -4,12 +4,16 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from backbones.progress import track
+
+PACKAGES = ("torchvision", "timm", "openvino", "nncf", "ultralytics")
+"""Whose versions matter to what is measured here, where they are installed."""
 
 MIN_SECONDS = 0.25
 """Least time of a measurement; shorter work is repeated within it."""
@@ -63,7 +67,14 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-    }
+    } | {name: version for name in PACKAGES if (version := _version(name)) is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _seconds(call: Callable[[], Any], count: int, device: torch.device) -> float:

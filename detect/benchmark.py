@@ -14,7 +14,7 @@ from backbones.files import read_image
 from backbones.timing import time_interleaved
 from detect.detector import Detector
 from detect.drawing import draw_detections
-from detect.pipeline import IMAGES_PER_BATCH, PIXELS_PER_BATCH, image_batches, prefetch
+from detect.pipeline import IMAGES_PER_BATCH, read_batches
 from detect.proposals import LearnedProposer, Proposals
 
 NETWORK_STAGES = ("proposal network", "crop network")
@@ -44,43 +44,38 @@ def stage_costs(detector: Detector, paths: Sequence[Path], score_thresh: float) 
         paths: of the images.
         score_thresh: of the detections that are drawn.
     """
-    clock = dict.fromkeys(STAGES, 0.0)
-    crops = 0
+    inside = dict.fromkeys(("crops", *NETWORK_STAGES), 0.0)
+    decode, whole, draw, crops = 0.0, 0.0, 0.0, 0
     model = detector.model
     detector.detect([read_image(paths[0])] * IMAGES_PER_BATCH)  # what is made at the first call
     with ExitStack() as stack:
+        stack.enter_context(_timed(model, "crop", inside, "crops", detector.device))
         for owner, method, stage in _networks(model):
-            stack.enter_context(_timed(owner, method, clock, stage, detector.device))
-        stack.enter_context(_timed(model, "crop", clock, "crops", detector.device))
+            stack.enter_context(_timed(owner, method, inside, stage, detector.device))
         for start in range(0, len(paths), IMAGES_PER_BATCH):
-            batch = paths[start : start + IMAGES_PER_BATCH]
             began = time.perf_counter()
-            images = [read_image(path) for path in batch]
-            clock["decode"] += time.perf_counter() - began
-            inside = sum(clock.values()) - clock["decode"] - clock["draw"]
-            began = time.perf_counter()
+            images = [read_image(path) for path in paths[start : start + IMAGES_PER_BATCH]]
+            read = time.perf_counter()
             regions = detector.propose(images)
             found = detector.detect(images, regions)
-            whole = time.perf_counter() - began
-            clock["rest"] += whole - (
-                sum(clock.values()) - clock["decode"] - clock["draw"] - inside
-            )
-            boxes = sum(len(proposals.boxes) for proposals in regions)
-            crops += boxes * model.config.crops_per_proposal
-            began = time.perf_counter()
+            detected = time.perf_counter()
             for image, detections in zip(images, found, strict=True):
                 keep = detections["scores"] >= score_thresh
                 drawn = {key: value[keep] for key, value in detections.items()}
                 draw_detections(image, drawn, detector.class_names)
-            clock["draw"] += time.perf_counter() - began
-    seconds = {stage: total / len(paths) for stage, total in clock.items()}
-    return StageCosts(seconds, crops / len(paths))
+            decode, whole = decode + read - began, whole + detected - read
+            draw += time.perf_counter() - detected
+            boxes = sum(len(proposals.boxes) for proposals in regions)
+            crops += boxes * model.config.crops_per_proposal
+    rest = whole - sum(inside.values())
+    seconds = inside | {"decode": decode, "rest": rest, "draw": draw}
+    return StageCosts({stage: seconds[stage] / len(paths) for stage in STAGES}, crops / len(paths))
 
 
 def detect_files(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, Tensor]]:
     """Detections of image files, which are read while the detector is at work, as in `infer`."""
     images = ((path, read_image(path)) for path in paths)
-    for batch in prefetch(image_batches(images, IMAGES_PER_BATCH, PIXELS_PER_BATCH), depth=1):
+    for batch in read_batches(images):
         yield from detector.detect([image for _, image in batch])
 
 

@@ -1,6 +1,5 @@
 """The inference form of a whole detector."""
 
-import copy
 from collections.abc import Iterable
 from itertools import islice
 from typing import Literal, cast, get_args
@@ -9,17 +8,19 @@ import torch
 from torch import Tensor
 
 from backbones.deploy import deploy
+from backbones.device import resolve_precision
 from backbones.errors import UserError
 from backbones.inception import InceptionV3
-from backbones.int8 import quantize
+from backbones.int8 import quantize, require_quantization
+from backbones.layers import copy_layers
 from detect.detector import Detector, Image
 from detect.proposals import LearnedProposer
 from detect.proposals.deployed import deploy_proposer
 
 DetectorPrecision = Literal["auto", "fp32", "bf16", "int8"]
 
-CALIBRATION_IMAGES = 32
-"""Images whose crops set the ranges of 8-bit maps; hundreds of crops, in seconds."""
+CALIBRATION_IMAGES, CROPS_PER_IMAGE = 32, 16
+"""What sets the ranges of 8-bit maps: hundreds of crops, in seconds."""
 
 
 def deploy_detector(
@@ -38,21 +39,27 @@ def deploy_detector(
             `CALIBRATION_IMAGES` are taken.
 
     Raises:
-        UserError: `int8` off the CPU, without images, or with nothing proposed in them.
+        UserError: `int8` off the CPU, without a proposer, without images, or with nothing proposed
+            in them.
         MissingPackageError: `int8` without its packages.
     """
     if precision not in get_args(DetectorPrecision):
         raise ValueError(f"precision must be auto, fp32, bf16 or int8, got {precision!r}")
     of_network: Literal["auto", "fp32", "bf16"] = "auto" if precision == "int8" else precision
     trained = detector.model
-    tensors = (*trained.parameters(), *trained.buffers())
-    model = copy.deepcopy(trained, {id(tensor): tensor for tensor in tensors})
+    model = copy_layers(trained)
     if isinstance(trained.proposer, LearnedProposer):
         model.proposer = deploy_proposer(trained.proposer, of_network)
-    deployed = Detector(model, detector.class_names, detector.category_ids, detector.metadata)
     if precision == "int8":
         if detector.device.type != "cpu":
             raise UserError(f"int8 is for the CPU, not {detector.device}: take device cpu")
+        if trained.proposer is None:
+            raise UserError("int8 needs a detector with a proposer of its own to set its ranges by")
+        require_quantization()
+    resolved = precision if precision == "int8" else resolve_precision(precision, detector.device)
+    metadata = {**detector.metadata, "precision": resolved}
+    deployed = Detector(model, detector.class_names, detector.category_ids, metadata)
+    if precision == "int8":
         quantized = quantize(trained.backbone, _crops(deployed, calibration_images))
         model.backbone = cast(InceptionV3, quantized)  # it takes its place
     else:
@@ -62,13 +69,14 @@ def deploy_detector(
 
 @torch.inference_mode()
 def _crops(detector: Detector, images: Iterable[Image]) -> list[Tensor]:
-    """The crops of some images, a batch for each."""
+    """Crops of some images, a batch for each: from the best proposals to the worst."""
     batches = []
     for image in islice(images, CALIBRATION_IMAGES):
         pixels = detector.as_tensor(image)
         boxes = detector.propose([pixels])[0].boxes
         if len(boxes):
-            batches.append(detector.model.crop([pixels], [boxes]))
+            chosen = torch.linspace(0, len(boxes) - 1, min(len(boxes), CROPS_PER_IMAGE)).long()
+            batches.append(detector.model.crop([pixels], [boxes[chosen]]))
     if not batches:
         raise UserError("int8 needs images with proposals to set its ranges by: there are none")
     return batches

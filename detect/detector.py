@@ -23,6 +23,24 @@ from detect.rcnn import RCNN
 Image = str | os.PathLike[str] | np.ndarray | Tensor
 """A file, an `uint8` RGB array `[H, W, 3]`, or an `uint8` RGB tensor `[3, H, W]`."""
 
+SETTINGS_OF_USE = (
+    "proposals_per_image",
+    "proposal_score_thresh",
+    "learned.nms_thresh",
+    "learned.pre_nms_top_n",
+    "rcnn.crop_size",
+    "rcnn.refine_steps",
+    "rcnn.merge_proposal",
+    "rcnn.flip_test",
+    "rcnn.objectness_weight",
+    "rcnn.score_thresh",
+    "rcnn.nms_thresh",
+    "rcnn.soft_nms_sigma",
+    "rcnn.box_voting_iou",
+    "rcnn.detections_per_image",
+)
+"""Keys of `ModelConfig` that may have other values in use than in training."""
+
 
 class Detector:
     """A detector ready for use: call it with an image.
@@ -160,7 +178,8 @@ def load_detector(
         path: the file.
         device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one.
         settings: keys of `ModelConfig` with other values than in training, groups as mappings, such
-            as `{"proposal_score_thresh": 0.1, "rcnn": {"nms_thresh": 0.4}}`.
+            as `{"proposal_score_thresh": 0.1, "rcnn": {"nms_thresh": 0.4}}`; those in
+            `SETTINGS_OF_USE`, as the weights were trained for the others.
 
     Raises:
         UserError: missing, not a detector, or one whose tensors do not fit its own configuration or
@@ -189,12 +208,23 @@ def load_detector(
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise UserError(f"{path}: detector checkpoint with broken metadata: {reason}") from error
     _check_fit(outline, state, path)
+    _check_settings(settings or {})
     config = from_dict(ModelConfig, _changed(to_dict(trained_as), settings or {}))
     model = build_detector(config, len(class_names))
-    if settings:
-        _check_fit(model.state_dict(), state, f"{path} with these settings")
     model.load_state_dict(state)
+    metadata = {**metadata, "config": to_dict(config)}
     return Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
+
+
+def _check_settings(settings: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise `UserError` for a key that training has fixed."""
+    for key, value in settings.items():
+        name = prefix + key
+        if isinstance(value, Mapping) and not prefix:
+            _check_settings(value, f"{key}.")
+        elif name not in SETTINGS_OF_USE:
+            known = ", ".join(SETTINGS_OF_USE)
+            raise UserError(f"model.{name} is fixed by training: in use there are {known}")
 
 
 def _changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

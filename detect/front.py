@@ -1,12 +1,13 @@
 """Accuracy against speed of several detectors and settings, an Ultralytics model beside them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from backbones.errors import MissingPackageError, UserError
 from backbones.figures import new_figure, save_figure
@@ -25,6 +26,7 @@ from detect.datasets import DetectionDataset
 from detect.deploy import DetectorPrecision, deploy_detector
 from detect.detector import Detector, load_detector
 from detect.evaluation import evaluate_coco
+from detect.pipeline import IMAGES_PER_BATCH
 from detect.scoring import detect_dataset, readable_images
 from detect.training import check_same_classes
 
@@ -50,6 +52,8 @@ class FrontPoint:
 class FrontPeer:
     """A model that Ultralytics runs (its package must be installed)."""
 
+    name: str
+    """Of the point in table and figure."""
     weights: str
     """File or name that `ultralytics.YOLO` takes; a .yaml has random weights, and the same speed
     but for the suppression of its boxes."""
@@ -69,6 +73,8 @@ class FrontConfig:
     """Which dataset."""
     split: str = "val"
     """Which part of it."""
+    calibration_split: str | None = None
+    """Split whose first images set the ranges of points in `int8`; not the one that is scored."""
     peers: tuple[FrontPeer, ...] = ()
     """Other models, timed in the same run."""
     repeats: int = 5
@@ -81,9 +87,14 @@ class FrontConfig:
     """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        names = [point.name for point in self.points]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"points must have different names, at least one, got {names}")
+        names = [point.name for point in self.points] + [peer.name for peer in self.peers]
+        if not self.points or len(set(names)) < len(names):
+            raise UserError(f"points and peers must have different names, at least one: {names}")
+        if not 0 <= self.score_thresh <= 1:
+            raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
+        quantised = any(point.precision == "int8" for point in self.points)
+        if quantised != (self.calibration_split is not None):
+            raise UserError("precision int8 and calibration_split belong together: name both")
         if self.repeats < 1:
             raise UserError(f"repeats must be at least 1, got {self.repeats}")
 
@@ -101,6 +112,8 @@ def measure_front(config: FrontConfig) -> str:
     folder = make_folder(config.output)
     dataset = build_dataset(config.data, config.split)
     paths = [Path(dataset.sample(index).path) for index in range(len(dataset))]
+    # First what can fail.
+    peers = {peer.name: _peer(peer, paths, config.device) for peer in config.peers}
     detectors = {point.name: _load(point, dataset, config) for point in config.points}
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
@@ -117,9 +130,8 @@ def measure_front(config: FrontConfig) -> str:
         }
         calls[name] = lambda detector=detector: list(detect_files(detector, paths))  # type: ignore[misc]
     for peer in config.peers:
-        name = f"{Path(peer.weights).stem} {peer.image_size}"
-        calls[name] = _peer(peer, paths, config.device)
-        rows[name] = {"AP": peer.AP, "peer": True}
+        calls[peer.name] = peers[peer.name]
+        rows[peer.name] = {"AP": peer.AP, "peer": True}
     first = next(iter(detectors.values()))
     seconds = time_interleaved(calls, config.repeats, first.device)
     for name, taken in seconds.items():
@@ -149,11 +161,18 @@ def _load(point: FrontPoint, dataset: DetectionDataset, config: FrontConfig) -> 
     check_same_classes(detector, dataset, config.split)
     if detector.model.proposer is None:
         raise UserError(f"{point.weights}: this detector has no proposer of its own to be timed")
-    return deploy_detector(detector, point.precision, readable_images(dataset))
+    calibration: Iterable[Tensor] = ()
+    if config.calibration_split is not None:
+        calibration = readable_images(build_dataset(config.data, config.calibration_split))
+    return deploy_detector(detector, point.precision, calibration)
 
 
 def _peer(peer: FrontPeer, paths: Sequence[Path], device: str) -> Callable[[], Any]:
-    """A pass over the images, scores from 0.001 and 100 detections as for COCO's AP."""
+    """A pass over the images, scores from 0.001 and 100 detections as for COCO's AP.
+
+    Ours and it have the same batches and, on the CPU, the same threads (it would take one less than
+    there are).
+    """
     try:
         from ultralytics import YOLO  # type: ignore[import-not-found]
     except ImportError as error:
@@ -161,7 +180,16 @@ def _peer(peer: FrontPeer, paths: Sequence[Path], device: str) -> Callable[[], A
     model = YOLO(peer.weights)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     options = {"imgsz": peer.image_size, "conf": 0.001, "max_det": 100, "device": where}
-    return lambda: [model.predict(str(path), verbose=False, **options) for path in paths]
+    files = [str(path) for path in paths]
+    threads = torch.get_num_threads()
+
+    def predict(some: list[str]) -> None:
+        for _ in model.predict(some, stream=True, batch=IMAGES_PER_BATCH, verbose=False, **options):
+            pass
+
+    predict(files[:1])  # sets the number of threads, once
+    torch.set_num_threads(threads)
+    return lambda: predict(files)
 
 
 def front_table(rows: dict[str, dict[str, Any]]) -> str:

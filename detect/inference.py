@@ -17,7 +17,7 @@ from backbones.progress import TrainingProgress, track
 from detect.detector import Detector
 from detect.drawing import draw_detections
 from detect.evaluation import coco_results
-from detect.pipeline import IMAGES_PER_BATCH, PIXELS_PER_BATCH, image_batches, prefetch
+from detect.pipeline import prefetch, read_batches
 from detect.sources import Source, read_images
 from detect.video import VideoReader, VideoWriter
 
@@ -111,15 +111,15 @@ def _detected(
     detector: Detector, images: Iterable[tuple[Frame, Tensor]]
 ) -> Iterator[tuple[Frame, Tensor, dict[str, Tensor]]]:
     """Read in one thread and detect in another, while the caller draws and writes."""
-    batches = prefetch(image_batches(images, IMAGES_PER_BATCH, PIXELS_PER_BATCH), depth=1)
+    batches = read_batches(images)
 
-    def detect() -> Iterator[tuple[Frame, Tensor, dict[str, Tensor]]]:
+    def detect() -> Iterator[list[tuple[Frame, Tensor, dict[str, Tensor]]]]:
         for batch in batches:
             found = detector.detect([image for _, image in batch])
-            for (frame, image), detections in zip(batch, found, strict=True):
-                yield frame, image, detections
+            yield [(*named, detections) for named, detections in zip(batch, found, strict=True)]
 
-    return prefetch(detect(), depth=IMAGES_PER_BATCH)
+    for batch in prefetch(detect(), depth=1):
+        yield from batch
 
 
 def _readable(paths: list[Path], report: InferenceReport) -> Iterator[tuple[Frame, Tensor]]:

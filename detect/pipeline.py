@@ -63,6 +63,11 @@ def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
         thread.join()
 
 
+def read_batches(images: Iterable[tuple[Key, Tensor]]) -> Iterator[list[tuple[Key, Tensor]]]:
+    """Images in batches as a detector is given them, read by a thread of its own."""
+    return prefetch(image_batches(images, IMAGES_PER_BATCH, PIXELS_PER_BATCH), depth=1)
+
+
 def image_batches(
     images: Iterable[tuple[Key, Tensor]], max_images: int, max_pixels: int
 ) -> Iterator[list[tuple[Key, Tensor]]]:
@@ -73,10 +78,10 @@ def image_batches(
     Args:
         images: what to group.
         max_images: in a batch.
-        max_pixels: in a batch of more than one image.
+        max_pixels: in a batch of more than one image, all padded to the largest height and width.
     """
     batch: list[tuple[Key, Tensor]] = []
-    pixels = 0
+    height, width = 0, 0
     rest = iter(images)
     while True:
         try:
@@ -87,11 +92,12 @@ def image_batches(
             if batch:
                 yield batch
             raise
-        _, height, width = image.shape
-        if batch and (len(batch) == max_images or pixels + height * width > max_pixels):
+        height, width = max(height, image.shape[1]), max(width, image.shape[2])
+        is_full = len(batch) == max_images or (len(batch) + 1) * height * width > max_pixels
+        if batch and is_full:
             yield batch
-            batch, pixels = [], 0
+            batch = []
+            _, height, width = image.shape
         batch.append((key, image))
-        pixels += height * width
     if batch:
         yield batch

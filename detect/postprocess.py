@@ -4,6 +4,7 @@ Glossary: P proposals, K foreground classes, N boxes of any class that are left 
 detections. All boxes are `float32 [N, 4]` xyxy in pixels.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
@@ -69,21 +70,27 @@ def soft_nms(
     Returns:
         Indices `int64 [D]` of the boxes taken and their lowered scores `[D]`, best first.
     """
-    left = scores.clone()
-    chosen: list[Tensor] = []
-    found: list[Tensor] = []
-    while len(chosen) < min(limit, len(boxes)):
-        score, best = left.max(dim=0)
-        if score < score_thresh:
+    # One box after the other: hundreds of small steps, each of which costs NumPy a tenth of what it
+    # costs PyTorch, and a GPU far more.
+    all_boxes, all_labels, left = (tensor.cpu().numpy() for tensor in (boxes, labels, scores))
+    left = left.copy()
+    area = (all_boxes[:, 2:] - all_boxes[:, :2]).prod(axis=1)
+    chosen: list[int] = []
+    found: list[float] = []
+    while len(chosen) < min(limit, len(left)):
+        best = int(left.argmax())
+        if left[best] < score_thresh:
             break
         chosen.append(best)
-        found.append(score)
-        iou = box_iou(boxes[best][None], boxes)[0]
-        left = torch.where(labels == labels[best], left * torch.exp(-(iou**2) / sigma), left)
+        found.append(float(left[best]))
+        rivals = np.flatnonzero((all_labels == all_labels[best]) & (left > 0))
+        corner = np.maximum(all_boxes[best, :2], all_boxes[rivals, :2])
+        sides = np.minimum(all_boxes[best, 2:], all_boxes[rivals, 2:]) - corner
+        shared = sides.clip(min=0).prod(axis=1)
+        iou = shared / (area[best] + area[rivals] - shared)
+        left[rivals] *= np.exp(-(iou**2) / sigma)
         left[best] = -1
-    if not chosen:
-        return labels.new_zeros(0), scores.new_zeros(0)
-    return torch.stack(chosen), torch.stack(found)
+    return labels.new_tensor(chosen), scores.new_tensor(found)
 
 
 def vote_boxes(

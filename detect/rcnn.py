@@ -22,7 +22,7 @@ from detect.rcnn_config import RCNNConfig
 from detect.sampling import decode_boxes, encode_boxes, of_class
 
 CROPS_PER_FORWARD = 64
-"""Crops that go through the network at once in use; bounds memory, changes nothing else."""
+"""Crops that go through the network at once in use; bounds memory, changes results by rounding."""
 
 
 class RCNN(nn.Module):
@@ -81,7 +81,8 @@ class RCNN(nn.Module):
     def train(self, mode: bool = True) -> "RCNN":
         """Training or eval mode; frozen parts of the crop network stay in eval mode."""
         super().train(mode)
-        keep_frozen(self.backbone)
+        if mode:
+            keep_frozen(self.backbone)
         return self
 
     def forward(

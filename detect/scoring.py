@@ -18,7 +18,7 @@ from backbones.progress import TrainingProgress
 from detect.datasets import DetectionDataset
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
-from detect.pipeline import IMAGES_PER_BATCH, PIXELS_PER_BATCH, image_batches, prefetch
+from detect.pipeline import read_batches
 from detect.proposals import Proposals
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ class Cost:
 
     Attributes:
         crops_per_image: crops that go through the network, the proposer's choice of how many.
-        seconds_per_image: to propose, classify and select, in batches of `IMAGES_PER_BATCH`;
-            reading the file is not counted.
+        seconds_per_image: to propose, classify and select, in batches, while the next images are
+            read.
     """
 
     crops_per_image: float | None
@@ -92,9 +92,8 @@ def detect_dataset(
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     found = {index: _nothing() for index in own}
     crops, seconds, looked_at = 0, 0.0, 0
-    batches = image_batches(_readable(dataset, own), IMAGES_PER_BATCH, PIXELS_PER_BATCH)
     with TrainingProgress("evaluate", len(own)) as progress:
-        for batch in prefetch(batches, depth=1):
+        for batch in read_batches(_readable(dataset, own)):
             images = [image for _, image in batch]
             started = time.perf_counter()
             if proposals is None:

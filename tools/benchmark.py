@@ -48,7 +48,7 @@ class BenchmarkConfig:
     repeats: int = 7
     """Measurements of each, in turns; the median counts."""
     compile: bool = False
-    """Also ours compiled by torch.compile, which takes minutes before it runs."""
+    """Also torchvision's and ours compiled by torch.compile, which takes minutes before it runs."""
     images: str | None = None
     """Folder CLASS/* of images for `input`; null makes JPEGs of 500 by 375 pixels."""
     output: str = "runs/benchmark"
@@ -60,7 +60,7 @@ class BenchmarkConfig:
         for name in self.networks:
             if name not in SPECS:
                 raise UserError(f"networks: unknown backbone {name!r}: known: {', '.join(SPECS)}")
-        if self.repeats < 1 or (self.batch_size or 1) < 1:
+        if self.repeats < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise UserError("repeats and batch_size must be at least 1")
         if not self.parts or not self.networks:
             raise UserError("parts and networks must not be empty")

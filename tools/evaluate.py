@@ -6,8 +6,11 @@ python -m tools.evaluate --results results.json --data.format coco --data.root D
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from backbones.cli import run_tool
 from backbones.config import parse_config
@@ -51,7 +54,9 @@ class EvaluateConfig:
     """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
     precision: DetectorPrecision = "auto"
     """`bf16`, `fp32`; `auto` takes bf16 where the device has instructions for it. `int8` sets its
-    ranges by the first images of the split and needs the openvino extra."""
+    ranges by `calibration_split` and needs the openvino extra."""
+    calibration_split: str | None = None
+    """Split whose first images set the ranges of `int8`; not the one that is scored."""
 
     def __post_init__(self) -> None:
         if (self.weights is None) == (self.results is None):
@@ -60,6 +65,8 @@ class EvaluateConfig:
             is_set = getattr(self, key) not in ({}, None, "auto")
             if is_set and self.weights is None:
                 raise UserError(f"{key} is for weights: remove it, or name weights for results")
+        if (self.precision == "int8") != (self.calibration_split is not None):
+            raise UserError("precision int8 and calibration_split belong together: name both")
         if not 0 <= self.score_thresh <= 1:
             raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
 
@@ -90,7 +97,7 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(EvaluateConfig, description="Score detections and write a report.")
     dataset = build_dataset(config.data, config.split)
-    cost = None
+    cost, how = None, ""
     if config.weights is None:
         assert config.results is not None
         detections = load_results(config.results, dataset)
@@ -100,12 +107,18 @@ def _main() -> None:
         check_same_classes(detector, dataset, config.split)
         proposals = _proposals(config, detector, dataset)
         folder = make_folder(config.output)
-        detector = deploy_detector(detector, config.precision, readable_images(dataset))
+        calibration: Iterable[Tensor] = ()
+        if config.calibration_split is not None:
+            calibration = readable_images(build_dataset(config.data, config.calibration_split))
+        detector = deploy_detector(detector, config.precision, calibration)
         detections, measured = detect_dataset(detector, dataset, proposals)
         cost = asdict(measured)
+        how = f", in {detector.metadata['precision']}"
+        if config.model:
+            how += f", with {json.dumps(config.model)}"
         with atomic_write(folder / "results.json", "w") as file:
             json.dump(to_coco_results(dataset, detections), file)
-    title = f"{config.weights or config.results} on {config.data.root}, {config.split}"
+    title = f"{config.weights or config.results} on {config.data.root}, {config.split}{how}"
     figures = write_report(
         *(dataset, detections, folder),
         title=title,

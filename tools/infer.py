@@ -34,12 +34,17 @@ class InferConfig:
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
     precision: DetectorPrecision = "auto"
-    """`bf16`, `fp32`; `auto` takes bf16 where the device has instructions for it. `int8` sets its
-    ranges by the first inputs and needs the openvino extra."""
+    """`bf16`, `fp32`; `auto` takes bf16 where the device has instructions for it. `int8` needs the
+    openvino extra."""
+    calibration: list[str] = field(default_factory=list)
+    """Images, videos or folders that set the ranges of `int8`, so that they are the same in each
+    call; without any the first inputs do."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_thresh <= 1:
             raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
+        if self.calibration and self.precision != "int8":
+            raise UserError("calibration is for precision int8: remove one, or name both")
 
 
 def main() -> None:
@@ -51,7 +56,8 @@ def _main() -> None:
     config = parse_config(InferConfig, description="Detect objects in images and videos.")
     source = find_inputs(config.inputs)
     detector = load_detector(config.weights, config.device, config.model)
-    detector = deploy_detector(detector, config.precision, first_images(source))
+    calibration = find_inputs(config.calibration) if config.calibration else source
+    detector = deploy_detector(detector, config.precision, first_images(calibration))
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
     print(f"{report.detections} objects in {report.images} images: {config.output}")
     if report.errors:

@@ -1,6 +1,5 @@
 """The inference form of a learned proposer: the same proposals from cheaper operations."""
 
-import copy
 from collections.abc import Sequence
 from typing import cast
 
@@ -11,6 +10,7 @@ from torchvision.ops import Conv2dNormActivation
 from backbones.deploy import DeployPrecision, deploy
 from backbones.folding import ConvReLU, fold_conv
 from backbones.inception import InceptionV3
+from backbones.layers import copy_layers
 from backbones.onednn import fuse_convolutions
 from detect.proposals.learned import LearnedProposer
 from detect.proposals.rpn import ProposalHead
@@ -23,8 +23,7 @@ def deploy_proposer(proposer: LearnedProposer, precision: DeployPrecision) -> Le
         ValueError: `proposer` is in training mode.
     """
     trunk = deploy(proposer.trunk, precision)
-    shared = {id(tensor): tensor for tensor in (*proposer.parameters(), *proposer.buffers())}
-    deployed = copy.deepcopy(proposer, shared)
+    deployed = copy_layers(proposer)
     deployed.trunk = cast(InceptionV3, trunk)  # it takes its place
     for blocks in (deployed.pyramid.inner_blocks, deployed.pyramid.layer_blocks):
         for i, block in enumerate(blocks):

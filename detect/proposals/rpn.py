@@ -64,8 +64,9 @@ class TrunkAnchors(AnchorGenerator):
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """One `float32 [sum of cells * A, 4]` xyxy tensor for each image."""
         grids = [list(feature.shape[-2:]) for feature in feature_maps]
-        device, dtype = feature_maps[0].device, feature_maps[0].dtype
-        self.set_cell_anchors(dtype, device)
+        device = feature_maps[0].device
+        # Whatever the maps are: bf16 would place anchors to within 4 pixels at the far side.
+        self.set_cell_anchors(torch.float32, device)
         strides = [
             [torch.tensor(stride, dtype=torch.int64, device=device)] * 2 for stride in self.strides
         ]

@@ -35,6 +35,25 @@ def test_peers_are_the_same_networks(package, variant):
     assert (folded(x) - expected).norm() < 1e-4 * expected.norm()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_form_runs():
+    contenders = inference_contenders("inception_v3_79_naive", 1.0, 2, CPU, compiled=False)
+    names = {(one.name, one.precision) for one in contenders}
+    assert names >= {
+        ("torchvision", "fp32"),
+        ("torchvision, channels_last, autocast", "bf16"),
+        ("timm, channels_last, folded", "bf16"),
+        ("ours as trained", "fp32"),
+        ("ours deployed", "bf16"),
+    }
+    assert len(names) == len(contenders)
+    for one in contenders:
+        found = one.make()()
+        logits = found if isinstance(found, torch.Tensor) else torch.from_numpy(found[0])
+        assert logits.shape == (2, CLASSES)
+        assert logits.isfinite().all()
+
+
 def test_no_peer_of_another_layout():
     with pytest.raises(ValueError, match="timm has no network of the layout of inception_v2"):
         peer_network("timm", "inception_v2")

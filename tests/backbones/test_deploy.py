@@ -190,11 +190,15 @@ def test_fused_convolution_is_tried_before_use(monkeypatch, caplog):
     def absent(*args):
         raise RuntimeError("no such operation\nC++ stack trace")
 
+    can_fuse.cache_clear()
     monkeypatch.setattr(OneDNNConv, "forward", absent)
     assert not can_fuse(torch.float32)
     assert "no fused convolutions in torch.float32: no such operation" in caplog.text
+    can_fuse.cache_clear()
     monkeypatch.setattr(OneDNNConv, "forward", lambda self, x: torch.zeros_like(x))
     assert not can_fuse(torch.float32)
+    assert "they compute something else" in caplog.text
+    can_fuse.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,7 +5,10 @@ import torch
 from PIL import Image
 from tool_runs import error_of, run
 
+from backbones.contenders import inference_contenders
 from tools import benchmark
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -17,14 +20,14 @@ def brief(monkeypatch):
 
 def test_all_parts_side_by_side(tmp_path, monkeypatch, capsys):
     arguments = ["--networks", '["inception_v3_79_naive"]', "--batch_size", "2", "--repeats", "1"]
-    arguments += ["--parts", '["training", "input"]', "--output", str(tmp_path)]
+    arguments += ["--width", "0.25", "--parts", '["training", "input"]', "--output", str(tmp_path)]
     assert run(benchmark, *arguments, monkeypatch=monkeypatch) == 0
     figures = json.loads((tmp_path / "benchmark.json").read_text())
     assert figures["machine"]["threads"] == torch.get_num_threads()
     rows = figures["rows"]
     assert {row["part"] for row in rows} == {"training", "input"}
     for part, first, ours in (
-        ("training", "torchvision", "ours"),
+        ("training", "ours", "ours, channels_last"),
         ("input", "torchvision", "ours"),
     ):
         table = {row["name"]: row for row in rows if row["part"] == part}
@@ -35,6 +38,16 @@ def test_all_parts_side_by_side(tmp_path, monkeypatch, capsys):
     assert "| training, inception_v3_79_naive, batch 2 | | images/s | ratio |" in printed
     with Image.open(tmp_path / "benchmark.png") as picture:
         assert picture.width > 500
+
+
+def test_memory_of_each_contender(tmp_path, monkeypatch):
+    first = inference_contenders("inception_v3_79_naive", 0.25, 1, CPU, compiled=False)[:1]
+    monkeypatch.setattr("backbones.benchmark.inference_contenders", lambda *a, **k: first)
+    arguments = ["--networks", '["inception_v3_79_naive"]', "--width", "0.25"]
+    arguments += ["--parts", '["memory"]', "--output", str(tmp_path)]
+    assert run(benchmark, *arguments, monkeypatch=monkeypatch) == 0
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert 100 < row["value"] < 3000  # PyTorch itself takes some hundred megabytes
 
 
 def test_narrow_networks_run_in_every_form_without_peers(tmp_path, monkeypatch):
@@ -52,6 +65,7 @@ def test_narrow_networks_run_in_every_form_without_peers(tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["--repeats", "0"], "repeats and batch_size must be at least 1"),
+        (["--batch_size", "0"], "repeats and batch_size must be at least 1"),
         (["--networks", '["inception_v9"]'], "unknown backbone 'inception_v9'"),
         (["--networks", "[]"], "parts and networks must not be empty"),
         (["--parts", '["speed"]'], "parts"),

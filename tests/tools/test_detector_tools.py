@@ -140,9 +140,11 @@ def test_infer_with_other_settings_than_in_training(trained, pictures, tmp_path,
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["--model.proposals", "2"], ["unknown key proposals", "proposals_per_image"]),
+        (["--model.proposals", "2"], ["model.proposals is fixed", "proposals_per_image, "]),
+        (["--model.rcnn.delta_std", "[1, 1, 1, 1]"], ["model.rcnn.delta_std is fixed by training"]),
         (["--model.rcnn.nms_thresh", "2"], ["rcnn.nms_thresh must be in [0, 1], got 2"]),
-        (["--model.width", "0.5"], ["best.safetensors with these settings", "tensor backbone."]),
+        (["--model.width", "0.5"], ["model.width is fixed by training"]),
+        (["--calibration", "x.jpg"], ["calibration is for precision int8"]),
         (["--precision", "fp16"], ["precision", "int8"]),
     ],
 )

@@ -157,6 +157,7 @@ def test_the_page_opens_in_a_browser(report, tmp_path):
         (["--results", "a.json", "--precision", "bf16"], "precision is for weights"),
         (["--results", "a.json", "--model.proposals_per_image", "3"], "model is for weights"),
         (["--results", "a.json", "--score_thresh", "2"], r"score_thresh must be in"),
+        (["--weights", "a", "--precision", "int8"], "int8 and calibration_split belong together"),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, digits, tmp_path, monkeypatch, capsys):
