@@ -16,6 +16,9 @@ CropMode = Literal["warp", "square"]
 ORIGINAL_CONTEXT = 16 / 227
 """R-CNN's padding: 16 of a crop's 227 pixels on each side (Girshick et al. 2014, appendix A)."""
 
+TOP_LEVEL = 2
+"""Of the pyramid that large windows are cut from: a quarter of the resolution."""
+
 
 def crop_windows(boxes: Tensor, mode: CropMode, context: float) -> Tensor:
     """The image region that each crop shows, before it is resized.
@@ -55,10 +58,12 @@ def crop_regions(
 ) -> Tensor:
     """Cut every box out of its image, resized to a square and normalised.
 
-    One batched `roi_align`: each output pixel is the mean of enough bilinear samples to cover its
-    footprint (anti-aliased when shrinking, bilinear when enlarging). What lies outside the image
-    has the mean colour, zero after normalisation. A crop depends on its own image and box alone,
-    bit for bit, whatever else is in the batch.
+    Batched `roi_align`: each output pixel is the mean of enough bilinear samples to cover its
+    footprint (anti-aliased when shrinking, bilinear when enlarging). Windows from twice the size of
+    a crop on are cut from the image at a half or a quarter of its resolution, each pixel the mean
+    of four, which takes a fraction of the samples. What lies outside the image has the mean colour,
+    zero after normalisation. A crop depends on its own image and box alone, bit for bit, whatever
+    else is in the batch.
 
     Args:
         images: B tensors `uint8 [3, H_i, W_i]`, all on one device.
@@ -83,18 +88,52 @@ def crop_regions(
         torch.tensor([255 * value for value in values], device=device).view(3, 1, 1)
         for values in (mean, std)
     )
-    # One pixel of mean colour on every side: roi_align repeats the edge for samples up to a pixel
-    # outside its input, which would make the result depend on how far the batch is padded.
-    height = max((image.shape[1] for image in images), default=0) + 2
-    width = max((image.shape[2] for image in images), default=0) + 2
+    # Mean colour on every side, a pixel of it on the smallest level: roi_align repeats the edge for
+    # samples up to a pixel outside its input, which would make the result depend on how far the
+    # batch is padded.
+    border = 2**TOP_LEVEL
+    height, width = (
+        math.ceil(max((image.shape[dim] for image in images), default=0) / border + 2) * border
+        for dim in (1, 2)
+    )
     canvas = torch.zeros(len(images), 3, height, width, device=device)
     for i, image in enumerate(images):
         _, h, w = image.shape
-        torch.sub(image, shift, out=canvas[i, :, 1 : h + 1, 1 : w + 1])
-    rois = [window + 1 for window in windows]
-    crops = roi_align(canvas, rois, output_size=size, sampling_ratio=-1, aligned=True)
+        torch.sub(image, shift, out=canvas[i, :, border : border + h, border : border + w])
+    index = torch.arange(len(boxes), device=device).repeat_interleave(
+        torch.tensor([len(image_boxes) for image_boxes in boxes], device=device)
+    )
+    rois = torch.cat([torch.cat(windows) + border, index[:, None]], dim=1).roll(1, dims=1)
+    crops = _align(canvas, rois, size)
     # Divided here and not before: crops have fewer pixels than images.
     return crops.div_(scale).contiguous(memory_format=torch.channels_last)
+
+
+def _align(canvas: Tensor, rois: Tensor, size: int) -> Tensor:
+    """Each window from the level of an image pyramid at which it is less than twice `size` wide.
+
+    Args:
+        canvas: `float32 [B, 3, H, W]`, H and W multiples of `2**TOP_LEVEL`.
+        rois: `float32 [R, 5]`, an image's index and xyxy on the canvas.
+        size: S.
+    """
+    side = (rois[:, 3:] - rois[:, 1:3]).min(dim=1).values
+    levels = (side / size).log2().floor().clamp(0, TOP_LEVEL).to(torch.int64)
+    crops = canvas.new_empty(len(rois), 3, size, size)
+    for level in range(TOP_LEVEL + 1):
+        chosen = (levels == level).nonzero().flatten()
+        if len(chosen):
+            scale = 0.5**level
+            crops[chosen] = roi_align(canvas, rois[chosen], size, scale, aligned=True)
+        if level < TOP_LEVEL and bool((levels > level).any()):
+            canvas = _halved(canvas)
+    return crops
+
+
+def _halved(canvas: Tensor) -> Tensor:
+    """The mean of each square of four pixels; on a CPU a quarter of the time of `avg_pool2d`."""
+    rows = canvas[..., ::2, :] + canvas[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
 
 
 def split_evenly(boxes: Sequence[Tensor], limit: int) -> Iterator[list[tuple[int, Tensor]]]:

@@ -38,6 +38,19 @@ def test_shrinking_is_the_mean_of_the_pixels_covered(factor):
     torch.testing.assert_close(got, F.avg_pool2d(inside, factor), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [3, 5, 9, 20])
+def test_shrinking_a_photograph_is_near_the_mean_of_its_pixels(factor):
+    """By factors between the levels of the pyramid too, and beyond them."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 12, 12, generator=generator) * 255
+    image = F.interpolate(coarse, (200, 200), mode="bicubic")[0].clamp(0, 255).to(torch.uint8)
+    side = 8 * factor
+    got = crop([image], [torch.tensor([[16.0, 24.0, 16.0 + side, 24.0 + side]])])
+    inside = normalize(image[None], MEAN, STD)[:, :, 24 : 24 + side, 16 : 16 + side]
+    want = F.avg_pool2d(inside, factor)
+    assert (got - want).abs().max() < 0.2 * want.std()
+
+
 def test_enlarging_is_bilinear():
     image = noise(20, 20)
     got = crop([image], [torch.tensor([[4.0, 4.0, 8.0, 8.0]])], size=8)
