@@ -118,8 +118,7 @@ def measure_front(config: FrontConfig) -> str:
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
     for name, detector in detectors.items():
-        detections, _ = detect_dataset(detector, dataset)
-        scores = evaluate_coco(dataset, detections)
+        scores = evaluate_coco(dataset, detect_dataset(detector, dataset).detections)
         costs = stage_costs(detector, paths, config.score_thresh)
         rows[name] = {
             "AP": scores["AP"],

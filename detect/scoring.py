@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,20 @@ class Cost:
     seconds_per_image: float | None
 
 
+class Detected(NamedTuple):
+    """What a detector made of a dataset.
+
+    Attributes:
+        detections: for each image in the dataset's order a dict as from `Detector`.
+        regions: for each image the boxes that it looked at, `float32 [P_i, 4]`, best first.
+        cost: of an image.
+    """
+
+    detections: list[dict[str, Tensor]]
+    regions: list[Tensor]
+    cost: Cost
+
+
 def score_detector(
     detector: Detector,
     dataset: DetectionDataset,
@@ -58,7 +72,7 @@ def score_detector(
     Returns:
         What `test.json` holds: the scores of `evaluate_coco` and the figures of a `Cost`.
     """
-    detections, cost = detect_dataset(detector, dataset, proposals)
+    detections, _, cost = detect_dataset(detector, dataset, proposals)
     scores = evaluate_coco(dataset, detections) | asdict(cost)
     if voc:
         scores["VOC_mAP"] = evaluate_voc(dataset, detections)["mAP"]
@@ -76,8 +90,8 @@ def detect_dataset(
     detector: Detector,
     dataset: DetectionDataset,
     proposals: Mapping[int, Proposals] | None = None,
-) -> tuple[list[dict[str, Tensor]], Cost]:
-    """Detections of every image of a dataset, in its order, and what they cost.
+) -> Detected:
+    """Run a detector over every image of a dataset.
 
     With several processes each looks at its part of the images, and all get everything.
 
@@ -90,7 +104,7 @@ def detect_dataset(
         proposals: from `proposals_for`, for a detector without a proposer.
     """
     own = range(distributed.rank(), len(dataset), distributed.world_size())
-    found = {index: _nothing() for index in own}
+    found = {index: (_nothing(), torch.zeros(0, 4)) for index in own}
     crops, seconds, looked_at = 0, 0.0, 0
     with TrainingProgress("evaluate", len(own)) as progress:
         for batch in read_batches(_readable(dataset, own)):
@@ -102,18 +116,20 @@ def detect_dataset(
                 regions = [proposals[dataset.image_ids[index]] for index, _ in batch]
             detections = detector.detect(images, regions)
             seconds += time.perf_counter() - started
-            found |= zip((index for index, _ in batch), detections, strict=True)
-            boxes = sum(len(proposal.boxes) for proposal in regions)
-            crops += boxes * detector.model.config.crops_per_proposal
+            boxes = [proposal.boxes.cpu() for proposal in regions]
+            for (index, _), detected, image_boxes in zip(batch, detections, boxes, strict=True):
+                found[index] = detected, image_boxes
+            crops += sum(map(len, boxes)) * detector.model.config.crops_per_proposal
             looked_at += len(batch)
             progress.update(looked_at, len(batch), waited=None, notes="")
     parts = distributed.gather((found, crops, seconds, looked_at))
     ordered = [parts[index % len(parts)][0][index] for index in range(len(dataset))]
+    detections, boxes = (list(column) for column in zip(*ordered, strict=True))
     looked_at = sum(part[3] for part in parts)
     if looked_at == 0:
-        return ordered, Cost(None, None)
+        return Detected(detections, boxes, Cost(None, None))
     crops, seconds = sum(part[1] for part in parts), sum(part[2] for part in parts)
-    return ordered, Cost(crops / looked_at, seconds / looked_at)
+    return Detected(detections, boxes, Cost(crops / looked_at, seconds / looked_at))
 
 
 def readable_images(dataset: DetectionDataset) -> Iterator[Tensor]:

@@ -100,8 +100,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         assert isinstance(model, RCNN)
         detector = Detector(model, train.class_names, train.category_ids)
         detector = deploy_detector(detector, in_use)
-        detections, _ = detect_dataset(detector, val, proposals)
-        scores = evaluate_coco(val, detections)
+        scores = evaluate_coco(val, detect_dataset(detector, val, proposals).detections)
         return {name: scores[name] for name in ("AP", "AP50", "AP75") if scores[name] is not None}
 
     def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:

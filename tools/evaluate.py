@@ -97,7 +97,7 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(EvaluateConfig, description="Score detections and write a report.")
     dataset = build_dataset(config.data, config.split)
-    cost, how = None, ""
+    cost, regions, how = None, None, ""
     if config.weights is None:
         assert config.results is not None
         detections = load_results(config.results, dataset)
@@ -111,7 +111,7 @@ def _main() -> None:
         if config.calibration_split is not None:
             calibration = readable_images(build_dataset(config.data, config.calibration_split))
         detector = deploy_detector(detector, config.precision, calibration)
-        detections, measured = detect_dataset(detector, dataset, proposals)
+        detections, regions, measured = detect_dataset(detector, dataset, proposals)
         cost = asdict(measured)
         how = f", in {detector.metadata['precision']}"
         if config.model:
@@ -124,6 +124,7 @@ def _main() -> None:
         title=title,
         score_thresh=config.score_thresh,
         cost=cost,
+        regions=regions,
     )
     scores = {key: figures["coco"][key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     print(", ".join(f"{key} {value:.3f}" for key, value in scores.items() if value is not None))

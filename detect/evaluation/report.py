@@ -20,6 +20,7 @@ from detect.datasets import DetectionDataset
 from detect.drawing import draw_detections, gallery
 from detect.evaluation.coco import evaluate_by_size, evaluate_coco, precision_curves
 from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
+from detect.evaluation.recall import IOU_THRESHOLDS, proposal_recall
 from detect.evaluation.voc import evaluate_voc
 
 WORST_IMAGES = 8
@@ -37,6 +38,7 @@ def write_report(
     title: str,
     score_thresh: float = 0.5,
     cost: Mapping[str, float | None] | None = None,
+    regions: Sequence[Tensor] | None = None,
 ) -> dict[str, Any]:
     """Score detections and write `report.json` and `report.html` into `folder`.
 
@@ -48,6 +50,7 @@ def write_report(
         title: heading of the page.
         score_thresh: for the confusion matrix and the gallery, which show what a user would see.
         cost: figures of a `detect.scoring.Cost`, where a detector of ours was run.
+        regions: for each image the boxes that were looked at, likewise, best first.
 
     Returns:
         What `report.json` holds.
@@ -75,6 +78,7 @@ def write_report(
         "score_thresh": score_thresh,
         "confusion": confusion_matrix(dataset, detections, score_thresh).tolist(),
         "precision_at_recall": precision_curves(dataset, detections),
+        "proposals": None if regions is None else proposal_recall(dataset, regions),
     }
     with atomic_write(folder / "report.json", "w") as file:
         json.dump(figures, file, indent=2)
@@ -84,6 +88,7 @@ def write_report(
         figures,
         class_names=dataset.class_names,
         curves_svg=_draw_precision_curves(figures["precision_at_recall"]),
+        recall_svg=_draw_proposal_recall(figures["proposals"] or ()),
         gallery=_worst_images(dataset, detections, score_thresh),
     )
     with atomic_write(folder / "report.html", "w") as file:
@@ -93,13 +98,7 @@ def write_report(
 
 def _draw_precision_curves(curves: Mapping[str, list[float] | None]) -> str:
     """An SVG element."""
-    # Slow to import, and not needed to compute figures.
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasSVG(figure)
-    panel = figure.subplots()
+    figure, panel = _new_panel()
     shown = {name: curve for name, curve in curves.items() if curve is not None}
     for name, curve in list(shown.items())[:10]:
         # A leading underscore would hide the name from the legend.
@@ -110,8 +109,39 @@ def _draw_precision_curves(curves: Mapping[str, list[float] | None]) -> str:
         )
         panel.legend(frameon=False, fontsize="small")
     panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    return _as_svg(figure)
+
+
+def _draw_proposal_recall(rows: Sequence[Mapping[str, Any]]) -> str:
+    """An SVG element."""
+    figure, panel = _new_panel()
+    counts = [row["count"] for row in rows]
+    for threshold in IOU_THRESHOLDS:
+        recalls = [row[f"recall_{round(100 * threshold)}"] for row in rows]
+        if None not in recalls:
+            panel.plot(counts, recalls, "o-", label=f"IoU {threshold}")
+            panel.legend(frameon=False, fontsize="small")
+    panel.set(xscale="log", ylim=(0, 1.02), xlabel="proposals an image", ylabel="recall")
+    panel.set_xticks(counts, [str(count) for count in counts])
+    panel.minorticks_off()
+    return _as_svg(figure)
+
+
+def _new_panel() -> tuple[Any, Any]:
+    """A matplotlib figure and its axes."""
+    # Slow to import, and not needed to compute figures.
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasSVG(figure)
+    panel = figure.subplots()
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
+    return figure, panel
+
+
+def _as_svg(figure: Any) -> str:
     text = io.StringIO()
     figure.savefig(
         text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -275,14 +275,15 @@ def test_an_unreadable_image_counts_as_without_detections(trained, tmp_path, cap
     dataset = load_coco(folder / "annotations" / "val.json", folder / "val")
     Path(dataset.sample(0).path).write_bytes(b"broken")
     detector = load_detector(trained / "best.safetensors")
-    detections, cost = detect_dataset(detector, dataset)
+    detections, regions, cost = detect_dataset(detector, dataset)
+    assert [len(boxes) > 0 for boxes in regions] == [False, True]
     assert len(detections) == 2
     assert len(detections[0]["boxes"]) == 0
     assert "counted as without detections: " + dataset.sample(0).path in caplog.text
     # Nor does it cost anything.
     assert cost.crops_per_image == len(detector.propose([dataset.load_image(1)])[0].boxes)
     Path(dataset.sample(1).path).write_bytes(b"broken")
-    assert detect_dataset(detector, dataset)[1] == Cost(None, None)
+    assert detect_dataset(detector, dataset).cost == Cost(None, None)
 
 
 def test_a_score_threshold_of_proposals_saves_crops(trained, tmp_path):
@@ -290,10 +291,10 @@ def test_a_score_threshold_of_proposals_saves_crops(trained, tmp_path):
     dataset = load_coco(folder / "annotations" / "val.json", folder / "val")
     detector = load_detector(trained / "best.safetensors")
     scores = [detector.propose([dataset.load_image(index)])[0].scores for index in range(2)]
-    assert detect_dataset(detector, dataset)[1].crops_per_image == sum(map(len, scores)) / 2
+    assert detect_dataset(detector, dataset).cost.crops_per_image == sum(map(len, scores)) / 2
     threshold = float(torch.cat(scores).median())
     detector.model.proposer.score_thresh = threshold
-    _, cost = detect_dataset(detector, dataset)
+    cost = detect_dataset(detector, dataset).cost
     # The proposer's comparison is on the logit's sigmoid as it is here, and strict or not for ties.
     above = [int((s > threshold).sum()) for s in scores]
     assert sum(above) / 2 <= cost.crops_per_image <= sum(above) / 2 + 0.5
