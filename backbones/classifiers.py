@@ -94,7 +94,10 @@ def open_matching_split(
         source = FirstClasses(source, max_classes)
     if list(source.class_names) != list(class_names):
         difference = _first_difference(source.class_names, class_names)
-        raise UserError(f"{root}, {split}: not the classes of the weights: {difference}")
+        raise UserError(
+            f"{root}, {split}: not the classes of the weights: {difference}; data.max_classes "
+            "takes the first so many"
+        )
     return source
 
 

@@ -31,7 +31,8 @@ def parse_config(
 
     `--config FILE.yaml` is applied first wherever it stands, then `--key value` and
     `--group.key value` in their order. A list of strings may be written as several values,
-    `--inputs a.jpg b.jpg`. `--help` explains every key from the string below the
+    `--inputs a.jpg b.jpg`. A run that is resumed, `--run RUN --resume true`, has its own
+    `RUN/config.yaml` where no other is named. `--help` explains every key from the string below the
     dataclass field. A mistake prints one line to stderr that names the key and what was expected,
     and exits with code 2.
 
@@ -43,6 +44,7 @@ def parse_config(
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = _config_file_first(_gather_lists(config_class, arguments))
+        arguments = _own_config(arguments)
         for path in arguments[1:2] if arguments[:1] == ["--config"] else ():
             _check_keys(config_class, read_yaml(path), where=path)
         return _parse(config_class, description, arguments)
@@ -160,6 +162,16 @@ def _config_file_first(arguments: list[str]) -> list[str]:
     if len(files) > 1:
         raise UserError(f"--config: expected one file, got {len(files)}: {', '.join(files)}")
     return [*(["--config", files[0]] if files else []), *rest]
+
+
+def _own_config(arguments: list[str]) -> list[str]:
+    """A run that is resumed without `--config` has the configuration in its folder."""
+    given = dict(itertools.pairwise(arguments))
+    own = Path(given.get("--run", "")) / "config.yaml"
+    is_resumed = given.get("--resume") == "true" and "--run" in given
+    if is_resumed and "--config" not in given and own.is_file():
+        return ["--config", str(own), *arguments]
+    return arguments
 
 
 def _parser(config_class: type, description: str) -> ArgumentParser:

@@ -163,7 +163,10 @@ def fit(
                     save_checkpoint(run.checkpoints, state.step, content, keep_checkpoints)
                 checkpointed = time.monotonic()
             if stopping:
-                logger.info("stopped at step %d; continue with --resume true", state.step)
+                logger.info(
+                    *("stopped at step %d; continue with --run %s --resume true", state.step),
+                    run.path,
+                )
                 stop.leave()
     if skipped:
         logger.warning("%d training images could not be read and were skipped", len(skipped))

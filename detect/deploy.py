@@ -35,8 +35,7 @@ def deploy_detector(
         precision: of both networks. `auto` is `bf16` where the device computes in it, `fp32`
             elsewhere. `int8` quantises the crop network (see `backbones.int8`; on the CPU), the
             proposer is then as with `auto`.
-        calibration_images: for `int8` alone, images like those it will see; the first
-            `CALIBRATION_IMAGES` are taken.
+        calibration_images: for `int8` alone, images like those it will see; the first 32 are taken.
 
     Raises:
         UserError: `int8` off the CPU, without a proposer, without images, or with nothing proposed
@@ -78,5 +77,8 @@ def _crops(detector: Detector, images: Iterable[Image]) -> list[Tensor]:
             chosen = torch.linspace(0, len(boxes) - 1, min(len(boxes), CROPS_PER_IMAGE)).long()
             batches.append(detector.model.crop([pixels], [boxes[chosen]]))
     if not batches:
-        raise UserError("int8 needs images with proposals to set its ranges by: there are none")
+        raise UserError(
+            "int8 needs images to set its ranges by: pass calibration_images, in which something "
+            "is proposed"
+        )
     return batches

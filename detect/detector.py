@@ -1,5 +1,6 @@
 """A trained detector as one file, and what to call it with."""
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
@@ -20,8 +22,8 @@ from detect.config import ModelConfig
 from detect.proposals import Proposals
 from detect.rcnn import RCNN
 
-Image = str | os.PathLike[str] | np.ndarray | Tensor
-"""A file, an `uint8` RGB array `[H, W, 3]`, or an `uint8` RGB tensor `[3, H, W]`."""
+Image = str | os.PathLike[str] | np.ndarray | Tensor | PIL.Image.Image
+"""A file, an `uint8` RGB array `[H, W, 3]`, an `uint8` RGB tensor `[3, H, W]`, or Pillow's."""
 
 SETTINGS_OF_USE = (
     "proposals_per_image",
@@ -75,7 +77,8 @@ class Detector:
         """Detect objects in one image.
 
         Args:
-            image: see `Image`.
+            image: a file, an `uint8` RGB array `[H, W, 3]`, an `uint8` RGB tensor `[3, H, W]`, or
+                an image of Pillow.
             proposals: regions to look at, needed where the detector has no proposer.
 
         Returns:
@@ -97,7 +100,8 @@ class Detector:
         Crops of several images share a batch. A handful of images is enough; all are in memory.
 
         Args:
-            images: see `Image`; sizes may differ, neighbours of one size are faster.
+            images: a list of what `__call__` takes; sizes may differ, neighbours of one size are
+                faster.
             proposals: of each image, as in `__call__`.
 
         Returns:
@@ -106,6 +110,8 @@ class Detector:
         Raises:
             As `__call__`.
         """
+        if isinstance(images, str | np.ndarray | Tensor):
+            raise ValueError("detect takes a list of images: call the detector itself with one")
         if not images:
             return []
         if proposals is not None:
@@ -125,6 +131,8 @@ class Detector:
 
     def as_tensor(self, image: Image) -> Tensor:
         """An image as `uint8` RGB `[3, H, W]`, on the detector's device; raises as `__call__`."""
+        if isinstance(image, PIL.Image.Image):
+            image = np.asarray(image.convert("RGB"))
         if isinstance(image, str | os.PathLike):
             image = read_image(image)
         elif isinstance(image, np.ndarray):
@@ -132,7 +140,12 @@ class Detector:
                 raise ValueError(
                     f"an array must be uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}"
                 )
-            image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+            image = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
+        if not isinstance(image, Tensor):
+            raise ValueError(
+                "an image must be a file, an array, a tensor or an image of Pillow, "
+                f"got {type(image).__name__}"
+            )
         return image.to(self.device)
 
 
@@ -175,7 +188,8 @@ def load_detector(
     """Read a file that `save_detector` wrote. Nothing in it is executed.
 
     Args:
-        path: the file.
+        path: the file, or a run folder, of which `best.safetensors` is taken, or where nothing
+            chose `last.safetensors`.
         device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one.
         settings: keys of `ModelConfig` with other values than in training, groups as mappings, such
             as `{"proposal_score_thresh": 0.1, "rcnn": {"nms_thresh": 0.4}}`; those in
@@ -186,6 +200,9 @@ def load_detector(
             the settings.
         MissingPackageError: it needs an optional package that is not there.
     """
+    if Path(path).is_dir():
+        names = ("best.safetensors", "last.safetensors")
+        path = next((Path(path, name) for name in names if Path(path, name).exists()), path)
     state, metadata = load_weights(path)
     if metadata.get("kind") != "detector":
         kind = metadata.get("kind")
@@ -223,8 +240,10 @@ def _check_settings(settings: Mapping[str, Any], prefix: str = "") -> None:
         if isinstance(value, Mapping) and not prefix:
             _check_settings(value, f"{key}.")
         elif name not in SETTINGS_OF_USE:
-            known = ", ".join(SETTINGS_OF_USE)
-            raise UserError(f"model.{name} is fixed by training: in use there are {known}")
+            near = difflib.get_close_matches(name, SETTINGS_OF_USE, n=1, cutoff=0.8)
+            hint = f", did you mean model.{near[0]}?" if near else ""
+            known = ", ".join(f"model.{setting}" for setting in SETTINGS_OF_USE)
+            raise UserError(f"model.{name} is no setting of use{hint} There are {known}")
 
 
 def _changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

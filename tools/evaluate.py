@@ -22,7 +22,7 @@ from detect.config import DatasetConfig
 from detect.datasets import DetectionDataset
 from detect.deploy import DetectorPrecision, deploy_detector
 from detect.detector import Detector, load_detector
-from detect.evaluation import load_results, to_coco_results
+from detect.evaluation import load_results, to_coco_images, to_coco_results
 from detect.evaluation.report import write_report
 from detect.proposals import Proposals, load_proposals
 from detect.scoring import detect_dataset, readable_images
@@ -47,7 +47,8 @@ class EvaluateConfig:
     """Settings of the detector with other values than in training, keys as for train_detector:
     `--model.proposal_score_thresh 0.1 --model.rcnn.nms_thresh 0.4`."""
     output: str = "runs/evaluate"
-    """Folder for report.html, report.json and results.json."""
+    """Folder for report.html and report.json, and for results.json with images.json, which says
+    what its image ids are."""
     score_thresh: float = 0.5
     """Scores from which detections enter the confusion matrix and the pictures."""
     device: str = "auto"
@@ -118,6 +119,8 @@ def _main() -> None:
             how += f", with {json.dumps(config.model)}"
         with atomic_write(folder / "results.json", "w") as file:
             json.dump(to_coco_results(dataset, detections), file)
+        with atomic_write(folder / "images.json", "w") as file:
+            json.dump(to_coco_images(dataset), file)
     title = f"{config.weights or config.results} on {config.data.root}, {config.split}{how}"
     figures = write_report(
         *(dataset, detections, folder),

@@ -59,6 +59,17 @@ def to_coco_results(
     ]
 
 
+def to_coco_images(dataset: DetectionDataset) -> dict[str, Any]:
+    """What the ids in `to_coco_results` stand for: COCO's `images` and `categories`."""
+    samples = [dataset.sample(index) for index in range(len(dataset))]
+    images = [
+        {"id": s.image_id, "file_name": str(s.path), "height": s.height, "width": s.width}
+        for s in samples
+    ]
+    pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
+    return {"images": images, "categories": [{"id": key, "name": name} for key, name in pairs]}
+
+
 def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, Tensor]]:
     """Read a results file of any detector as detections of a dataset, one dict an image.
 

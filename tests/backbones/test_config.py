@@ -231,3 +231,26 @@ def test_a_list_of_groups(config_file, tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse_config(Several, ["--config", config_file(text)])
         assert words in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Run:
+    run: str = "here"
+    """Folder."""
+    size: int = 1
+    """Size."""
+    resume: bool = False
+    """Continue."""
+
+
+def test_a_resumed_run_has_its_own_configuration(tmp_path, config_file):
+    save_config(tmp_path / "config.yaml", Run(str(tmp_path), size=7))
+    again = ["--run", str(tmp_path), "--resume", "true"]
+    assert parse_config(Run, again) == Run(str(tmp_path), size=7, resume=True)
+    assert parse_config(Run, [*again, "--size", "8"]).size == 8
+    assert parse_config(Run, ["--run", str(tmp_path)]).size == 1
+    assert parse_config(Run, ["--run", str(tmp_path / "new"), "--resume", "true"]).size == 1
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "x.yaml"
+    other.write_text("size: 9\n")
+    assert parse_config(Run, [*again, "--config", str(other)]).size == 9

@@ -181,7 +181,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path):
         assert process.wait(timeout=60) == codes[number]
         log = (tmp_path / number.name / "log.txt").read_text()
         step = load_last_checkpoint(tmp_path / number.name / "checkpoints")["state"]["step"]
-        assert f"stopped at step {step}; continue with --resume true" in log
+        assert f"stopped at step {step}; continue with --run " in log
 
 
 def test_another_batch_size_cannot_resume(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from operations import Operations
@@ -113,6 +114,22 @@ def test_many_images_at_once_as_one_by_one(detector):
         for found, image in zip(one.detect(several), several, strict=True):
             assert_same(found, one(image), atol=1e-4)
     assert detector.detect([]) == []
+
+
+def test_kinds_of_images(detector):
+    (image,) = images((90, 120))
+    array = image.permute(1, 2, 0).numpy()
+    for same in (array, PIL.Image.fromarray(array)):
+        torch.testing.assert_close(detector(same), detector(image))
+    for wrong, words in [
+        ([image], "an image must be a file, an array, a tensor or an image of Pillow, got list"),
+        (array.astype(float), r"an array must be uint8 RGB \[H, W, 3\], got float64"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            detector(wrong)
+    for one in ("a.jpg", image, array):
+        with pytest.raises(ValueError, match="detect takes a list of images"):
+            detector.detect(one)
 
 
 def test_the_trained_detector_stays_as_it_is(detector):

@@ -86,7 +86,7 @@ def test_a_run_leaves_what_the_readme_says(trained):
         "test.json",
         "test_results.json",
     }
-    detector = load_detector(trained / "best.safetensors")
+    detector = load_detector(trained)
     assert detector.class_names == [str(digit) for digit in range(10)]
     assert detector.category_ids == list(range(1, 11))
     assert detector.metadata["input_size"] == 79
@@ -140,10 +140,14 @@ def test_infer_with_other_settings_than_in_training(trained, pictures, tmp_path,
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["--model.proposals", "2"], ["model.proposals is fixed", "proposals_per_image, "]),
-        (["--model.rcnn.delta_std", "[1, 1, 1, 1]"], ["model.rcnn.delta_std is fixed by training"]),
+        (
+            ["--model.proposals", "2"],
+            ["model.proposals is no setting of use", "model.proposals_per_image, "],
+        ),
+        (["--model.rcnn.delta_std", "[1, 1, 1, 1]"], ["model.rcnn.delta_std is no setting of use"]),
         (["--model.rcnn.nms_thresh", "2"], ["rcnn.nms_thresh must be in [0, 1], got 2"]),
-        (["--model.width", "0.5"], ["model.width is fixed by training"]),
+        (["--model.width", "0.5"], ["model.width is no setting of use"]),
+        (["--model.rcnn.nms_tresh", "0.2"], ["did you mean model.rcnn.nms_thresh?"]),
         (["--calibration", "x.jpg"], ["calibration is for precision int8"]),
         (["--precision", "fp16"], ["precision", "int8"]),
     ],

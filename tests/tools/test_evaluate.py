@@ -82,6 +82,9 @@ def test_a_report_on_a_detector(digits, tmp_path, monkeypatch, capsys):
     assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
     dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
     written = json.loads((tmp_path / "results.json").read_text())
+    images = json.loads((tmp_path / "images.json").read_text())["images"]
+    assert {result["image_id"] for result in written} <= {image["id"] for image in images}
+    assert all(Path(image["file_name"]).is_file() for image in images)
     figures = json.loads((tmp_path / "report.json").read_text())
     assert figures["coco"] == evaluate_coco(dataset, written)
     assert figures["cost"]["crops_per_image"] == 5
