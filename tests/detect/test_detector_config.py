@@ -10,6 +10,7 @@ from backbones.pretraining import PretrainConfig
 from detect.build import build_detector
 from detect.comparison import ComparisonConfig
 from detect.config import DataConfig, DetectorConfig, ModelConfig
+from detect.front import FrontConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -19,6 +20,8 @@ def test_every_config_reads_and_builds(path):
     kind = DetectorConfig if path.parent.name == "detector" else PretrainConfig
     if path.stem.endswith("_comparison"):
         kind = ComparisonConfig
+    if path.stem.endswith("_front"):
+        kind = FrontConfig
     config = parse_config(kind, ["--config", str(path)])
     assert from_dict(kind, to_dict(config)) == config
     if issubclass(kind, DetectorConfig):
