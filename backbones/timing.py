@@ -27,13 +27,13 @@ def time_interleaved(
     They take turns, so that what else the machine does in the meantime meets all of them.
 
     Args:
-        contenders: what to time, by name; each is called a few times before.
+        contenders: what to time, by name; each is called twice before.
         repeats: measurements of each.
         device: where they run, whose queue is waited for.
     """
     calls = {}
     for name, call in contenders.items():
-        _seconds(call, 2, device)  # what is made at the first call and kept
+        _seconds(call, 1, device)  # what is made at the first call and kept
         calls[name] = max(1, round(MIN_SECONDS / max(_seconds(call, 1, device), 1e-9)))
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     rounds = [(name, call) for _ in range(repeats) for name, call in contenders.items()]
