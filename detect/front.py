@@ -182,13 +182,15 @@ def _peer(peer: FrontPeer, paths: Sequence[Path], device: str) -> Callable[[], A
     files = [str(path) for path in paths]
     threads = torch.get_num_threads()
 
-    def predict(some: list[str]) -> None:
-        for _ in model.predict(some, stream=True, batch=IMAGES_PER_BATCH, verbose=False, **options):
-            pass
+    def predict() -> None:
+        for _ in model.predict(
+            files, stream=True, batch=IMAGES_PER_BATCH, verbose=False, **options
+        ):
+            # It takes one thread less at the beginning of each call, for the whole process.
+            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
 
-    predict(files[:1])  # sets the number of threads, once
-    torch.set_num_threads(threads)
-    return lambda: predict(files)
+    return predict
 
 
 def front_table(rows: dict[str, dict[str, Any]]) -> str:
