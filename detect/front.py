@@ -228,8 +228,10 @@ def draw_front(rows: dict[str, dict[str, Any]], path: Path) -> None:
         panel.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
     panel.set_xlabel("images per second, files to detections")
     panel.set_ylabel("AP")
-    panel.set_xlim(left=0)
-    panel.margins(x=0.25, y=0.1)
+    panel.set_title("Accuracy and speed", fontsize=10)
+    # Room for the name of the fastest.
+    panel.set_xlim(0, 1.3 * max(row["images_per_second"] for row in rows.values()))
+    panel.margins(y=0.1)
     panel.grid(alpha=0.3)
     save_figure(figure, path)
 
@@ -240,7 +242,9 @@ def draw_costs(cost: dict[str, dict[int, float]], path: Path) -> None:
     for panel, (what, seconds) in zip(figure.subplots(1, 2), cost.items(), strict=True):
         counts, taken = list(seconds), [1e3 * value for value in seconds.values()]
         panel.plot(counts, taken, "o-", color="C1")
-        panel.plot([0, counts[-1]], [0, taken[-1]], "--", color="C7", linewidth=1)
+        proportion = f"{taken[-1] / counts[-1]:.2f} ms each"
+        panel.plot([0, counts[-1]], [0, taken[-1]], "--", color="C7", linewidth=1, label=proportion)
+        panel.legend(frameon=False, fontsize="small")
         panel.set_xlabel(f"{what} at once")
         panel.set_ylabel("milliseconds")
         panel.set_xlim(left=0)
