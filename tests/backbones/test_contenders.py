@@ -35,8 +35,10 @@ def test_peers_are_the_same_networks(package, variant):
     assert (folded(x) - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_every_form_runs():
+@pytest.mark.parametrize(
+    "quantised", [False, pytest.param(True, marks=pytest.mark.large, id="int8")]
+)
+def test_every_form_runs(quantised):
     contenders = inference_contenders("inception_v3_79_naive", 1.0, 2, CPU, compiled=False)
     names = {(one.name, one.precision) for one in contenders}
     assert names >= {
@@ -47,7 +49,9 @@ def test_every_form_runs():
         ("ours deployed", "bf16"),
     }
     assert len(names) == len(contenders)
-    for one in contenders:
+    chosen = [one for one in contenders if (one.precision == "int8") == quantised]
+    assert chosen
+    for one in chosen:
         found = one.make()()
         logits = found if isinstance(found, torch.Tensor) else torch.from_numpy(found[0])
         assert logits.shape == (2, CLASSES)
@@ -74,6 +78,7 @@ def test_the_matrix_peak_is_of_this_machine():
     assert 1e8 < matrix_peak(torch.float32, CPU, (128, 256)) < 1e14
 
 
+@pytest.mark.large
 def test_peak_memory_grows_with_the_batch():
     names = [
         one.name for one in inference_contenders("inception_v3_79", 0.25, 1, CPU, compiled=False)
