@@ -15,6 +15,7 @@ from backbones.timing import time_interleaved
 from detect.detector import Detector
 from detect.drawing import draw_detections
 from detect.pipeline import IMAGES_PER_BATCH, read_batches
+from detect.postprocess import above_score
 from detect.proposals import LearnedProposer, Proposals
 
 NETWORK_STAGES = ("proposal network", "crop network")
@@ -60,9 +61,8 @@ def stage_costs(detector: Detector, paths: Sequence[Path], score_thresh: float) 
             found = detector.detect(images, regions)
             detected = time.perf_counter()
             for image, detections in zip(images, found, strict=True):
-                keep = detections["scores"] >= score_thresh
-                drawn = {key: value[keep] for key, value in detections.items()}
-                draw_detections(image, drawn, detector.class_names)
+                shown = above_score(detections, score_thresh)
+                draw_detections(image, shown, detector.class_names)
             decode, whole = decode + read - began, whole + detected - read
             draw += time.perf_counter() - detected
             boxes = sum(len(proposals.boxes) for proposals in regions)

@@ -226,7 +226,9 @@ def load_detector(
         raise UserError(f"{path}: detector checkpoint with broken metadata: {reason}") from error
     _check_fit(outline, state, path)
     _check_settings(settings or {})
-    config = from_dict(ModelConfig, _changed(to_dict(trained_as), settings or {}))
+    config = trained_as
+    if settings:
+        config = from_dict(ModelConfig, _changed(to_dict(trained_as), settings))
     model = build_detector(config, len(class_names))
     model.load_state_dict(state)
     metadata = {**metadata, "config": to_dict(config)}

@@ -1,14 +1,14 @@
 """Accuracy against speed of several detectors and settings, an Ultralytics model beside them."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from backbones.device import resolve_device
 from backbones.errors import MissingPackageError, UserError
 from backbones.figures import new_figure, save_figure
 from backbones.files import atomic_write, make_folder
@@ -27,7 +27,7 @@ from detect.deploy import DetectorPrecision, deploy_detector
 from detect.detector import Detector, load_detector
 from detect.evaluation import evaluate_coco
 from detect.pipeline import IMAGES_PER_BATCH
-from detect.scoring import detect_dataset, readable_images
+from detect.scoring import calibration_images, detect_dataset
 from detect.training import check_same_classes
 
 CROP_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -160,9 +160,7 @@ def _load(point: FrontPoint, dataset: DetectionDataset, config: FrontConfig) -> 
     check_same_classes(detector, dataset, config.split)
     if detector.model.proposer is None:
         raise UserError(f"{point.weights}: this detector has no proposer of its own to be timed")
-    calibration: Iterable[Tensor] = ()
-    if config.calibration_split is not None:
-        calibration = readable_images(build_dataset(config.data, config.calibration_split))
+    calibration = calibration_images(config.data, config.calibration_split)
     return deploy_detector(detector, point.precision, calibration)
 
 
@@ -177,7 +175,7 @@ def _peer(peer: FrontPeer, paths: Sequence[Path], device: str) -> Callable[[], A
     except ImportError as error:
         raise MissingPackageError("peers need Ultralytics: pip install ultralytics") from error
     model = YOLO(peer.weights)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = str(resolve_device(device))
     options = {"imgsz": peer.image_size, "conf": 0.001, "max_det": 100, "device": where}
     files = [str(path) for path in paths]
     threads = torch.get_num_threads()

@@ -18,6 +18,7 @@ from detect.detector import Detector
 from detect.drawing import draw_detections
 from detect.evaluation import coco_results
 from detect.pipeline import prefetch, read_batches
+from detect.postprocess import above_score
 from detect.sources import Source, read_images
 from detect.video import VideoReader, VideoWriter
 
@@ -88,8 +89,7 @@ def infer(
 
         def annotated(images: Iterable[tuple[Frame, Tensor]]) -> Iterator[tuple[Path, Tensor]]:
             for (file, number), image, found in _detected(detector, images):
-                keep = found["scores"] >= score_thresh
-                found = {name: value[keep] for name, value in found.items()}
+                found = above_score(found, score_thresh)
                 results.add(image, file, number, found)
                 report.images += 1
                 report.detections += len(found["boxes"])

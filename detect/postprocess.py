@@ -4,6 +4,8 @@ Glossary: P proposals, K foreground classes, N boxes of any class that are left 
 detections. All boxes are `float32 [N, 4]` xyxy in pixels.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -42,6 +44,12 @@ def select_detections(boxes: Tensor, scores: Tensor, config: RCNNConfig) -> dict
     if config.box_voting_iou is not None:
         chosen_boxes = vote_boxes(boxes, scores, labels, chosen, config.box_voting_iou)
     return {"boxes": chosen_boxes, "labels": labels[chosen], "scores": chosen_scores}
+
+
+def above_score(detections: Mapping[str, Tensor], score_thresh: float) -> dict[str, Tensor]:
+    """The detections of an image, as `select_detections` gives them, with this score or more."""
+    keep = detections["scores"] >= score_thresh
+    return {key: value[keep] for key, value in detections.items()}
 
 
 def soft_nms(

@@ -15,6 +15,8 @@ from backbones import distributed
 from backbones.errors import ImageError
 from backbones.files import atomic_write
 from backbones.progress import TrainingProgress
+from detect.build import build_dataset
+from detect.config import DatasetConfig
 from detect.datasets import DetectionDataset
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
@@ -132,9 +134,15 @@ def detect_dataset(
     return Detected(detections, boxes, Cost(crops / looked_at, seconds / looked_at))
 
 
-def readable_images(dataset: DetectionDataset) -> Iterator[Tensor]:
-    """The images of a dataset, but for those that cannot be read, with a warning for each."""
-    return (image for _, image in _readable(dataset, range(len(dataset))))
+def calibration_images(data: DatasetConfig, split: str | None) -> Iterator[Tensor]:
+    """The images of a split that can be read, as `deploy_detector` takes them; of None no images.
+
+    Raises:
+        UserError: as `build_dataset`.
+    """
+    if split is not None:
+        dataset = build_dataset(data, split)
+        yield from (image for _, image in _readable(dataset, range(len(dataset))))
 
 
 def _readable(dataset: DetectionDataset, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

@@ -17,6 +17,7 @@ from detect.config import DetectorConfig
 from detect.detector import Detector, load_detector
 from detect.drawing import draw_detections, gallery
 from detect.inference import infer
+from detect.postprocess import above_score
 from detect.sources import find_inputs
 from detect.training import train_detector
 from detect.transforms import rescale_boxes, resize_image
@@ -80,7 +81,7 @@ def draw_enlarged(detector: Detector, path: Path) -> Tensor:
     """An image at twice its size with what is found in it, so that labels hide less."""
     image = read_image(path)
     found = detector(image)
-    kept = {key: value[found["scores"] >= SCORE_THRESH] for key, value in found.items()}
+    kept = above_score(found, SCORE_THRESH)
     _, height, width = image.shape
     large = resize_image(image, 2 * min(height, width), 2 * max(height, width))
     boxes = rescale_boxes(kept["boxes"], (height, width), (2 * height, 2 * width))

@@ -6,11 +6,8 @@ python -m tools.evaluate --results results.json --data.format coco --data.root D
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from backbones.cli import run_tool
 from backbones.config import parse_config
@@ -25,7 +22,7 @@ from detect.detector import Detector, load_detector
 from detect.evaluation import load_results, to_coco_images, to_coco_results
 from detect.evaluation.report import write_report
 from detect.proposals import Proposals, load_proposals
-from detect.scoring import detect_dataset, readable_images
+from detect.scoring import calibration_images, detect_dataset
 from detect.training import check_same_classes
 
 
@@ -108,9 +105,7 @@ def _main() -> None:
         check_same_classes(detector, dataset, config.split)
         proposals = _proposals(config, detector, dataset)
         folder = make_folder(config.output)
-        calibration: Iterable[Tensor] = ()
-        if config.calibration_split is not None:
-            calibration = readable_images(build_dataset(config.data, config.calibration_split))
+        calibration = calibration_images(config.data, config.calibration_split)
         detector = deploy_detector(detector, config.precision, calibration)
         detections, regions, measured = detect_dataset(detector, dataset, proposals)
         cost = asdict(measured)

@@ -22,6 +22,7 @@ from detect.evaluation.coco import evaluate_by_size, evaluate_coco, precision_cu
 from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
 from detect.evaluation.recall import IOU_THRESHOLDS, proposal_recall
 from detect.evaluation.voc import evaluate_voc
+from detect.postprocess import above_score
 
 WORST_IMAGES = 8
 """Pictures in the gallery."""
@@ -157,8 +158,7 @@ def _worst_images(
     rows = []
     for index, found in enumerate(detections):
         sample = dataset.sample(index)
-        keep = found["scores"] >= score_thresh
-        kept = {key: value[keep].cpu() for key, value in found.items()}
+        kept = {key: value.cpu() for key, value in above_score(found, score_thresh).items()}
         wrong, missed = count_wrong(kept, sample)
         if wrong + missed:
             rows.append((wrong + missed, index, kept, wrong, missed))

@@ -12,19 +12,13 @@ from untrained_detector import save_untrained
 from detect.datasets import make_digits
 from tools import benchmark_detector
 
-MODEL = {
-    "learned": {"image_size": 64, "channels": 16},
-    "proposals_per_image": 5,
-    "rcnn": {"crop_size": 32, "score_thresh": 0.0},
-}
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> dict:
     """A configuration of two points, with an untrained detector."""
     folder = tmp_path_factory.mktemp("front")
     digits = make_digits(folder / "digits", train=1, val=3, image_size=128)
-    weights = save_untrained(folder / "x.safetensors", MODEL, 10)
+    weights = save_untrained(folder / "x.safetensors", 10)
     return {
         "data": {"format": "coco", "root": str(digits)},
         "split": "val",

@@ -18,16 +18,10 @@ from detect.video import slideshow
 
 pytestmark = pytest.mark.large
 
-MODEL = {
-    "learned": {"image_size": 96, "channels": 16},
-    "proposals_per_image": 10,
-    "rcnn": {"crop_size": 32, "score_thresh": 0.0},
-}
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    return save_untrained(tmp_path_factory.mktemp("detector") / "x.safetensors", MODEL, 3)
+    return save_untrained(tmp_path_factory.mktemp("detector") / "x.safetensors", 3)
 
 
 def memory_by_count(weights: Path, inputs: Path, output: Path) -> dict[int, int]:
