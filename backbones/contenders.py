@@ -22,7 +22,7 @@ from backbones.deploy import deploy
 from backbones.device import autocast
 from backbones.folding import fold_batch_norm
 from backbones.inception import InceptionV3, create_backbone
-from backbones.int8 import quantize
+from backbones.openvino import convert, quantize
 from backbones.specs import SPECS
 
 CLASSES = 1000
@@ -173,16 +173,24 @@ def inference_contenders(
         if found[0].name == "torchvision":
             found.append(Contender("torchvision, compiled", "bf16", lambda: frozen(torchvisions())))
         found.append(Contender("ours, compiled", "bf16", lambda: frozen(fold_batch_norm(ours()))))
-    if on_cpu and _has("openvino") and _has("nncf"):
+    if on_cpu and _has("openvino"):
         found.append(
             Contender(
-                "ours quantised",
-                "int8",
-                lambda: forward(
-                    quantize(ours(), [batch(layout="default")]), batch(layout="default")
-                ),
+                "ours in OpenVINO",
+                "bf16",
+                lambda: forward(convert(ours(), "bf16"), batch(layout="default")),
             )
         )
+        if _has("nncf"):
+            found.append(
+                Contender(
+                    "ours in OpenVINO",
+                    "int8",
+                    lambda: forward(
+                        quantize(ours(), [batch(layout="default")]), batch(layout="default")
+                    ),
+                )
+            )
     return found
 
 

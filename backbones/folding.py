@@ -1,6 +1,6 @@
 """Batch normalisation folded into the convolutions: the same function, made of plain layers.
 
-What `backbones.deploy`, `backbones.export` and `backbones.int8` start from.
+What `backbones.deploy`, `backbones.export` and `backbones.openvino` start from.
 """
 
 import copy

@@ -5,19 +5,20 @@ from itertools import islice
 from typing import Literal, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from backbones.deploy import deploy
+from backbones.deploy import DeployPrecision, deploy
 from backbones.device import resolve_precision
 from backbones.errors import UserError
 from backbones.inception import InceptionV3
-from backbones.int8 import quantize, require_quantization
 from backbones.layers import copy_layers
+from backbones.openvino import convert, quantize, require_quantization
 from detect.detector import Detector, Image
 from detect.proposals import LearnedProposer
 from detect.proposals.deployed import deploy_proposer
 
 DetectorPrecision = Literal["auto", "fp32", "bf16", "int8"]
+Engine = Literal["auto", "torch", "openvino"]
 
 CALIBRATION_IMAGES, CROPS_PER_IMAGE = 32, 16
 """What sets the ranges of 8-bit maps: hundreds of crops, in seconds."""
@@ -27,42 +28,54 @@ def deploy_detector(
     detector: Detector,
     precision: DetectorPrecision = "auto",
     calibration_images: Iterable[Image] = (),
+    engine: Engine = "auto",
 ) -> Detector:
     """A detector for use only that finds the same in less time; `detector` stays as it is.
 
     Args:
         detector: what `load_detector` gives.
         precision: of both networks. `auto` is `bf16` where the device computes in it, `fp32`
-            elsewhere. `int8` quantises the crop network (see `backbones.int8`; on the CPU), the
-            proposer is then as with `auto`.
+            elsewhere. `int8` quantises the crop network, the proposer is then as with `auto`.
         calibration_images: for `int8` alone, images like those it will see; the first 32 are taken.
+        engine: what runs the crop network. `openvino` is for the CPU and needs an extra package; it
+            is the faster one in `bf16` and the only one in `int8`. `auto` is `openvino` for `int8`,
+            else `torch`.
 
     Raises:
-        UserError: `int8` off the CPU, without a proposer, without images, or with nothing proposed
-            in them.
-        MissingPackageError: `int8` without its packages.
+        UserError: OpenVINO off the CPU, `int8` in PyTorch, without a proposer, without images, or
+            with nothing proposed in them.
+        MissingPackageError: OpenVINO without its packages.
     """
     if precision not in get_args(DetectorPrecision):
         raise ValueError(f"precision must be auto, fp32, bf16 or int8, got {precision!r}")
-    of_network: Literal["auto", "fp32", "bf16"] = "auto" if precision == "int8" else precision
-    trained = detector.model
-    model = copy_layers(trained)
-    if isinstance(trained.proposer, LearnedProposer):
-        model.proposer = deploy_proposer(trained.proposer, of_network)
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be auto, torch or openvino, got {engine!r}")
+    if engine == "auto":
+        engine = "openvino" if precision == "int8" else "torch"
+    trained, device = detector.model, detector.device
+    if engine == "openvino" and device.type != "cpu":
+        raise UserError(f"engine openvino is for the CPU, not {device}: take device cpu")
     if precision == "int8":
-        if detector.device.type != "cpu":
-            raise UserError(f"int8 is for the CPU, not {detector.device}: take device cpu")
+        if engine == "torch":
+            raise UserError("precision int8 runs in OpenVINO alone: take engine openvino or auto")
         if trained.proposer is None:
             raise UserError("int8 needs a detector with a proposer of its own to set its ranges by")
         require_quantization()
-    resolved = precision if precision == "int8" else resolve_precision(precision, detector.device)
-    metadata = {**detector.metadata, "precision": resolved}
+    of_proposer: DeployPrecision = "auto" if precision == "int8" else precision
+    model = copy_layers(trained)
+    if isinstance(trained.proposer, LearnedProposer):
+        model.proposer = deploy_proposer(trained.proposer, of_proposer)
+    resolved = precision if precision == "int8" else resolve_precision(precision, device)
+    metadata = {**detector.metadata, "precision": resolved, "engine": engine}
     deployed = Detector(model, detector.class_names, detector.category_ids, metadata)
+    network: nn.Module
     if precision == "int8":
-        quantized = quantize(trained.backbone, _crops(deployed, calibration_images))
-        model.backbone = cast(InceptionV3, quantized)  # it takes its place
+        network = quantize(trained.backbone, _crops(deployed, calibration_images))
+    elif engine == "openvino":
+        network = convert(trained.backbone, precision, model.crop_size)
     else:
-        model.backbone = cast(InceptionV3, deploy(trained.backbone, of_network))
+        network = deploy(trained.backbone, precision)
+    model.backbone = cast(InceptionV3, network)  # it takes its place
     return deployed
 
 

@@ -23,7 +23,7 @@ from detect.benchmark import (
 from detect.build import build_dataset
 from detect.config import DatasetConfig
 from detect.datasets import DetectionDataset
-from detect.deploy import DetectorPrecision, deploy_detector
+from detect.deploy import DetectorPrecision, Engine, deploy_detector
 from detect.detector import Detector, load_detector
 from detect.evaluation import evaluate_coco
 from detect.pipeline import IMAGES_PER_BATCH
@@ -43,6 +43,8 @@ class FrontPoint:
     weights: str
     """Detector checkpoint (.safetensors)."""
     precision: DetectorPrecision = "auto"
+    """As for tools.infer."""
+    engine: Engine = "auto"
     """As for tools.infer."""
     model: dict[str, Any] = field(default_factory=dict)
     """Settings with other values than in training."""
@@ -161,7 +163,7 @@ def _load(point: FrontPoint, dataset: DetectionDataset, config: FrontConfig) -> 
     if detector.model.proposer is None:
         raise UserError(f"{point.weights}: this detector has no proposer of its own to be timed")
     calibration = calibration_images(config.data, config.calibration_split)
-    return deploy_detector(detector, point.precision, calibration)
+    return deploy_detector(detector, point.precision, calibration, point.engine)
 
 
 def _peer(peer: FrontPeer, paths: Sequence[Path], device: str) -> Callable[[], Any]:

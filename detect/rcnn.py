@@ -258,9 +258,10 @@ class RCNN(nn.Module):
 
     def _heads(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits `[R, K + 1]` and box deltas `[R, K, 4]` (`[R, 1, 4]` if class-agnostic)."""
-        features = self.backbone(crops) if len(crops) else None
-        if features is None:
-            features = crops.new_zeros(0, self.backbone.num_features)
+        if len(crops):
+            features = self.backbone(crops)
+        else:
+            features = self.cls_score.weight.new_zeros(0, self.backbone.num_features)
         # The two small layers and all that follows stay in fp32 under autocast.
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
@@ -268,16 +269,14 @@ class RCNN(nn.Module):
         return logits, deltas.view(len(deltas), self.bbox_pred.out_features // 4, 4)
 
     def crop(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """The network's view of `boxes`: `float32 [R, 3, S, S]`; the same in training and use,
-        but for `train_crop_size`.
+        """The network's view of `boxes`: `uint8 [R, 3, S, S]`; the same in training and use, but
+        for `train_crop_size`.
         """
-        spec = self.backbone.spec
         return crop_regions(
             images,
             boxes,
             size=self.train_crop_size if self.training else self.crop_size,
-            mean=spec.mean,
-            std=spec.std,
+            fill=[round(255 * value) for value in self.backbone.spec.mean],
             mode=self.config.crop_mode,
             context=self.config.context,
         )

@@ -10,7 +10,7 @@ from typing import Any
 from backbones.cli import run_tool
 from backbones.config import parse_config
 from backbones.errors import UserError
-from detect.deploy import DetectorPrecision, deploy_detector
+from detect.deploy import DetectorPrecision, Engine, deploy_detector
 from detect.detector import load_detector
 from detect.inference import infer
 from detect.sources import find_inputs, first_images
@@ -36,6 +36,9 @@ class InferConfig:
     precision: DetectorPrecision = "auto"
     """`bf16`, `fp32`; `auto` takes bf16 where the device has instructions for it. `int8` needs the
     openvino extra."""
+    engine: Engine = "auto"
+    """What runs the crop network: `torch`, or `openvino` (the openvino extra), which is faster on a
+    CPU and takes seconds to prepare; `auto` takes `openvino` for `int8` alone."""
     calibration: list[str] = field(default_factory=list)
     """Images, videos or folders that set the ranges of `int8`, so that they are the same in each
     call; without any the first inputs do."""
@@ -57,7 +60,7 @@ def _main() -> None:
     source = find_inputs(config.inputs)
     detector = load_detector(config.weights, config.device, config.model)
     calibration = find_inputs(config.calibration) if config.calibration else source
-    detector = deploy_detector(detector, config.precision, first_images(calibration))
+    detector = deploy_detector(detector, config.precision, first_images(calibration), config.engine)
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
     print(f"{report.detections} objects in {report.images} images: {config.output}")
     if report.errors:

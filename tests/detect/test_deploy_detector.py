@@ -13,6 +13,7 @@ from trained_network import fill_statistics
 from backbones import UserError
 from backbones.config import from_dict
 from backbones.onednn import can_fuse
+from backbones.openvino import OpenVINONetwork
 from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.deploy import CALIBRATION_IMAGES, deploy_detector
@@ -146,6 +147,24 @@ def test_the_trained_detector_stays_as_it_is(detector):
 def test_other_precisions(detector):
     with pytest.raises(ValueError, match="must be auto, fp32, bf16 or int8"):
         deploy_detector(detector, "fp16")
+    with pytest.raises(ValueError, match="must be auto, torch or openvino"):
+        deploy_detector(detector, engine="onnx")
+    with pytest.raises(UserError, match="int8 runs in OpenVINO alone"):
+        deploy_detector(detector, "int8", engine="torch")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-4), ("bf16", 0.1)])
+def test_the_crop_network_in_openvino(detector, precision, atol):
+    pytest.importorskip("openvino")
+    deployed = deploy_detector(detector, precision, engine="openvino")
+    assert isinstance(deployed.model.backbone, OpenVINONetwork)
+    assert deployed.metadata["precision"] == precision
+    (image,) = images((90, 120))
+    given = [detector.propose([image])[0].boxes]
+    exact, found = (one.model._look([image], given)[0] for one in (detector, deployed))
+    torch.testing.assert_close(found, exact, rtol=0, atol=atol)
+    assert deployed(image)["scores"].dtype == torch.float32
 
 
 @torch.inference_mode()
@@ -223,7 +242,6 @@ def test_operations(detector):
     # Four images of 12 crops are one batch for the trunk (103 with two a pooled branch; 6 of the
     # pyramid, 6 of the head) and one for the crop network: as many operations as for one image.
     assert counts[1]["convolution_pointwise"] == counts[4]["convolution_pointwise"] == 103 * 2 + 12
-    assert counts[1]["roi_align"] == counts[4]["roi_align"] == 1
     assert counts[1]["batch_norm"] == counts[1]["native_batch_norm"] == 0
     # Each makes the processor wait for a GPU; they are few an image, and none is in a network.
     waits = {n: c["local_scalar_dense"] + c["nonzero"] for n, c in counts.items()}

@@ -1,7 +1,7 @@
-"""Networks in 8-bit integers, run by OpenVINO: static quantisation calibrated on the user's images.
+"""Networks that OpenVINO runs on the CPU: in bf16 or fp32, or quantised to 8-bit integers.
 
-Of what runs int8 on a CPU this was the fastest when measured, twice PyTorch's bf16; ONNX Runtime's
-int8 was slower than that bf16.
+In bf16 it is faster than anything that PyTorch offers, and in int8 of all that were measured (ONNX
+Runtime's int8 was slower than PyTorch's bf16) the fastest, twice its bf16. It knows one image size.
 """
 
 import contextlib
@@ -10,12 +10,13 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbones.device import resolve_precision
 from backbones.errors import UserError
 from backbones.export import describe, quiet, require
 from backbones.folding import fold_batch_norm
@@ -24,14 +25,18 @@ from backbones.normalization import normalize
 from backbones.specs import BackboneSpec
 from backbones.weights import load_weights, save_weights, spec_from_metadata
 
+_HINTS = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
+"""OpenVINO's names; of a quantised network it chooses the precision of the rest."""
 
-class Int8Network(nn.Module):
-    """A quantised network in the place of the `InceptionV3` it was made from; CPU only.
 
-    Made by `quantize` or `load_int8`. It uses as many threads as `torch.get_num_threads()` says
-    when it is made.
+class OpenVINONetwork(nn.Module):
+    """A network in the place of the `InceptionV3` it was made from; CPU only.
+
+    Made by `convert`, `quantize` or `load_openvino`. It uses as many threads as
+    `torch.get_num_threads()` says when it is made.
 
     Attributes:
+        precision: `fp32`, `bf16` or `int8`.
         spec: the variant, with the file's normalisation.
         num_classes: size of the classifier, 0 for none.
         num_features: size of what it returns without classes.
@@ -43,12 +48,14 @@ class Int8Network(nn.Module):
         import openvino
 
         self.graph, self.weights, self.metadata = graph, weights, metadata
+        self.precision: str = metadata["precision"]
         self.spec: BackboneSpec = spec_from_metadata(metadata)
         self.num_classes: int = metadata["num_classes"]
         self.num_features: int = metadata["num_features"]
         core = openvino.Core()
         model = core.read_model(graph, openvino.Tensor(weights))
-        settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        settings = {"INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+        settings |= _HINTS.get(self.precision, {})
         self._compiled = core.compile_model(model, "CPU", settings)
         self.eval()
 
@@ -57,10 +64,12 @@ class Int8Network(nn.Module):
         """Side in pixels of the images it takes, no others."""
         return self.spec.input_size
 
-    def train(self, mode: bool = True) -> "Int8Network":
+    def train(self, mode: bool = True) -> "OpenVINONetwork":
         """Raise `ValueError` for training mode."""
         if mode:
-            raise ValueError("a quantised network cannot be trained: train the one it is made from")
+            raise ValueError(
+                "a network of OpenVINO cannot be trained: train the one it is made from"
+            )
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,11 +86,11 @@ class Int8Network(nn.Module):
         size = self.input_size
         if x.shape[-2:] != (size, size):
             shape = list(x.shape)
-            raise ValueError(f"this network was quantised for [N, 3, {size}, {size}], got {shape}")
+            raise ValueError(f"this network was made for [N, 3, {size}, {size}], got {shape}")
         return torch.from_numpy(self._compiled(x.numpy())[0])
 
     def save(self, path: str | Path) -> None:
-        """Write one `.safetensors` file for `load_int8`, beside the weights of the network."""
+        """Write one `.safetensors` file for `load_openvino`."""
         tensors = {
             "graph": torch.frombuffer(bytearray(self.graph), dtype=torch.uint8),
             "weights": torch.from_numpy(self.weights),
@@ -89,12 +98,34 @@ class Int8Network(nn.Module):
         save_weights(path, tensors, self.metadata)
 
 
-def quantize(model: InceptionV3, calibration_images: Iterable[Tensor]) -> Int8Network:
+def convert(
+    model: InceptionV3,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    image_size: int | None = None,
+) -> OpenVINONetwork:
+    """The network in OpenVINO, with the same outputs to within its precision.
+
+    Args:
+        model: a network in evaluation mode, on the CPU.
+        precision: of weights and maps; `auto` is `bf16` where the processor computes in it.
+        image_size: side of its images; by default the variant's input size.
+
+    Raises:
+        MissingPackageError: the extra is not installed.
+        ValueError: `model` is in training mode, or `image_size` is too small for it.
+    """
+    require("openvino", "openvino")
+    side = model.input_size if image_size is None else image_size
+    resolved = resolve_precision(precision, torch.device("cpu"))
+    return OpenVINONetwork(*_serialized(_converted(model, side)), _metadata(model, side, resolved))
+
+
+def quantize(model: InceptionV3, calibration_images: Iterable[Tensor]) -> OpenVINONetwork:
     """Quantise weights and maps to 8 bits, by the ranges that the maps have on given images.
 
     Args:
         model: a network in evaluation mode, on the CPU.
-        calibration_images: batches like those it will see, as `Int8Network.forward` takes them,
+        calibration_images: batches like those it will see, as `OpenVINONetwork.forward` takes them,
             all of one size, which becomes that of the quantised network. Some hundred images do.
 
     Raises:
@@ -103,7 +134,6 @@ def quantize(model: InceptionV3, calibration_images: Iterable[Tensor]) -> Int8Ne
     """
     require_quantization()
     import nncf
-    import openvino
 
     batches = [_as_input(images, model.spec) for images in calibration_images]
     if not batches:
@@ -112,21 +142,10 @@ def quantize(model: InceptionV3, calibration_images: Iterable[Tensor]) -> Int8Ne
     if len(sides) > 1:
         raise ValueError(f"calibration_images must be squares of one size, got sides {sides}")
     (side,) = sides
-    folded = fold_batch_norm(model)
-    with warnings.catch_warnings(), _silent():
-        warnings.simplefilter("ignore")  # of tracing's constants
-        converted = openvino.convert_model(
-            folded, example_input=torch.zeros(2, 3, side, side), input=[-1, 3, side, side]
-        )
+    with _silent():
         data = nncf.Dataset([images.numpy() for images in batches])
-        quantized = nncf.quantize(converted, data, **_settings(len(batches)))
-    metadata = describe(model) | {
-        "kind": "int8",
-        "input_size": side,
-        "num_classes": model.num_classes,
-        "num_features": model.num_features,
-    }
-    return Int8Network(*_serialized(quantized), metadata)
+        quantized = nncf.quantize(_converted(model, side), data, **_settings(len(batches)))
+    return OpenVINONetwork(*_serialized(quantized), _metadata(model, side, "int8"))
 
 
 def require_quantization() -> None:
@@ -135,21 +154,45 @@ def require_quantization() -> None:
         require("openvino", "openvino", "nncf")
 
 
-def load_int8(path: str | Path) -> Int8Network:
-    """Read a network that `Int8Network.save` wrote.
+def load_openvino(path: str | Path) -> OpenVINONetwork:
+    """Read a network that `OpenVINONetwork.save` wrote.
 
     Raises:
         UserError: missing, damaged, another kind of file, or the extra is not installed.
     """
     require("openvino", "openvino")
     tensors, metadata = load_weights(path)
-    if metadata.get("kind") != "int8":
-        raise UserError(f"{path}: expected a quantised network, this is {metadata.get('kind')!r}")
+    if metadata.get("kind") != "openvino":
+        kind = metadata.get("kind")
+        raise UserError(f"{path}: expected a network of OpenVINO, this is {kind!r}")
     try:
-        return Int8Network(tensors["graph"].numpy().tobytes(), tensors["weights"].numpy(), metadata)
+        graph, weights = tensors["graph"].numpy().tobytes(), tensors["weights"].numpy()
+        return OpenVINONetwork(graph, weights, metadata)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        raise UserError(f"{path}: broken quantised network: {reason}") from error
+        raise UserError(f"{path}: broken network of OpenVINO: {reason}") from error
+
+
+def _converted(model: InceptionV3, side: int) -> Any:
+    """OpenVINO's form of a network, for batches of any number of images."""
+    import openvino
+
+    example = torch.zeros(2, 3, side, side)
+    check_images(example, model.spec)
+    folded = fold_batch_norm(model)
+    with warnings.catch_warnings(), quiet("torch.utils.cpp_extension"):
+        warnings.simplefilter("ignore")  # of tracing's constants
+        return openvino.convert_model(folded, example_input=example, input=[-1, 3, side, side])
+
+
+def _metadata(model: InceptionV3, side: int, precision: str) -> dict[str, Any]:
+    return describe(model) | {
+        "kind": "openvino",
+        "precision": precision,
+        "input_size": side,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+    }
 
 
 def _settings(batches: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from trained_network import images, trained
 
 from backbones import UserError, save_backbone
-from backbones.int8 import load_int8, quantize
+from backbones.openvino import convert, load_openvino, quantize
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,36 @@ def test_stands_in_for_the_network(model, quantized):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(("precision", "low", "high"), [("fp32", 0, 1e-4), ("bf16", 1e-4, 0.02)])
+def test_converted(model, precision, low, high, tmp_path):
+    pytest.importorskip("openvino")
+    raw, x = images(model, 5)
+    found = convert(model, precision)
+    error = (found(x) - model(x)).norm() / model(x).norm()
+    assert low <= error < high
+    torch.testing.assert_close(found(raw), found(x), rtol=0, atol=0.05)
+    found.save(tmp_path / "net.safetensors")
+    loaded = load_openvino(tmp_path / "net.safetensors")
+    assert loaded.precision == precision
+    assert torch.equal(loaded(x), found(x))
+
+
+@torch.inference_mode()
+def test_converted_for_another_size(model):
+    pytest.importorskip("openvino")
+    x = images(model, 2)[1][:, :, :77, :77]
+    found = convert(model, "fp32", image_size=77)
+    assert found.input_size == 77
+    torch.testing.assert_close(found(x), model(x), rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="at least 75x75 pixels, got 60x60"):
+        convert(model, "fp32", image_size=60)
+
+
+@torch.inference_mode()
 def test_saved_and_loaded(model, quantized, tmp_path):
-    quantized.save(tmp_path / "best.int8.safetensors")
-    assert (tmp_path / "best.int8.safetensors").stat().st_size < 4_000_000
-    loaded = load_int8(tmp_path / "best.int8.safetensors")
+    quantized.save(tmp_path / "best.openvino.safetensors")
+    assert (tmp_path / "best.openvino.safetensors").stat().st_size < 4_000_000
+    loaded = load_openvino(tmp_path / "best.openvino.safetensors")
     raw, _ = images(model, 3)
     torch.testing.assert_close(loaded(raw), quantized(raw))
     assert loaded.spec == quantized.spec
@@ -50,21 +76,21 @@ def test_saved_and_loaded(model, quantized, tmp_path):
 def test_files_that_are_none(model, quantized, tmp_path):
     path = tmp_path / "net.safetensors"
     save_backbone(path, model)
-    with pytest.raises(UserError, match="expected a quantised network, this is 'backbone'"):
-        load_int8(path)
+    with pytest.raises(UserError, match="expected a network of OpenVINO, this is 'backbone'"):
+        load_openvino(path)
     broken = type(quantized)(quantized.graph, quantized.weights, quantized.metadata)
     broken.graph = broken.graph[:1000]
     broken.save(path)
-    with pytest.raises(UserError, match=re.escape(f"{path}: broken quantised network")):
-        load_int8(path)
+    with pytest.raises(UserError, match=re.escape(f"{path}: broken network of OpenVINO")):
+        load_openvino(path)
     broken.metadata = {key: value for key, value in broken.metadata.items() if key != "mean"}
     broken.save(path)
-    with pytest.raises(UserError, match="broken quantised network: no 'mean'"):
-        load_int8(path)
+    with pytest.raises(UserError, match="broken network of OpenVINO: no 'mean'"):
+        load_openvino(path)
 
 
 def test_wrong_use(model, quantized):
-    with pytest.raises(ValueError, match=r"quantised for \[N, 3, 79, 79\], got \[1, 3, 90, 90\]"):
+    with pytest.raises(ValueError, match=r"made for \[N, 3, 79, 79\], got \[1, 3, 90, 90\]"):
         quantized(torch.zeros(1, 3, 90, 90))
     with pytest.raises(ValueError, match="cannot be trained"):
         quantized.train()
@@ -80,4 +106,4 @@ def test_a_missing_extra_names_the_command(model, monkeypatch, tmp_path):
         quantize(model, [])
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"this needs openvino .*\[openvino\]"):
-        load_int8(tmp_path / "none.safetensors")
+        load_openvino(tmp_path / "none.safetensors")
