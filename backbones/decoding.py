@@ -119,7 +119,7 @@ def decode_image(data: bytes, name: str) -> Tensor:
         ImageError: as `EncodedImage` and its `decode`; the message begins with `name`.
     """
     pixels = EncodedImage(data, name).decode()
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 @contextmanager

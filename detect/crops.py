@@ -4,7 +4,7 @@ Glossary: B images, R_i boxes on image i, R their sum, S the crop size (79 for `
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -81,35 +81,31 @@ def crop_regions(
     return torch.cat(crops)
 
 
-def split_evenly(boxes: Sequence[Tensor], limit: int) -> Iterator[list[tuple[int, Tensor]]]:
-    """Split the boxes of B images, in their order, into as few batches as the limit allows.
+def split_evenly(parts: Iterable[Tensor], total: int, limit: int) -> Iterator[Tensor]:
+    """Join tensors and cut them into as few batches as the limit allows, all about equally large.
 
-    The batches are about equally large: a few crops at the end would cost as much as more of them.
+    A few crops at the end would cost as much as more of them.
 
     Args:
-        boxes: B tensors `[R_i, 4]`, B at least 1.
-        limit: boxes in a batch at most.
+        parts: tensors `[R_i, ...]`, taken one after the other as they are needed.
+        total: R, the sum of all R_i.
+        limit: rows of a batch at most.
 
     Yields:
-        Pairs of an image's index and some of its boxes. Without any box one empty batch.
+        Tensors of up to `limit` rows, in order; none where there are none.
     """
-    total = sum(len(image_boxes) for image_boxes in boxes)
-    if total == 0:
-        yield [(0, boxes[0])]
-        return
-    size = math.ceil(total / math.ceil(total / limit))
-    batch: list[tuple[int, Tensor]] = []
-    room = size
-    for index, rest in enumerate(boxes):
-        while len(rest):
-            batch.append((index, rest[:room]))
-            room -= len(batch[-1][1])
-            rest = rest[len(batch[-1][1]) :]
-            if room == 0:
-                yield batch
-                batch, room = [], size
-    if batch:
-        yield batch
+    size = math.ceil(total / max(1, math.ceil(total / limit)))
+    waiting: list[Tensor] = []
+    rows = 0
+    for part in parts:
+        waiting.append(part)
+        rows += len(part)
+        while rows >= size > 0:
+            joined = torch.cat(waiting)
+            yield joined[:size]
+            waiting, rows = [joined[size:]], rows - size
+    if rows:
+        yield torch.cat(waiting)
 
 
 def check_boxes(boxes: Sequence[Tensor], what: str = "boxes") -> None:

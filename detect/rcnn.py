@@ -239,10 +239,11 @@ class RCNN(nn.Module):
 
         At most `CROPS_PER_FORWARD` crops at a time, which may be those of several images.
         """
-        results = []
-        for batch in split_evenly(boxes, CROPS_PER_FORWARD):
-            shown = [images[index] for index, _ in batch]
-            results.append(self._look_at(self.crop(shown, [chunk for _, chunk in batch])))
+        crops = (self.crop([image], [of_it]) for image, of_it in zip(images, boxes, strict=True))
+        total = sum(len(image_boxes) for image_boxes in boxes)
+        if total == 0:
+            return self._look_at(torch.cat(list(crops)))
+        results = [self._look_at(batch) for batch in split_evenly(crops, total, CROPS_PER_FORWARD)]
         probabilities, deltas = zip(*results, strict=True)
         return torch.cat(probabilities), torch.cat(deltas)
 

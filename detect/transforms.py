@@ -90,7 +90,7 @@ def augment(
     # Labels go around the library, which turns integers into floats; it carries indices of boxes.
     index = torch.as_tensor(np.asarray(result["index"], dtype=np.int64))
     new_boxes = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
-    new_image = torch.from_numpy(np.ascontiguousarray(result["image"].transpose(2, 0, 1)))
+    new_image = torch.from_numpy(np.ascontiguousarray(result["image"])).permute(2, 0, 1)
     return new_image, torch.from_numpy(new_boxes), labels[index]
 
 

@@ -56,7 +56,7 @@ class VideoReader:
             for frame in self._container.decode(self._stream):
                 pixels = frame.to_ndarray(format="rgb24")
                 read += 1
-                yield torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+                yield torch.from_numpy(pixels).permute(2, 0, 1)
         except FFmpegError as error:
             raise UserError(
                 f"{self.path}: the video breaks off after {read} frames: {_reason(error)}"

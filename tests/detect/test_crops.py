@@ -104,7 +104,7 @@ def test_both_ways_to_resample_agree(seed, size):
     sides = np.exp(rng.uniform(0, 5, (6, 2)))
     windows = torch.tensor(np.hstack([corners, corners + sides]), dtype=torch.float32)
     levels = levels_for(windows, size)
-    windows = windows * 0.5 ** levels.repeat(1, 2)
+    windows = windows * 0.5 ** levels[:, None]
     one, other = (
         resample(image, windows, levels, size, GREY).float()
         for resample in (resample_by_opencv, resample_by_roi_align)
