@@ -117,6 +117,18 @@ def call_on_main(function: Callable[[], Value]) -> Value:
     return outcome[0]
 
 
+def require_one_process(what: str) -> None:
+    """Raise `UserError` where a launcher has started several processes.
+
+    To be called before any of them joins the others, by what trains several networks in turn.
+    """
+    place = _place(os.environ)
+    if place is not None and place.world_size > 1:
+        raise UserError(
+            f"{what} runs in one process, {place.world_size} were started: start it by python"
+        )
+
+
 @contextmanager
 def lost_processes_are_errors() -> Iterator[None]:
     """Turn the failures of communication that a dead process causes in the others into one line."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from backbones import distributed
 from backbones.config import as_base
 from backbones.cost import count_multiply_adds
 from backbones.device import autocast, resolve_device, resolve_precision
@@ -75,8 +76,9 @@ def compare_receptive_fields(config: ReceptiveFieldConfig) -> list[ReceptiveFiel
     last epoch. With `resume`, networks that are trained already are not trained again.
 
     Raises:
-        UserError: see `pretrain`.
+        UserError: see `pretrain`; or several processes were started.
     """
+    distributed.require_one_process("this comparison")
     folder = make_folder(config.run)
     metrics, models = {}, {}
     # The cheapest, which the paper lists last, first: mistakes show within minutes.

@@ -15,20 +15,19 @@ from typing import Any
 
 import torch
 
-from backbones import create_backbone
+from backbones import create_backbone, distributed
 from backbones.config import as_base
 from backbones.cost import count_multiply_adds
-from backbones.errors import ImageError, UserError
+from backbones.errors import UserError
 from backbones.figures import new_figure, save_figure
 from backbones.files import atomic_write, make_folder
-from backbones.progress import track
 from detect.build import build_dataset
 from detect.config import DetectorConfig, ModelConfig
-from detect.datasets import DetectionDataset
 from detect.detector import Detector, load_detector
 from detect.evaluation import load_results
 from detect.evaluation.coco import evaluate_by_size
 from detect.proposals import LearnedProposer, Proposals, save_proposals
+from detect.propose import propose_dataset
 from detect.training import check_same_classes, train_detector
 
 logger = logging.getLogger(__name__)
@@ -82,8 +81,10 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
         all, are made before), AP and its companions, and `sizes` as `evaluate_by_size` gives them.
 
     Raises:
-        UserError: as `train_detector`, or `proposals_from` is no detector for this.
+        UserError: as `train_detector`, `proposals_from` is no detector for this, or several
+            processes were started.
     """
+    distributed.require_one_process("a comparison")
     folder = make_folder(config.run)
     # Unknown names should be found before hours of training.
     costs = {name: multiply_adds(name, config.model.width) for name in config.variants}
@@ -170,26 +171,7 @@ def propose_splits(detector: Detector, config: ComparisonConfig) -> dict[int, Pr
             model.proposals_per_image_train if in_training else model.proposals_per_image
         )
         proposer.score_thresh = 0.0 if in_training else model.proposal_score_thresh
-        found |= _propose(detector, dataset)
-    return found
-
-
-def _propose(detector: Detector, dataset: DetectionDataset) -> dict[int, Proposals]:
-    """Proposals of a dataset; an image without any, or that cannot be read, has itself as one."""
-    found: dict[int, Proposals] = {}
-    for index in track(range(len(dataset)), len(dataset), "propose"):
-        sample = dataset.sample(index)
-        whole = torch.tensor([[0.0, 0.0, sample.width, sample.height]])
-        proposals = Proposals(whole, torch.zeros(1))
-        try:
-            looked_at = detector.propose([dataset.load_image(index)])[0]
-        except ImageError as error:
-            logger.warning("without proposals: %s", error)
-        else:
-            # A results file cannot say that an image was looked at and has none.
-            if len(looked_at.boxes):
-                proposals = Proposals(*(values.cpu() for values in looked_at))
-        found[sample.image_id] = proposals
+        found |= propose_dataset(detector, dataset)
     return found
 
 

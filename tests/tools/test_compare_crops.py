@@ -22,10 +22,12 @@ from detect.comparison import (
     propose_splits,
 )
 from detect.datasets import load_coco, make_digits
+from detect.deploy import deploy_detector
 from detect.detector import load_detector
 from detect.evaluation import evaluate_coco
 from detect.proposals import load_proposals
 from tools import compare_crops as tool
+from tools import propose
 
 VARIANTS = ["inception_v3_79", "inception_v3_79_naive", "inception_v3"]
 
@@ -195,3 +197,40 @@ def test_mistakes_are_one_line(arguments, words, digits, tmp_path, monkeypatch, 
     arguments = ["--config", str(config), "--run", str(tmp_path / "run"), *arguments]
     message = error_of(tool, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert words in message
+
+
+def test_several_processes_are_refused(digits, tmp_path, monkeypatch, capsys):
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(settings(digits)))
+    message = error_of(tool, "--config", str(config), monkeypatch=monkeypatch, capsys=capsys)
+    assert "a comparison runs in one process, 2 were started" in message
+
+
+def test_proposals_of_a_detector_as_a_file(compared, digits, tmp_path, monkeypatch, capsys):
+    """What tools.propose writes is what the detector proposes, and trains another one."""
+    output = tmp_path / "proposals.json"
+    data = ["--data.format", "coco", "--data.root", str(digits)]
+    arguments = ["--weights", str(compared[0] / "proposer"), *data, "--output", str(output)]
+    many = ["--model.proposals_per_image", "4", "--splits", "[train, val]"]
+    assert run(propose, *arguments, *many, monkeypatch=monkeypatch) == 0
+    assert f"16 proposals for 4 images: {output}" in capsys.readouterr().out
+    settings_of_use = {"proposals_per_image": 4}
+    detector = load_detector(compared[0] / "proposer", "cpu", settings_of_use)
+    detector = deploy_detector(detector)
+    val = load_coco(digits / "annotations" / "val.json", digits / "val")
+    found = load_proposals(output)
+    for index, image_id in enumerate(val.image_ids):
+        (want,) = detector.propose([val.load_image(index)])
+        torch.testing.assert_close(found[image_id].boxes, want.boxes, rtol=0, atol=1e-3)
+        torch.testing.assert_close(found[image_id].scores, want.scores)
+    message = error_of(
+        *(propose, *arguments, "--splits", "[val, val]"), monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert "splits must be different ones" in message
+    trained = str(compared[0] / VARIANTS[0])  # on precomputed proposals
+    message = error_of(
+        *(propose, "--weights", trained, *data), monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert "this detector has no proposer of its own" in message

@@ -1,0 +1,38 @@
+"""What a detector proposes for whole datasets, to be kept in a file and trained on."""
+
+import logging
+
+import torch
+
+from backbones.errors import ImageError
+from backbones.progress import track
+from detect.datasets import DetectionDataset
+from detect.detector import Detector
+from detect.proposals import Proposals
+
+logger = logging.getLogger(__name__)
+
+
+def propose_dataset(detector: Detector, dataset: DetectionDataset) -> dict[int, Proposals]:
+    """Proposals for every image of a dataset, by image id, on the CPU.
+
+    An image in which nothing is proposed, or that cannot be read, has itself as the one proposal,
+    with the score 0: a file of proposals cannot say that an image was looked at and has none.
+
+    Raises:
+        ValueError: the detector has no proposer.
+    """
+    found: dict[int, Proposals] = {}
+    for index in track(range(len(dataset)), len(dataset), "propose"):
+        sample = dataset.sample(index)
+        whole = torch.tensor([[0.0, 0.0, sample.width, sample.height]])
+        proposals = Proposals(whole, torch.zeros(1))
+        try:
+            looked_at = detector.propose([dataset.load_image(index)])[0]
+        except ImageError as error:
+            logger.warning("without proposals: %s", error)
+        else:
+            if len(looked_at.boxes):
+                proposals = Proposals(*(values.cpu() for values in looked_at))
+        found[sample.image_id] = proposals
+    return found

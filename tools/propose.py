@@ -1,0 +1,65 @@
+"""Write the proposals of a detector for whole splits, to train and compare detectors on the same.
+
+python -m tools.propose --weights runs/mine --data.format voc --data.root DIR \
+    --splits "[train, val]" --output proposals.json
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from backbones.cli import run_tool
+from backbones.config import parse_config
+from backbones.errors import UserError
+from detect.build import build_dataset
+from detect.config import DatasetConfig
+from detect.deploy import deploy_detector
+from detect.detector import load_detector
+from detect.proposals import Proposals, save_proposals
+from detect.propose import propose_dataset
+
+
+@dataclass(frozen=True)
+class ProposeConfig:
+    """Whose proposals for what."""
+
+    weights: str
+    """Detector checkpoint (.safetensors), or a run folder."""
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+    """Which dataset."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Which parts of it."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Settings with other values than in training: `--model.proposals_per_image 100
+    --model.proposal_score_thresh 0` for many, as training wants them."""
+    output: str = "proposals.json"
+    """File in COCO's results format, for `model.precomputed` of train_detector."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise UserError(f"splits must be different ones, got {list(self.splits)}")
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    config = parse_config(ProposeConfig, description="Write the proposals of a detector.")
+    detector = load_detector(config.weights, config.device, config.model)
+    if detector.model.proposer is None:
+        raise UserError(f"{config.weights}: this detector has no proposer of its own")
+    datasets = [build_dataset(config.data, split) for split in config.splits]
+    detector = deploy_detector(detector)
+    found: dict[int, Proposals] = {}
+    for dataset in datasets:
+        found |= propose_dataset(detector, dataset)
+    save_proposals(config.output, found)
+    boxes = sum(len(proposals.boxes) for proposals in found.values())
+    print(f"{boxes} proposals for {len(found)} images: {config.output}")
+
+
+if __name__ == "__main__":
+    main()
