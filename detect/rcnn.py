@@ -40,6 +40,8 @@ class RCNN(nn.Module):
 
     Attributes:
         crop_size: S, from `config` or the backbone.
+        second: looks again at crops that this network is unsure of, in use; see `detect.ensemble`.
+        second_below: probability below which it is.
         train_crop_size: S in training mode; `crop_size` at first. A trainer may begin with
             smaller, cheaper crops, see `DetectorConfig`.
 
@@ -70,6 +72,8 @@ class RCNN(nn.Module):
                 f"got {self.crop_size}"
             )
         self.train_crop_size = self.crop_size
+        self.second: RCNN | None = None
+        self.second_below = 0.0
         self.cls_score = nn.Linear(backbone.num_features, num_classes + 1)
         regressions = 1 if config.class_agnostic else num_classes
         self.bbox_pred = nn.Linear(backbone.num_features, regressions * 4)
@@ -244,8 +248,22 @@ class RCNN(nn.Module):
         if total == 0:
             return self._look_at(torch.cat(list(crops)))
         results = [self._look_at(batch) for batch in split_evenly(crops, total, CROPS_PER_FORWARD)]
-        probabilities, deltas = zip(*results, strict=True)
-        return torch.cat(probabilities), torch.cat(deltas)
+        probabilities, deltas = (torch.cat(parts) for parts in zip(*results, strict=True))
+        if self.second is not None:
+            probabilities = self._look_again(self.second, images, boxes, probabilities)
+        return probabilities, deltas
+
+    def _look_again(
+        self, second: "RCNN", images: Sequence[Tensor], boxes: Sequence[Tensor], first: Tensor
+    ) -> Tensor:
+        """Class probabilities, of unsure ones the mean with those of a second network."""
+        unsure = first.max(dim=1).values < self.second_below
+        parts = unsure.split([len(image_boxes) for image_boxes in boxes])
+        chosen = [image_boxes[part] for image_boxes, part in zip(boxes, parts, strict=True)]
+        again, _ = second._look(images, chosen)
+        mean = first.clone()
+        mean[unsure] = (first[unsure] + again) / 2
+        return mean
 
     def _look_at(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = self._heads(crops)
