@@ -174,13 +174,18 @@ def inference_contenders(
             found.append(Contender("torchvision, compiled", "bf16", lambda: frozen(torchvisions())))
         found.append(Contender("ours, compiled", "bf16", lambda: frozen(fold_batch_norm(ours()))))
     if on_cpu and _has("openvino"):
-        found.append(
+        found += [
+            Contender(
+                "ours in OpenVINO",
+                "fp32",
+                lambda: forward(convert(ours(), "fp32"), batch(layout="default")),
+            ),
             Contender(
                 "ours in OpenVINO",
                 "bf16",
                 lambda: forward(convert(ours(), "bf16"), batch(layout="default")),
-            )
-        )
+            ),
+        ]
         if _has("nncf"):
             found.append(
                 Contender(
