@@ -55,7 +55,8 @@ def infer(
 
     Writes an annotated picture `NAME.jpg` for each image, an annotated `NAME.mp4` for each video,
     `results.json` with the detections in COCO's results format, and `images.json` with `images`
-    (id, file, frame of a video, size) and `categories`, to which the results refer. An input that
+    (id, file, frame of a video, size, annotated picture or video) and `categories`, to which the
+    results refer. An input that
     cannot be read is reported and the rest is done.
 
     Args:
@@ -90,7 +91,7 @@ def infer(
         def annotated(images: Iterable[tuple[Frame, Tensor]]) -> Iterator[tuple[Path, Tensor]]:
             for (file, number), image, found in _detected(detector, images):
                 found = above_score(found, score_thresh)
-                results.add(image, file, number, found)
+                results.add(image, file, number, targets[file], found)
                 report.images += 1
                 report.detections += len(found["boxes"])
                 yield file, draw_detections(image, found, detector.class_names)
@@ -189,10 +190,18 @@ class _Results:
         self._add_result, self._add_image = add_result, add_image
         self._count = 0
 
-    def add(self, image: Tensor, file: Path, frame: int | None, found: dict[str, Tensor]) -> None:
+    def add(
+        self,
+        image: Tensor,
+        file: Path,
+        frame: int | None,
+        annotated: Path,
+        found: dict[str, Tensor],
+    ) -> None:
         self._count += 1
         _, height, width = image.shape
         entry = {"id": self._count, "file_name": str(file), "height": height, "width": width}
+        entry["annotated"] = annotated.name
         self._add_image(entry if frame is None else entry | {"frame": frame})
         for result in coco_results(found, self._count, self._category_ids):
             self._add_result(result)

@@ -61,7 +61,7 @@ def write_report(
         np.concatenate([sample.labels[~sample.crowd].numpy() for sample in dataset]),
         minlength=len(dataset.class_names) + 1,
     )
-    figures = {
+    figures: dict[str, Any] = {
         "title": title,
         "images": len(dataset),
         "objects": dict(zip(dataset.class_names, counts[1:].tolist(), strict=True)),
@@ -77,7 +77,10 @@ def write_report(
         ],
         "errors": asdict(error_report(dataset, detections)),
         "score_thresh": score_thresh,
-        "confusion": confusion_matrix(dataset, detections, score_thresh).tolist(),
+        "confusion": {
+            "names": ["background", *dataset.class_names],
+            "counts": confusion_matrix(dataset, detections, score_thresh).tolist(),
+        },
         "precision_at_recall": precision_curves(dataset, detections),
         "proposals": None if regions is None else proposal_recall(dataset, regions),
     }

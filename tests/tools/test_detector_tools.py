@@ -112,6 +112,8 @@ def test_infer_on_images_and_video(trained, pictures, tmp_path, monkeypatch, cap
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     assert [image["id"] for image in images] == list(range(1, 9))
     assert [image.get("frame") for image in images] == [None] * 3 + list(range(5))
+    annotated = [image["annotated"] for image in images]
+    assert annotated == ["0.jpg", "1.jpg", "2.jpg", *["clip.mp4"] * 5]
     # A list, as pycocotools' loadRes wants it.
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results

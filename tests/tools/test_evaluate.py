@@ -57,7 +57,8 @@ def test_a_report_on_results(report, digits, results):
     assert sum(figures["objects"].values()) == sum(row["objects"] for row in figures["sizes"])
     assert figures["errors"]["counts"]["missed"] + figures["errors"]["counts"]["localisation"] == 1
     # All hits are on the diagonal; the moved box stands in row 0, its digit in column 0.
-    confusion = torch.tensor(figures["confusion"])
+    assert figures["confusion"]["names"] == ["background", *map(str, range(10))]
+    confusion = torch.tensor(figures["confusion"]["counts"])
     assert confusion[0].sum() == confusion[:, 0].sum() == 1
     assert confusion.diagonal().sum() == sum(figures["objects"].values()) - 1
     page = (report / "report.html").read_text()
