@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import cv2
+import torch
+
 from backbones.errors import UserError
 from backbones.memory import keep_freed_memory
 from backbones.progress import console_handler
@@ -18,6 +21,8 @@ def run_tool(main: Callable[[], None]) -> None:
     defect of this package and keeps its traceback. Log messages go to stderr.
     """
     keep_freed_memory()
+    # One setting for the threads of both, OMP_NUM_THREADS or what torchrun says.
+    cv2.setNumThreads(torch.get_num_threads())
     logging.basicConfig(level=logging.INFO, handlers=[console_handler()])
     try:
         main()

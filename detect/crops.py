@@ -78,34 +78,39 @@ def crop_regions(
     for image, image_boxes in zip(images, boxes, strict=True):
         windows = crop_windows(image_boxes.to(torch.float32), mode, context)
         crops.append(resample_windows(image, windows, size, fill))
-    return torch.cat(crops)
+    return _joined(crops)
 
 
 def split_evenly(parts: Iterable[Tensor], total: int, limit: int) -> Iterator[Tensor]:
-    """Join tensors and cut them into as few batches as the limit allows, all about equally large.
+    """Join crops and cut them into as few batches as the limit allows, all about equally large.
 
     A few crops at the end would cost as much as more of them.
 
     Args:
-        parts: tensors `[R_i, ...]`, taken one after the other as they are needed.
-        total: R, the sum of all R_i.
-        limit: rows of a batch at most.
+        parts: crops `[R_i, 3, S, S]`, taken one after the other as they are needed.
+        total: R, the sum of all R_i, at least 1.
+        limit: crops of a batch at most.
 
     Yields:
-        Tensors of up to `limit` rows, in order; none where there are none.
+        Crops `[up to limit, 3, S, S]` in order, `channels_last`.
     """
-    size = math.ceil(total / max(1, math.ceil(total / limit)))
+    size = math.ceil(total / math.ceil(total / limit))
     waiting: list[Tensor] = []
-    rows = 0
+    room = size
     for part in parts:
-        waiting.append(part)
-        rows += len(part)
-        while rows >= size > 0:
-            joined = torch.cat(waiting)
-            yield joined[:size]
-            waiting, rows = [joined[size:]], rows - size
-    if rows:
-        yield torch.cat(waiting)
+        while len(part) >= room:
+            yield _joined([*waiting, part[:room]])
+            part, waiting, room = part[room:], [], size
+        if len(part):
+            waiting.append(part)
+            room -= len(part)
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(crops: Sequence[Tensor]) -> Tensor:
+    """One batch, `channels_last` also where a part is empty."""
+    return torch.cat(list(crops)).contiguous(memory_format=torch.channels_last)
 
 
 def check_boxes(boxes: Sequence[Tensor], what: str = "boxes") -> None:

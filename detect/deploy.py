@@ -1,11 +1,12 @@
 """The inference form of a whole detector."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbones.deploy import DeployPrecision, deploy
 from backbones.device import resolve_precision
@@ -16,6 +17,7 @@ from backbones.openvino import convert, quantize, require_quantization
 from detect.detector import Detector, Image
 from detect.proposals import LearnedProposer
 from detect.proposals.deployed import deploy_proposer
+from detect.rcnn import RCNN
 
 DetectorPrecision = Literal["auto", "fp32", "bf16", "int8"]
 Engine = Literal["auto", "torch", "openvino"]
@@ -33,7 +35,7 @@ def deploy_detector(
     """A detector for use only that finds the same in less time; `detector` stays as it is.
 
     Args:
-        detector: what `load_detector` gives.
+        detector: what `load_detector` gives, perhaps with an ensemble.
         precision: of both networks. `auto` is `bf16` where the device computes in it, `fp32`
             elsewhere. `int8` quantises the crop network, the proposer is then as with `auto`.
         calibration_images: for `int8` alone, images like those it will see; the first 32 are taken.
@@ -45,6 +47,7 @@ def deploy_detector(
         UserError: OpenVINO off the CPU, `int8` in PyTorch, without a proposer, without images, or
             with nothing proposed in them.
         MissingPackageError: OpenVINO without its packages.
+        ValueError: the detector is deployed already.
     """
     if precision not in get_args(DetectorPrecision):
         raise ValueError(f"precision must be auto, fp32, bf16 or int8, got {precision!r}")
@@ -53,6 +56,8 @@ def deploy_detector(
     if engine == "auto":
         engine = "openvino" if precision == "int8" else "torch"
     trained, device = detector.model, detector.device
+    if not isinstance(trained.backbone, InceptionV3):
+        raise ValueError("this detector is deployed already: deploy the one it was made from")
     if engine == "openvino" and device.type != "cpu":
         raise UserError(f"engine openvino is for the CPU, not {device}: take device cpu")
     if precision == "int8":
@@ -68,27 +73,34 @@ def deploy_detector(
     resolved = precision if precision == "int8" else resolve_precision(precision, device)
     metadata = {**detector.metadata, "precision": resolved, "engine": engine}
     deployed = Detector(model, detector.class_names, detector.category_ids, metadata)
-    network: nn.Module
-    if precision == "int8":
-        network = quantize(trained.backbone, _crops(deployed, calibration_images))
-    elif engine == "openvino":
-        network = convert(trained.backbone, precision, model.crop_size)
-    else:
-        network = deploy(trained.backbone, precision)
-    model.backbone = cast(InceptionV3, network)  # it takes its place
+    images = list(islice(calibration_images, CALIBRATION_IMAGES)) if precision == "int8" else []
+
+    def network(of: RCNN) -> InceptionV3:
+        """The inference form of a crop network, in whose place it can be put."""
+        if precision == "int8":
+            return cast(InceptionV3, quantize(of.backbone, _crops(deployed, of, images)))
+        if engine == "openvino":
+            return cast(InceptionV3, convert(of.backbone, precision, of.crop_size))
+        return cast(InceptionV3, deploy(of.backbone, precision))
+
+    model.backbone = network(trained)
+    if trained.second_look is not None:
+        second = copy_layers(trained.second_look.model)
+        second.backbone, second.proposer = network(trained.second_look.model), None
+        model.second_look = replace(trained.second_look, model=second)
     return deployed
 
 
 @torch.inference_mode()
-def _crops(detector: Detector, images: Iterable[Image]) -> list[Tensor]:
-    """Crops of some images, a batch for each: from the best proposals to the worst."""
+def _crops(detector: Detector, model: RCNN, images: Iterable[Image]) -> list[Tensor]:
+    """A model's crops of some images, a batch for each: from the best proposals to the worst."""
     batches = []
-    for image in islice(images, CALIBRATION_IMAGES):
+    for image in images:
         pixels = detector.as_tensor(image)
         boxes = detector.propose([pixels])[0].boxes
         if len(boxes):
             chosen = torch.linspace(0, len(boxes) - 1, min(len(boxes), CROPS_PER_IMAGE)).long()
-            batches.append(detector.model.crop([pixels], [boxes[chosen]]))
+            batches.append(model.crop([pixels], [boxes[chosen]]))
     if not batches:
         raise UserError(
             "int8 needs images to set its ranges by: pass calibration_images, in which something "

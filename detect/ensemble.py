@@ -1,30 +1,96 @@
 """A second detector's crop network looks again at the crops that the first one is unsure of."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
 from backbones.errors import UserError
-from detect.detector import Detector
+from detect.detector import Detector, load_detector
+from detect.rcnn import RCNN
 
 
-def add_ensemble(detector: Detector, second: Detector, below: float = 0.9) -> None:
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """A second crop network for what the first one is unsure of."""
+
+    weights: str | None = None
+    """Detector checkpoint whose crop network, of any variant and crop size, looks again; boxes stay
+    those of the first, and its settings are those of its training."""
+    below: float = 0.9
+    """Probability of the most probable class below which a crop is looked at again."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.below <= 1:
+            raise UserError(f"ensemble.below must be in [0, 1], got {self.below}")
+        if self.weights is None and self.below != type(self).below:
+            raise UserError("ensemble.below is for ensemble.weights: remove it, or name these")
+
+
+@dataclass
+class SecondLook:
+    """What `RCNN.second_look` calls.
+
+    Attributes:
+        model: whose crop network looks again.
+        below: crops whose most probable class, background included, has a lower probability.
+        crops: how many it has looked at so far.
+    """
+
+    model: RCNN
+    below: float
+    crops: int = 0
+
+    def __call__(
+        self, images: Sequence[Tensor], boxes: Sequence[Tensor], probabilities: Tensor
+    ) -> Tensor:
+        """The class probabilities `[R, K + 1]`, of unsure crops the mean with the second network's.
+
+        Args:
+            images: B tensors `uint8 [3, H_i, W_i]`.
+            boxes: B tensors `[R_i, 4]` on them.
+            probabilities: of the first network, image by image.
+        """
+        unsure = probabilities.max(dim=1).values < self.below
+        parts = unsure.split([len(image_boxes) for image_boxes in boxes])
+        chosen = [image_boxes[part] for image_boxes, part in zip(boxes, parts, strict=True)]
+        again, _ = self.model.look(images, chosen)
+        self.crops += len(again)
+        mean = probabilities.clone()
+        mean[unsure] = (probabilities[unsure] + again) / 2
+        return mean
+
+
+def load_ensemble(detector: Detector, config: EnsembleConfig) -> None:
+    """`add_ensemble` of the checkpoint that a config names, if any; raises as `load_detector`."""
+    if config.weights is not None:
+        second = load_detector(config.weights, str(detector.device))
+        add_ensemble(detector, second, config.below)
+
+
+def add_ensemble(detector: Detector, second: Detector, below: float = EnsembleConfig.below) -> None:
     """Let `detector` take the mean of two networks' class probabilities where it is unsure.
 
     Boxes stay those of the first network. The second one may be of any variant and crop size, such
-    as 299 pixels for a first look at 79; its proposer is not used. To be called after
-    `deploy_detector`, which takes each of the two by itself.
+    as 299 pixels for a first look at 79; its proposer is not used. `deploy_detector`, which comes
+    after this, deploys both alike.
 
     Args:
         detector: which to change, in place.
         second: a detector of the same classes, on the same device.
-        below: crops whose most probable class, background included, has a lower probability are
-            looked at again.
+        below: see `SecondLook`.
 
     Raises:
-        UserError: other classes, or `below` is not in [0, 1].
+        UserError: other classes.
+        ValueError: the second one is the first, has a second of its own, or is on another device.
     """
     if second.class_names != detector.class_names:
         raise UserError(
             "the detectors of an ensemble must have the same classes in the same order, got "
             f"{', '.join(detector.class_names)} and {', '.join(second.class_names)}"
         )
-    if not 0 <= below <= 1:
-        raise UserError(f"ensemble_below must be in [0, 1], got {below}")
-    detector.model.second, detector.model.second_below = second.model, below
+    if second.model is detector.model or second.model.second_look is not None:
+        raise ValueError("the second detector must be another one, without a second of its own")
+    if second.device != detector.device:
+        raise ValueError(f"detectors on {detector.device} and {second.device}: move one of them")
+    detector.model.second_look = SecondLook(second.model, below)

@@ -80,14 +80,15 @@ def soft_nms(
         Indices `int64 [D]` of the boxes taken and their lowered scores `[D]`, best first.
     """
     # One box after the other: many small steps, each of which costs NumPy a tenth of what it costs
-    # PyTorch, and a GPU far more. Those of a class lie together, so that a step is a row.
+    # PyTorch, and a GPU far more. Those of a class lie together, so that rivals are a slice.
     order = labels.argsort(stable=True).cpu()
-    boxes, labels = boxes.cpu()[order], labels.cpu()[order]
+    corners = boxes.cpu()[order].numpy().T.copy()
     left = scores.cpu()[order].numpy()
-    classes, starts = np.unique(labels.numpy(), return_index=True)
-    group = np.searchsorted(classes, labels.numpy())
-    own = [slice(*ends) for ends in pairwise([*starts, len(labels)])]
-    factors: dict[int, np.ndarray] = {}
+    _, starts = np.unique(labels.cpu()[order].numpy(), return_index=True)
+    group = np.searchsorted(starts, np.arange(len(left)), side="right") - 1
+    rivals = [slice(*ends) for ends in pairwise([*starts.tolist(), len(left)])]
+    x1, y1, x2, y2 = corners
+    area = (x2 - x1) * (y2 - y1)
     chosen: list[int] = []
     found: list[float] = []
     while len(chosen) < min(limit, len(left)):
@@ -96,12 +97,13 @@ def soft_nms(
             break
         chosen.append(best)
         found.append(float(left[best]))
-        i = group[best]
-        if i not in factors:
-            iou = box_iou(boxes[own[i]], boxes[own[i]]).numpy()
-            # Above zero: what is taken has the score -inf, which zero would make no number.
-            factors[i] = np.exp(-(iou**2) / sigma).clip(min=1e-30)
-        left[own[i]] *= factors[i][best - own[i].start]
+        of = rivals[group[best]]
+        width = np.minimum(x2[of], x2[best]) - np.maximum(x1[of], x1[best])
+        height = np.minimum(y2[of], y2[best]) - np.maximum(y1[of], y1[best])
+        shared = width.clip(min=0) * height.clip(min=0)
+        iou = shared / (area[of] + area[best] - shared)
+        # Above zero: what is taken has the score -inf, which zero would make no number.
+        left[of] *= np.exp(iou * iou / -sigma).clip(min=1e-30)
         left[best] = -np.inf
     return order[chosen].to(scores.device), scores.new_tensor(found)
 

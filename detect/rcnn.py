@@ -4,6 +4,7 @@ Glossary: B images, P_i proposals of image i, R crops in a batch, K foreground c
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,15 @@ from backbones.errors import UserError
 from backbones.inception import InceptionV3
 from backbones.layers import keep_frozen
 from detect.checks import check_images, check_targets
-from detect.crops import crop_regions, split_evenly
+from detect.crops import check_boxes, crop_regions, split_evenly
 from detect.minibatch import Crops, add_candidates, add_objects, choose_crops
 from detect.postprocess import select_detections
 from detect.proposals.base import Proposals, Proposer
 from detect.rcnn_config import RCNNConfig
 from detect.sampling import decode_boxes, encode_boxes, of_class
+
+if TYPE_CHECKING:
+    from detect.ensemble import SecondLook
 
 CROPS_PER_FORWARD = 64
 """Crops that go through the network at once in use; bounds memory, changes results by rounding."""
@@ -40,8 +44,7 @@ class RCNN(nn.Module):
 
     Attributes:
         crop_size: S, from `config` or the backbone.
-        second: looks again at crops that this network is unsure of, in use; see `detect.ensemble`.
-        second_below: probability below which it is.
+        second_look: changes the class probabilities of crops in use, see `detect.ensemble`.
         train_crop_size: S in training mode; `crop_size` at first. A trainer may begin with
             smaller, cheaper crops, see `DetectorConfig`.
 
@@ -72,8 +75,7 @@ class RCNN(nn.Module):
                 f"got {self.crop_size}"
             )
         self.train_crop_size = self.crop_size
-        self.second: RCNN | None = None
-        self.second_below = 0.0
+        self.second_look: SecondLook | None = None
         self.cls_score = nn.Linear(backbone.num_features, num_classes + 1)
         regressions = 1 if config.class_agnostic else num_classes
         self.bbox_pred = nn.Linear(backbone.num_features, regressions * 4)
@@ -214,11 +216,11 @@ class RCNN(nn.Module):
     ) -> list[dict[str, Tensor]]:
         config = self.config
         boxes = [proposal.boxes for proposal in proposals]
-        probabilities, deltas = self._look(images, boxes)
+        probabilities, deltas = self.look(images, boxes)
         for _ in range(config.refine_steps - 1):
             best = probabilities[:, 1:].argmax(dim=1) + 1
             boxes = self._refine(images, boxes, deltas, best)
-            more, deltas = self._look(images, boxes)
+            more, deltas = self.look(images, boxes)
             probabilities = probabilities + more
         probabilities = probabilities / config.refine_steps
         counts = [len(image_boxes) for image_boxes in boxes]
@@ -238,32 +240,24 @@ class RCNN(nn.Module):
             detections.append(select_detections(merged, scores, config))
         return detections
 
-    def _look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class probabilities `[R, K + 1]` and box deltas of every box, in use.
 
         At most `CROPS_PER_FORWARD` crops at a time, which may be those of several images.
         """
-        crops = (self.crop([image], [of_it]) for image, of_it in zip(images, boxes, strict=True))
+        check_boxes(boxes)
         total = sum(len(image_boxes) for image_boxes in boxes)
-        if total == 0:
-            return self._look_at(torch.cat(list(crops)))
-        results = [self._look_at(batch) for batch in split_evenly(crops, total, CROPS_PER_FORWARD)]
+        pieces = (
+            self.crop([image], [piece])
+            for image, image_boxes in zip(images, boxes, strict=True)
+            for piece in image_boxes.split(CROPS_PER_FORWARD)
+        )
+        batches = split_evenly(pieces, total, CROPS_PER_FORWARD) if total else pieces
+        results = [self._look_at(batch) for batch in batches]
         probabilities, deltas = (torch.cat(parts) for parts in zip(*results, strict=True))
-        if self.second is not None:
-            probabilities = self._look_again(self.second, images, boxes, probabilities)
+        if self.second_look is not None:
+            probabilities = self.second_look(images, boxes, probabilities)
         return probabilities, deltas
-
-    def _look_again(
-        self, second: "RCNN", images: Sequence[Tensor], boxes: Sequence[Tensor], first: Tensor
-    ) -> Tensor:
-        """Class probabilities, of unsure ones the mean with those of a second network."""
-        unsure = first.max(dim=1).values < self.second_below
-        parts = unsure.split([len(image_boxes) for image_boxes in boxes])
-        chosen = [image_boxes[part] for image_boxes, part in zip(boxes, parts, strict=True)]
-        again, _ = second._look(images, chosen)
-        mean = first.clone()
-        mean[unsure] = (first[unsure] + again) / 2
-        return mean
 
     def _look_at(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = self._heads(crops)

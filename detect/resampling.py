@@ -23,6 +23,10 @@ Pixels = TypeVar("Pixels")
 TOP_LEVEL = 2
 """Times that an image is halved at most: bilinear samples blur more the coarser the pixels are."""
 
+LONGEST = 2**14
+"""Pixels of a window at most, for which the image may be halved more often: OpenCV before version
+5 counts pixels in 16 bits."""
+
 
 def resample_windows(image: Tensor, windows: Tensor, size: int, fill: Sequence[int]) -> Tensor:
     """Cut windows out of an image, each resized to a square.
@@ -44,8 +48,10 @@ def resample_windows(image: Tensor, windows: Tensor, size: int, fill: Sequence[i
 
 def levels_for(windows: Tensor, size: int) -> Tensor:
     """How often the image is halved that each of R windows is read from, `int64 [R]`."""
-    sides = (windows[:, 2:] - windows[:, :2]).min(dim=1).values
-    return (sides / size).log2().floor().clamp(0, TOP_LEVEL).to(torch.int64)
+    sides = windows[:, 2:] - windows[:, :2]
+    levels = (sides.min(dim=1).values / size).log2().floor().clamp(0, TOP_LEVEL)
+    least = (sides.max(dim=1).values / LONGEST).log2().ceil()
+    return levels.maximum(least).to(torch.int64)
 
 
 def resample_by_opencv(
@@ -61,7 +67,7 @@ def resample_by_opencv(
         fill: as there.
     """
     whole = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    colour = [int(value) for value in fill]
+    colour = list(fill)
 
     def halve(pixels: np.ndarray) -> np.ndarray:
         height, width, _ = pixels.shape
@@ -86,14 +92,15 @@ def _cut(
     """Fill `crop`, `uint8 [S, S, 3]`, from a window xyxy of `pixels`, `uint8 [H, W, 3]`."""
     left, top, right, bottom = window
     size = len(crop)
-    # A part that is surely large enough: OpenCV counts pixels in 16 bits.
+    # A part that is surely large enough, see LONGEST.
     row, column = (max(0, int(edge) - 2) for edge in (top, left))
     part = pixels[row : max(0, int(bottom) + 3), column : max(0, int(right) + 3)]
     if not part.size:
         crop[:] = colour
         return
     step_x, step_y = (right - left) / size, (bottom - top) / size
-    across, down = math.ceil(step_x), math.ceil(step_y)
+    # A box a rounding error wide may have come out with none.
+    across, down = (max(1, math.ceil(step)) for step in (step_x, step_y))
     # From the centre of a sample to its place in the part, where centres are whole numbers.
     step_x, step_y = step_x / across, step_y / down
     affine = np.array(

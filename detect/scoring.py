@@ -31,7 +31,8 @@ class Cost:
     """What an image costs on average; None where no image could be read.
 
     Attributes:
-        crops_per_image: crops that go through the network, the proposer's choice of how many.
+        crops_per_image: crops that go through the network, the proposer's choice of how many, and
+            those that a second network looks at again.
         seconds_per_image: to propose, classify and select, in batches, while the next images are
             read.
     """
@@ -108,6 +109,8 @@ def detect_dataset(
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     found = {index: (_nothing(), torch.zeros(0, 4)) for index in own}
     crops, seconds, looked_at = 0, 0.0, 0
+    second_look = detector.model.second_look
+    crops_before = 0 if second_look is None else second_look.crops
     with TrainingProgress("evaluate", len(own)) as progress:
         for batch in read_batches(_readable(dataset, own)):
             images = [image for _, image in batch]
@@ -124,6 +127,8 @@ def detect_dataset(
             crops += sum(map(len, boxes)) * detector.model.config.crops_per_proposal
             looked_at += len(batch)
             progress.update(looked_at, len(batch), waited=None, notes="")
+    if second_look is not None:
+        crops += second_look.crops - crops_before
     parts = distributed.gather((found, crops, seconds, looked_at))
     ordered = [parts[index % len(parts)][0][index] for index in range(len(dataset))]
     detections, boxes = (list(column) for column in zip(*ordered, strict=True))

@@ -19,7 +19,7 @@ from detect.config import DatasetConfig
 from detect.datasets import DetectionDataset
 from detect.deploy import DetectorPrecision, Engine, deploy_detector
 from detect.detector import Detector, load_detector
-from detect.ensemble import add_ensemble
+from detect.ensemble import EnsembleConfig, load_ensemble
 from detect.evaluation import load_results, to_coco_images, to_coco_results
 from detect.evaluation.report import write_report
 from detect.proposals import Proposals, load_proposals
@@ -57,11 +57,8 @@ class EvaluateConfig:
     engine: Engine = "auto"
     """What runs the crop network: `torch`, or `openvino` (the openvino extra), which is faster on a
     CPU and takes seconds to prepare; `auto` takes `openvino` for `int8` alone."""
-    ensemble: str | None = None
-    """A second checkpoint, of any variant and crop size, that looks again at the crops that the
-    first one is unsure of; boxes stay those of the first."""
-    ensemble_below: float = 0.9
-    """Probability of the most probable class below which a crop is looked at again."""
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """A second network for the crops that the first one is unsure of."""
     calibration_split: str | None = None
     """Split whose first images set the ranges of `int8`; not the one that is scored."""
 
@@ -69,7 +66,7 @@ class EvaluateConfig:
         if (self.weights is None) == (self.results is None):
             raise UserError("name one of weights and results")
         for key in ("model", "precomputed", "precision", "engine", "ensemble"):
-            is_set = getattr(self, key) not in ({}, None, "auto")
+            is_set = getattr(self, key) not in ({}, None, "auto", EnsembleConfig())
             if is_set and self.weights is None:
                 raise UserError(f"{key} is for weights: remove it, or name weights for results")
         if (self.precision == "int8") != (self.calibration_split is not None):
@@ -114,17 +111,15 @@ def _main() -> None:
         check_same_classes(detector, dataset, config.split)
         proposals = _proposals(config, detector, dataset)
         folder = make_folder(config.output)
+        load_ensemble(detector, config.ensemble)
+        if config.ensemble.weights is not None:
+            how += f", with {config.ensemble.weights} below {config.ensemble.below}"
         calibration = calibration_images(config.data, config.calibration_split)
         detector = deploy_detector(detector, config.precision, calibration, config.engine)
-        if config.ensemble is not None:
-            second = load_detector(config.ensemble, config.device)
-            calibration = calibration_images(config.data, config.calibration_split)
-            second = deploy_detector(second, config.precision, calibration, config.engine)
-            add_ensemble(detector, second, config.ensemble_below)
-            how += f", with {config.ensemble} below {config.ensemble_below}"
         detections, regions, measured = detect_dataset(detector, dataset, proposals)
         cost = asdict(measured)
-        how = f", in {detector.metadata['precision']}{how}"
+        precision, engine = detector.metadata["precision"], detector.metadata["engine"]
+        how = f", in {precision} ({engine}){how}"
         if config.model:
             how += f", with {json.dumps(config.model)}"
         with atomic_write(folder / "results.json", "w") as file:

@@ -12,7 +12,7 @@ from backbones.config import parse_config
 from backbones.errors import UserError
 from detect.deploy import DetectorPrecision, Engine, deploy_detector
 from detect.detector import load_detector
-from detect.ensemble import add_ensemble
+from detect.ensemble import EnsembleConfig, load_ensemble
 from detect.inference import infer
 from detect.sources import find_inputs, first_images
 
@@ -40,11 +40,8 @@ class InferConfig:
     engine: Engine = "auto"
     """What runs the crop network: `torch`, or `openvino` (the openvino extra), which is faster on a
     CPU and takes seconds to prepare; `auto` takes `openvino` for `int8` alone."""
-    ensemble: str | None = None
-    """A second checkpoint, of any variant and crop size, that looks again at the crops that the
-    first one is unsure of; boxes stay those of the first."""
-    ensemble_below: float = 0.9
-    """Probability of the most probable class below which a crop is looked at again."""
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """A second network for the crops that the first one is unsure of."""
     calibration: list[str] = field(default_factory=list)
     """Images, videos or folders that set the ranges of `int8`, so that they are the same in each
     call; without any the first inputs do."""
@@ -66,11 +63,8 @@ def _main() -> None:
     source = find_inputs(config.inputs)
     detector = load_detector(config.weights, config.device, config.model)
     calibration = find_inputs(config.calibration) if config.calibration else source
+    load_ensemble(detector, config.ensemble)
     detector = deploy_detector(detector, config.precision, first_images(calibration), config.engine)
-    if config.ensemble is not None:
-        second = load_detector(config.ensemble, config.device)
-        second = deploy_detector(second, config.precision, first_images(calibration), config.engine)
-        add_ensemble(detector, second, config.ensemble_below)
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
     print(f"{report.detections} objects in {report.images} images: {config.output}")
     if report.errors:

@@ -5,11 +5,13 @@ python -m tools.propose --weights runs/mine --data.format voc --data.root DIR \
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from backbones.cli import run_tool
 from backbones.config import parse_config
 from backbones.errors import UserError
+from backbones.files import make_folder
 from detect.build import build_dataset
 from detect.config import DatasetConfig
 from detect.deploy import deploy_detector
@@ -52,6 +54,13 @@ def _main() -> None:
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")
     datasets = [build_dataset(config.data, split) for split in config.splits]
+    ids = [image_id for dataset in datasets for image_id in dataset.image_ids]
+    if len(set(ids)) < len(ids):
+        raise UserError(
+            f"splits {', '.join(config.splits)} use the same image ids, by which proposals are "
+            "found: write a file for each"
+        )
+    make_folder(Path(config.output).parent)
     detector = deploy_detector(detector)
     found: dict[int, Proposals] = {}
     for dataset in datasets:

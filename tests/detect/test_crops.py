@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from detect.crops import crop_regions, crop_windows
+from detect.crops import crop_regions, crop_windows, split_evenly
 from detect.resampling import levels_for, resample_by_opencv, resample_by_roi_align
 
 GREY = (128, 102, 77)
@@ -83,14 +85,37 @@ def test_a_window_beside_the_image_has_the_fill_colour(x):
     assert (got == torch.tensor(GREY, dtype=torch.uint8).view(3, 1, 1)).all()
 
 
-def test_an_image_longer_than_opencv_counts():
-    image = photograph(64, 40_000)
-    got = crop(
-        [image], [torch.tensor([[39_000.0, 0.0, 39_008.0, 8.0], [0.0, 0.0, 40_000.0, 64.0]])]
-    )
-    assert torch.equal(got[0], image[:, :8, 39_000:39_008])
-    want = F.adaptive_avg_pool2d(image.float(), 8)
-    assert (got[1] - want).abs().max() < 0.2 * want.std()
+def test_what_opencv_gets_is_never_longer_than_it_counts():
+    windows = torch.tensor([[0.0, 0, 40_000, 100], [0, 0, 60, 200_000], [5, 5, 45, 45]])
+    levels = levels_for(windows, 79)
+    assert levels.tolist() == [2, 4, 0]
+    assert ((windows[:, 2:] - windows[:, :2]).max(dim=1).values / 2.0**levels <= 2**14).all()
+    image = photograph(100, 40_000)
+    got = crop([image], [torch.tensor([[0.0, 0.0, 40_000.0, 100.0]])])
+    want = F.adaptive_avg_pool2d(image[None].float(), 8)
+    assert (got - want).abs().max() < 0.2 * want.std()
+
+
+def test_a_box_a_rounding_error_wide():
+    left = torch.tensor(500.0)
+    box = torch.stack([left, left, left.nextafter(torch.tensor(501.0)), left + 9])
+    assert crop([noise(600, 600)], [box[None]]).shape == (1, 3, 8, 8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 8))
+def test_batches_are_even_and_in_order(counts, limit):
+    total = sum(counts)
+    if total == 0:
+        return
+    crops = torch.arange(total, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    batches = list(split_evenly(crops.split(counts), total, limit))
+    assert torch.equal(torch.cat(batches), crops)
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= limit
+    assert len(sizes) == math.ceil(total / limit)
+    assert max(sizes) - min(sizes) < len(sizes) + 1
+    assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in batches)
 
 
 @settings(max_examples=60, deadline=None)

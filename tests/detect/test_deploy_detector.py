@@ -75,7 +75,7 @@ def test_bf16_is_as_near_as_its_rounding(detector):
     for model in (detector.model, deployed.model):
         found = model([image], proposals=[given])[0]
         assert found["scores"].dtype == found["boxes"].dtype == torch.float32
-    exact, rounded = (one.model._look([image], [given.boxes])[0] for one in (detector, deployed))
+    exact, rounded = (one.model.look([image], [given.boxes])[0] for one in (detector, deployed))
     assert exact.std() > 0.05
     assert 1e-4 < (exact - rounded).abs().max() < 0.1
     # The best proposals are the same, in place too, to within rounding.
@@ -149,6 +149,8 @@ def test_other_precisions(detector):
         deploy_detector(detector, "fp16")
     with pytest.raises(ValueError, match="must be auto, torch or openvino"):
         deploy_detector(detector, engine="onnx")
+    with pytest.raises(ValueError, match="deployed already"):
+        deploy_detector(deploy_detector(detector, "fp32"))
     with pytest.raises(UserError, match="int8 runs in OpenVINO alone"):
         deploy_detector(detector, "int8", engine="torch")
 
@@ -162,7 +164,7 @@ def test_the_crop_network_in_openvino(detector, precision, atol):
     assert deployed.metadata["precision"] == precision
     (image,) = images((90, 120))
     given = [detector.propose([image])[0].boxes]
-    exact, found = (one.model._look([image], given)[0] for one in (detector, deployed))
+    exact, found = (one.model.look([image], given)[0] for one in (detector, deployed))
     torch.testing.assert_close(found, exact, rtol=0, atol=atol)
     assert deployed(image)["scores"].dtype == torch.float32
 
@@ -182,7 +184,7 @@ def test_int8_is_calibrated_on_the_first_images(detector):
     assert len(taken) == CALIBRATION_IMAGES
     (image,) = images((90, 120))
     given = [detector.propose([image])[0].boxes]
-    exact, quantized = (one.model._look([image], given)[0] for one in (detector, deployed))
+    exact, quantized = (one.model.look([image], given)[0] for one in (detector, deployed))
     assert 1e-4 < (exact - quantized).abs().max() < 0.2
     assert isinstance(deployed(np.zeros((64, 64, 3), np.uint8)), dict)
     assert not deployed.model.eval().training

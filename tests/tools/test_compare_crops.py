@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +230,14 @@ def test_proposals_of_a_detector_as_a_file(compared, digits, tmp_path, monkeypat
         *(propose, *arguments, "--splits", "[val, val]"), monkeypatch=monkeypatch, capsys=capsys
     )
     assert "splits must be different ones" in message
+    for split in ("train", "val"):  # both count from 1
+        path = tmp_path / "twice" / "annotations" / f"{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((digits / "annotations" / "val.json").read_text())
+        shutil.copytree(digits / "val", tmp_path / "twice" / split)
+    twice = ["--data.root", str(tmp_path / "twice")]
+    message = error_of(propose, *arguments, *twice, monkeypatch=monkeypatch, capsys=capsys)
+    assert "splits train, val use the same image ids" in message
     trained = str(compared[0] / VARIANTS[0])  # on precomputed proposals
     message = error_of(
         *(propose, "--weights", trained, *data), monkeypatch=monkeypatch, capsys=capsys

@@ -95,9 +95,10 @@ def test_a_report_on_a_detector(digits, tmp_path, monkeypatch, capsys):
     assert f"looked at 5.0 crops an image and took {shown}," in page
     second = tmp_path / "second.safetensors"
     save_detector(second, build_detector(config, 10), config, names, range(1, 11), {})
-    arguments += ["--ensemble", str(second), "--ensemble_below", "1"]
+    arguments += ["--ensemble.weights", str(second), "--ensemble.below", "1"]
     assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
     assert json.loads((tmp_path / "results.json").read_text()) != written
+    assert "10.0 crops and" in capsys.readouterr().out  # each of five was looked at twice
     assert f"with {second} below 1" in (tmp_path / "report.html").read_text()
 
 
@@ -166,7 +167,9 @@ def test_the_page_opens_in_a_browser(report, tmp_path):
         (["--results", "a.json", "--precomputed", "p.json"], "precomputed is for weights"),
         (["--results", "a.json", "--precision", "bf16"], "precision is for weights"),
         (["--results", "a.json", "--model.proposals_per_image", "3"], "model is for weights"),
-        (["--results", "a.json", "--ensemble", "b"], "ensemble is for weights"),
+        (["--results", "a.json", "--ensemble.weights", "b"], "ensemble is for weights"),
+        (["--weights", "a", "--ensemble.below", "0.5"], "ensemble.below is for ensemble.weights"),
+        (["--weights", "a", "--ensemble.below", "7"], r"ensemble.below must be in [0, 1], got 7"),
         (["--results", "a.json", "--engine", "torch"], "engine is for weights"),
         (["--results", "a.json", "--score_thresh", "2"], r"score_thresh must be in"),
         (["--weights", "a", "--precision", "int8"], "int8 and calibration_split belong together"),
