@@ -95,6 +95,9 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     if not Path(path).is_file():
+        if Path(path).is_dir():
+            found = ", ".join(sorted(file.name for file in Path(path).glob("*.safetensors")))
+            raise UserError(f"{path}: this is a folder: name the file in it ({found or 'none'})")
         raise UserError(f"{path}: no such file: expected a .safetensors file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -103,7 +103,8 @@ def _crops(detector: Detector, model: RCNN, images: Iterable[Image]) -> list[Ten
             batches.append(model.crop([pixels], [boxes[chosen]]))
     if not batches:
         raise UserError(
-            "int8 needs images to set its ranges by: pass calibration_images, in which something "
-            "is proposed"
+            "int8 needs images to set its ranges by, in which something is proposed: pass "
+            "calibration_images (of the tools: calibration, calibration_split, or inputs that can "
+            "be read)"
         )
     return batches

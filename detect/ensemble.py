@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from backbones.errors import UserError
+from backbones.inception import InceptionV3
 from detect.detector import Detector, load_detector
 from detect.rcnn import RCNN
 
@@ -82,15 +83,22 @@ def add_ensemble(detector: Detector, second: Detector, below: float = EnsembleCo
 
     Raises:
         UserError: other classes.
-        ValueError: the second one is the first, has a second of its own, or is on another device.
+        ValueError: the second one is the first, has a second of its own, or is on another device;
+            one is deployed, or has a second already; or `below` is not in [0, 1].
     """
     if second.class_names != detector.class_names:
         raise UserError(
             "the detectors of an ensemble must have the same classes in the same order, got "
             f"{', '.join(detector.class_names)} and {', '.join(second.class_names)}"
         )
+    if not 0 <= below <= 1:
+        raise ValueError(f"below must be in [0, 1], got {below}")
     if second.model is detector.model or second.model.second_look is not None:
         raise ValueError("the second detector must be another one, without a second of its own")
+    if detector.model.second_look is not None:
+        raise ValueError("this detector has a second one already")
+    if not all(isinstance(one.model.backbone, InceptionV3) for one in (detector, second)):
+        raise ValueError("a detector is deployed already: add the second one before deploying")
     if second.device != detector.device:
         raise ValueError(f"detectors on {detector.device} and {second.device}: move one of them")
     detector.model.second_look = SecondLook(second.model, below)

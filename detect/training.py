@@ -16,7 +16,7 @@ from backbones.runs import RunFolder
 from backbones.training import fit
 from detect.batches import DetectionBatch, TrainingSet, collate, proposals_for
 from detect.build import build_dataset, build_detector
-from detect.config import DetectorConfig
+from detect.config import DatasetConfig, DetectorConfig
 from detect.datasets import DetectionDataset
 from detect.deploy import deploy_detector
 from detect.detector import Detector, load_detector, save_detector
@@ -146,6 +146,18 @@ def check_same_classes(
             f"the classes of split {split} are not those of the training split: "
             f"{_listed(dataset)}; expected {_listed(known)}: give the same ids and names in both "
             "(data.class_names sets those of the voc layout)"
+        )
+
+
+def check_dataset_named(data: DatasetConfig, detector: Detector) -> None:
+    """Raise `UserError` where no dataset was named for a detector of anything but digits.
+
+    To be called before the default, digits, is generated for it.
+    """
+    if data == DatasetConfig() and detector.class_names != [str(digit) for digit in range(10)]:
+        raise UserError(
+            "name the dataset by --data.format and --data.root: the default, digits, has none of "
+            f"this detector's classes {', '.join(detector.class_names[:5])}"
         )
 
 

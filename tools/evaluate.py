@@ -24,7 +24,7 @@ from detect.evaluation import load_results, to_coco_images, to_coco_results
 from detect.evaluation.report import write_report
 from detect.proposals import Proposals, load_proposals
 from detect.scoring import calibration_images, detect_dataset
-from detect.training import check_same_classes
+from detect.training import check_dataset_named, check_same_classes
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,16 @@ def main() -> None:
 
 def _main() -> None:
     config = parse_config(EvaluateConfig, description="Score detections and write a report.")
-    dataset = build_dataset(config.data, config.split)
     cost, regions, how = None, None, ""
     if config.weights is None:
         assert config.results is not None
+        dataset = build_dataset(config.data, config.split)
         detections = load_results(config.results, dataset)
         folder = make_folder(config.output)
     else:
         detector = load_detector(config.weights, config.device, config.model)
+        check_dataset_named(config.data, detector)
+        dataset = build_dataset(config.data, config.split)
         check_same_classes(detector, dataset, config.split)
         proposals = _proposals(config, detector, dataset)
         folder = make_folder(config.output)

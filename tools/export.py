@@ -11,6 +11,7 @@ from backbones.cli import run_tool
 from backbones.config import parse_config
 from backbones.errors import UserError
 from backbones.export import export_backbone
+from backbones.files import make_folder
 from backbones.weights import load_metadata
 from detect.detector import load_detector
 from detect.export import export_crop_network
@@ -39,6 +40,7 @@ def _main() -> None:
     config = parse_config(ExportConfig, description="Write a trained network as ONNX.")
     weights = Path(config.weights)
     output = weights.with_suffix(".onnx") if config.output is None else Path(config.output)
+    make_folder(output.parent)
     metadata = load_metadata(weights)
     if metadata.get("kind") == "detector":
         difference = export_crop_network(output, load_detector(weights, device="cpu"))

@@ -68,7 +68,7 @@ def _main() -> None:
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
     print(f"{report.detections} objects in {report.images} images: {config.output}")
     if report.errors:
-        raise UserError(f"{len(report.errors)} inputs could not be read, see above")
+        raise UserError(f"inputs that could not be read: {len(report.errors)}, see above")
 
 
 if __name__ == "__main__":

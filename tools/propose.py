@@ -18,6 +18,7 @@ from detect.deploy import deploy_detector
 from detect.detector import load_detector
 from detect.proposals import Proposals, save_proposals
 from detect.propose import propose_dataset
+from detect.training import check_dataset_named, check_same_classes
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ProposeConfig:
     data: DatasetConfig = field(default_factory=DatasetConfig)
     """Which dataset."""
     splits: tuple[str, ...] = ("train", "val")
-    """Which parts of it."""
+    """Which parts of it, as a list: `"[train, val]"`."""
     model: dict[str, Any] = field(default_factory=dict)
     """Settings with other values than in training: `--model.proposals_per_image 100
     --model.proposal_score_thresh 0` for many, as training wants them."""
@@ -53,7 +54,11 @@ def _main() -> None:
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")
-    datasets = [build_dataset(config.data, split) for split in config.splits]
+    check_dataset_named(config.data, detector)
+    datasets = []
+    for split in config.splits:
+        datasets.append(build_dataset(config.data, split))
+        check_same_classes(detector, datasets[-1], split)
     ids = [image_id for dataset in datasets for image_id in dataset.image_ids]
     if len(set(ids)) < len(ids):
         raise UserError(
@@ -61,6 +66,8 @@ def _main() -> None:
             "found: write a file for each"
         )
     make_folder(Path(config.output).parent)
+    if Path(config.output).is_dir():
+        raise UserError(f"{config.output}: this is a folder: name the file to write")
     detector = deploy_detector(detector)
     found: dict[int, Proposals] = {}
     for dataset in datasets:

@@ -15,11 +15,12 @@ from backbones.config import from_dict
 from backbones.onednn import can_fuse
 from backbones.openvino import OpenVINONetwork
 from detect.build import build_detector
-from detect.config import ModelConfig
+from detect.config import DatasetConfig, ModelConfig
 from detect.deploy import CALIBRATION_IMAGES, deploy_detector
 from detect.detector import Detector
 from detect.proposals import Proposals
 from detect.proposals.deployed import deploy_proposer
+from detect.training import check_dataset_named
 
 SETTINGS = {
     "learned": {"image_size": 96, "channels": 16},
@@ -188,6 +189,14 @@ def test_int8_is_calibrated_on_the_first_images(detector):
     assert 1e-4 < (exact - quantized).abs().max() < 0.2
     assert isinstance(deployed(np.zeros((64, 64, 3), np.uint8)), dict)
     assert not deployed.model.eval().training
+
+
+def test_no_dataset_named_for_a_detector_of_something_else(detector):
+    with pytest.raises(UserError, match=r"name the dataset by --data.format and --data.root"):
+        check_dataset_named(DatasetConfig(), detector)
+    check_dataset_named(DatasetConfig(root="data/mine"), detector)
+    digits = Detector(detector.model, [str(digit) for digit in range(10)], list(range(1, 11)))
+    check_dataset_named(DatasetConfig(), digits)
 
 
 def test_int8_without_images(detector):

@@ -56,6 +56,7 @@ def test_from_image_to_detections():
     proposals = Proposals(BOXES, torch.ones(4))
     alone, together = detector(0, 40), detector(0, 40)
     for below, changed in ((0.0, False), (1.0, True)):
+        together.model.second_look = None
         add_ensemble(together, detector(1, 56), below)
         scores = [one(image(), proposals)["scores"] for one in (alone, together)]
         assert torch.equal(*scores) is not changed
@@ -105,3 +106,9 @@ def test_wrong_use():
     add_ensemble(second, detector(2, 40))
     with pytest.raises(ValueError, match="without a second of its own"):
         add_ensemble(first, second)
+    with pytest.raises(ValueError, match="has a second one already"):
+        add_ensemble(second, detector(3, 40))
+    with pytest.raises(ValueError, match="before deploying"):
+        add_ensemble(first, deploy_detector(detector(1, 40), "fp32"))
+    with pytest.raises(ValueError, match=r"below must be in \[0, 1\], got 7"):
+        add_ensemble(first, detector(1, 40), 7)

@@ -238,6 +238,10 @@ def test_proposals_of_a_detector_as_a_file(compared, digits, tmp_path, monkeypat
     twice = ["--data.root", str(tmp_path / "twice")]
     message = error_of(propose, *arguments, *twice, monkeypatch=monkeypatch, capsys=capsys)
     assert "splits train, val use the same image ids" in message
+    message = error_of(
+        *(propose, *arguments[:-1], str(tmp_path)), monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert "this is a folder: name the file to write" in message
     trained = str(compared[0] / VARIANTS[0])  # on precomputed proposals
     message = error_of(
         *(propose, "--weights", trained, *data), monkeypatch=monkeypatch, capsys=capsys

@@ -212,7 +212,7 @@ def test_infer_goes_on_after_a_broken_image(trained, pictures, tmp_path, monkeyp
     arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", str(folder)]
     arguments += ["--output", str(tmp_path / "out")]
     message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
-    assert "2 inputs could not be read" in message
+    assert "inputs that could not be read: 2" in message
     assert (tmp_path / "out" / "c_good.jpg").exists()
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     assert [Path(image["file_name"]).name for image in images] == ["c_good.jpg"]
@@ -238,7 +238,7 @@ def test_a_video_that_ends_early_keeps_its_frames(trained, tmp_path, monkeypatch
     arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", str(cut)]
     arguments += ["--output", str(tmp_path / "out")]
     message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
-    assert "1 inputs could not be read" in message
+    assert "inputs that could not be read: 1" in message
     assert "cut.mp4: cannot open video" in caplog.text
     data = whole.read_bytes()
     cut = tmp_path / "cut.mkv"
@@ -246,7 +246,7 @@ def test_a_video_that_ends_early_keeps_its_frames(trained, tmp_path, monkeypatch
     arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", str(cut)]
     arguments += ["--output", str(tmp_path / "cut")]
     message = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
-    assert "1 inputs could not be read" in message
+    assert "inputs that could not be read: 1" in message
     assert re.search(r"cut\.mkv: the video (ends early|breaks off)", caplog.text)
     kept = list(VideoReader(tmp_path / "cut" / "cut.mp4"))
     assert 0 < len(kept) < 12
