@@ -7,6 +7,7 @@ from tool_runs import error_of, run
 from trained_network import trained
 
 from backbones import save_backbone
+from backbones.normalization import normalize
 from detect import RCNN, RCNNConfig, load_detector, save_detector
 from detect.config import ModelConfig
 from detect.proposals import GridProposer
@@ -51,7 +52,9 @@ def test_crop_network_of_a_detector(tmp_path, monkeypatch):
     with torch.inference_mode():
         crops = model.crop([image], [boxes])
         expected = model._heads(crops)
-    found = network.run(["logits", "deltas"], {"images": np.ascontiguousarray(crops)})
+    mean, std = metadata["mean"], metadata["std"]
+    images = np.ascontiguousarray(normalize(crops, mean, std))
+    found = network.run(["logits", "deltas"], {"images": images})
     for ours, theirs in zip(expected, found, strict=True):
         torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-4)
 
