@@ -22,7 +22,7 @@ from backbones.deploy import deploy
 from backbones.device import autocast
 from backbones.folding import fold_batch_norm
 from backbones.inception import InceptionV3, create_backbone
-from backbones.openvino import convert, quantize
+from backbones.openvino import convert, core, quantize
 from backbones.specs import SPECS
 
 CLASSES = 1000
@@ -268,7 +268,7 @@ def _openvino(network: nn.Module, images: Tensor, precision: str) -> Callable[[]
         model = nncf.quantize(model, nncf.Dataset([images.numpy()]))
     else:
         settings["INFERENCE_PRECISION_HINT"] = precision
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    compiled = core().compile_model(model, "CPU", settings)
     array = images.numpy()
     return lambda: compiled(array)
 

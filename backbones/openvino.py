@@ -6,6 +6,7 @@ takes images of one size.
 """
 
 import contextlib
+import functools
 import io
 import tempfile
 import warnings
@@ -58,11 +59,10 @@ class OpenVINONetwork(nn.Module):
         self.spec: BackboneSpec = spec_from_metadata(metadata)
         self.num_classes: int = metadata["num_classes"]
         self.num_features: int = metadata["num_features"]
-        core = openvino.Core()
-        model = core.read_model(graph, openvino.Tensor(weights))
+        model = core().read_model(graph, openvino.Tensor(weights))
         settings = {"INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
         settings |= _SETTINGS[self.precision]
-        self._compiled = core.compile_model(model, "CPU", settings)
+        self._compiled = core().compile_model(model, "CPU", settings)
         self.eval()
 
     @property
@@ -155,6 +155,18 @@ def quantize(model: InceptionV3, calibration_images: Iterable[Tensor]) -> OpenVI
         data = nncf.Dataset([images.numpy() for images in batches])
         quantized = nncf.quantize(_converted(model, side), data, **_settings(len(batches)))
     return OpenVINONetwork(*_serialized(quantized), _metadata(model, side, "int8"))
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's one object for all networks of the process.
+
+    With the last of these objects OpenVINO unloads the code that runs networks, and a process that
+    has used it ends by a segmentation fault when it next starts another.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def require_quantization() -> None:

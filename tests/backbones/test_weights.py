@@ -331,7 +331,7 @@ def test_truncated_file(tmp_path):
 
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(UserError, match="no such file|this is a folder"):
+        with pytest.raises(UserError, match=r"no such file|this is a folder"):
             load_weights(path)
 
 
