@@ -159,10 +159,10 @@ def quantize(model: InceptionV3, calibration_images: Iterable[Tensor]) -> OpenVI
 
 @functools.cache
 def core() -> Any:
-    """OpenVINO's one object for all networks of the process.
+    """OpenVINO's one object for all networks of the process, as its makers advise.
 
-    With the last of these objects OpenVINO unloads the code that runs networks, and a process that
-    has used it ends by a segmentation fault when it next starts another.
+    With one for each network, processes that had dropped some of them ended by a segmentation fault
+    later, when they trained (OpenVINO 2026.4; `test_openvino` and then `test_resume` showed it).
     """
     import openvino
 

@@ -1,5 +1,4 @@
 import re
-import subprocess
 import sys
 
 import pytest
@@ -7,7 +6,7 @@ import torch
 from trained_network import images, trained
 
 from backbones import UserError, save_backbone
-from backbones.openvino import convert, load_openvino, quantize
+from backbones.openvino import convert, core, load_openvino, quantize
 
 
 @pytest.fixture(scope="module")
@@ -110,23 +109,8 @@ def test_a_missing_extra_names_the_command(model, monkeypatch, tmp_path):
         load_openvino(tmp_path / "none.safetensors")
 
 
-def test_processes_can_be_started_after_the_last_network_is_gone(tmp_path):
-    """In a process of its own, which would end by a segmentation fault."""
+def test_all_networks_share_one_object_of_openvino(model):
     pytest.importorskip("openvino")
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import gc, os, torch\n"
-        "from backbones import create_backbone\n"
-        "from backbones.openvino import convert\n"
-        "network = create_backbone('inception_v3_79_naive', num_classes=2, width=0.25).eval()\n"
-        "for _ in range(3):\n"
-        "    converted = convert(network)\n"
-        "    converted(torch.zeros(2, 3, 79, 79))\n"
-        "    del converted\n"
-        "    gc.collect()\n"
-        "    child = os.fork()\n"
-        "    if child == 0:\n"
-        "        os._exit(0)\n"
-        "    os.waitpid(child, 0)\n"
-    )
-    assert subprocess.run([sys.executable, str(program)]).returncode == 0
+    assert core() is core()
+    convert(model, "fp32")
+    assert core.cache_info().currsize == 1
