@@ -9,7 +9,7 @@ faster than they are, and its output must be copied apart.
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,16 @@ def deploy(model: InceptionV3, precision: DeployPrecision = "auto") -> "Deployed
     Raises:
         ValueError: `model` is in training mode, or another precision.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
+    check_precision(precision)
     device = next(model.parameters()).device
     bf16 = resolve_precision(precision, device) == "bf16"
     return DeployedInception(fold_batch_norm(model), torch.bfloat16 if bf16 else torch.float32)
+
+
+def check_precision(precision: str) -> None:
+    """Raise `ValueError` for what is no `DeployPrecision`."""
+    if precision not in get_args(DeployPrecision):
+        raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
 
 
 class DeployedInception(nn.Module):

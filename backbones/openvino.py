@@ -12,13 +12,13 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.deploy import DeployPrecision
+from backbones.deploy import DeployPrecision, check_precision
 from backbones.device import resolve_precision
 from backbones.errors import UserError
 from backbones.export import describe, quiet, require
@@ -121,8 +121,7 @@ def convert(
         ValueError: `model` is in training mode, `image_size` is too small for it, or another
             precision.
     """
-    if precision not in get_args(DeployPrecision):
-        raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
+    check_precision(precision)
     require("openvino", "openvino")
     side = model.input_size if image_size is None else image_size
     resolved = resolve_precision(precision, torch.device("cpu"))

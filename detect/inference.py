@@ -56,8 +56,7 @@ def infer(
     Writes an annotated picture `NAME.jpg` for each image, an annotated `NAME.mp4` for each video,
     `results.json` with the detections in COCO's results format, and `images.json` with `images`
     (id, file, frame of a video, size, annotated picture or video) and `categories`, to which the
-    results refer. An input that
-    cannot be read is reported and the rest is done.
+    results refer. An input that cannot be read is reported and the rest is done.
 
     Args:
         detector: what to run.

@@ -330,9 +330,13 @@ def test_truncated_file(tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(UserError, match=r"no such file|this is a folder"):
-            load_weights(path)
+    with pytest.raises(UserError, match="no such file"):
+        load_weights(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match=r"this is a folder: name the file in it \(none\)"):
+        load_weights(tmp_path)
+    (tmp_path / "last.safetensors").touch()
+    with pytest.raises(UserError, match=r"name the file in it \(last.safetensors\)"):
+        load_weights(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_batches_are_even_and_in_order(counts, limit):
     sizes = [len(batch) for batch in batches]
     assert max(sizes) <= limit
     assert len(sizes) == math.ceil(total / limit)
-    assert max(sizes) - min(sizes) < len(sizes) + 1
+    assert max(sizes) - min(sizes) < len(sizes)
     assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in batches)
 
 
