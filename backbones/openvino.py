@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,11 +37,19 @@ _SETTINGS = {
 """By precision; of a quantised network OpenVINO chooses that of the rest."""
 
 
+class _Requests(threading.local):
+    """What runs a network for a thread, by the number of threads that it computes in."""
+
+    def __init__(self) -> None:
+        self.by_threads: dict[int, Any] = {}
+
+
 class OpenVINONetwork(nn.Module):
     """A network in the place of the `InceptionV3` it was made from; CPU only.
 
     Made by `convert`, `quantize` or `load_openvino`. It uses as many threads as
-    `torch.get_num_threads()` says when it is made.
+    `torch.get_num_threads()` says where it is called; callers in several threads do not wait for
+    each other.
 
     Attributes:
         precision: `fp32`, `bf16` or `int8`.
@@ -59,10 +68,12 @@ class OpenVINONetwork(nn.Module):
         self.spec: BackboneSpec = spec_from_metadata(metadata)
         self.num_classes: int = metadata["num_classes"]
         self.num_features: int = metadata["num_features"]
-        model = core().read_model(graph, openvino.Tensor(weights))
-        settings = {"INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
-        settings |= _SETTINGS[self.precision]
-        self._compiled = core().compile_model(model, "CPU", settings)
+        self._model = core().read_model(graph, openvino.Tensor(weights))
+        self._cores = torch.get_num_threads()
+        self._compiled: dict[int, Any] = {}
+        self._compiling = threading.Lock()
+        self._requests = _Requests()
+        self._request(self._cores)
         self.eval()
 
     @property
@@ -93,7 +104,23 @@ class OpenVINONetwork(nn.Module):
         if x.shape[-2:] != (size, size):
             shape = list(x.shape)
             raise ValueError(f"this network was made for [N, 3, {size}, {size}], got {shape}")
-        return torch.from_numpy(self._compiled(x.numpy())[0])
+        return torch.from_numpy(self._request(torch.get_num_threads()).infer(x.numpy())[0])
+
+    def _request(self, threads: int) -> Any:
+        """What runs the network for the calling thread, on so many threads."""
+        requests = self._requests.by_threads
+        if threads not in requests:
+            with self._compiling:
+                if threads not in self._compiled:
+                    streams = max(1, self._cores // threads)
+                    settings = {
+                        "INFERENCE_NUM_THREADS": str(streams * threads),
+                        "NUM_STREAMS": str(streams),
+                    }
+                    settings |= _SETTINGS[self.precision]
+                    self._compiled[threads] = core().compile_model(self._model, "CPU", settings)
+                requests[threads] = self._compiled[threads].create_infer_request()
+        return requests[threads]
 
     def save(self, path: str | Path) -> None:
         """Write one `.safetensors` file for `load_openvino`."""

@@ -1,10 +1,12 @@
 """What a detector costs: by stage, by the number of crops and images, and beside its accuracy."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -14,13 +16,15 @@ from backbones.files import read_image
 from backbones.timing import time_interleaved
 from detect.detector import Detector
 from detect.drawing import draw_detections
-from detect.pipeline import IMAGES_PER_BATCH, read_batches
+from detect.parallel import batch_size, in_threads, work_through, worker_count
 from detect.postprocess import above_score
 from detect.proposals import LearnedProposer, Proposals
 
 NETWORK_STAGES = ("proposal network", "crop network")
 STAGES = ("decode", "proposal network", "crops", "crop network", "rest", "draw")
 """In their order; `rest` is anchors, suppression and box arithmetic."""
+STAGE_IMAGES = 200
+"""Of which the stages are measured at most; all are in memory."""
 
 
 @dataclass(frozen=True)
@@ -38,45 +42,62 @@ class StageCosts:
 
 
 def stage_costs(detector: Detector, paths: Sequence[Path], score_thresh: float) -> StageCosts:
-    """One stage after the other, in batches as in use; what overlaps there is in turns here.
+    """Decoding, detecting and drawing in turns, which overlap in use; detecting in batches and
+    threads as there.
+
+    A stage of the detector takes the time that its threads spend in it, waiting for each other
+    included, divided by how many there are.
 
     Args:
         detector: what to measure, with a proposer.
-        paths: of the images.
+        paths: of the images, of which the first `STAGE_IMAGES` are taken.
         score_thresh: of the detections that are drawn.
     """
-    inside = dict.fromkeys(("crops", *NETWORK_STAGES), 0.0)
-    decode, whole, draw, crops = 0.0, 0.0, 0.0, 0
+    paths = paths[:STAGE_IMAGES]
     model = detector.model
-    detector.detect([read_image(paths[0])] * IMAGES_PER_BATCH)  # what is made at the first call
+    clock = _Clock(detector.device)
+    began = time.perf_counter()
+    images = [read_image(path) for path in paths]
+    decoded = time.perf_counter()
+    workers = worker_count(detector.device, len(images))
+    size = batch_size(workers, len(images))
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
+
+    def work(batch: list[Tensor]) -> tuple[list[dict[str, Tensor]], int]:
+        with clock.running("whole"):
+            regions = detector.propose(batch)
+            found = detector.detect(batch, regions)
+        return found, sum(len(proposals.boxes) for proposals in regions)
+
+    list(in_threads(work, batches[: 2 * workers], workers))  # what is made at the first calls
+    clock.seconds.clear()
     with ExitStack() as stack:
-        stack.enter_context(_timed(model, "crop", inside, "crops", detector.device))
+        stack.enter_context(clock.timing(model, "crop", "crops"))
         for owner, method, stage in _networks(model):
-            stack.enter_context(_timed(owner, method, inside, stage, detector.device))
-        for start in range(0, len(paths), IMAGES_PER_BATCH):
-            began = time.perf_counter()
-            images = [read_image(path) for path in paths[start : start + IMAGES_PER_BATCH]]
-            read = time.perf_counter()
-            regions = detector.propose(images)
-            found = detector.detect(images, regions)
-            detected = time.perf_counter()
-            for image, detections in zip(images, found, strict=True):
-                shown = above_score(detections, score_thresh)
-                draw_detections(image, shown, detector.class_names)
-            decode, whole = decode + read - began, whole + detected - read
-            draw += time.perf_counter() - detected
-            boxes = sum(len(proposals.boxes) for proposals in regions)
-            crops += boxes * model.config.crops_per_proposal
-    rest = whole - sum(inside.values())
-    seconds = inside | {"decode": decode, "rest": rest, "draw": draw}
+            stack.enter_context(clock.timing(owner, method, stage))
+        results = list(in_threads(work, batches, workers))
+    drawing = time.perf_counter()
+    found = [detections for batch, _ in results for detections in batch]
+    for image, detections in zip(images, found, strict=True):
+        shown = above_score(detections, score_thresh)
+        draw_detections(image, shown, detector.class_names)
+    drawn = time.perf_counter()
+    inside = {stage: clock.seconds[stage] / workers for stage in ("crops", *NETWORK_STAGES)}
+    rest = clock.seconds["whole"] / workers - sum(inside.values())
+    seconds = inside | {"decode": decoded - began, "rest": rest, "draw": drawn - drawing}
+    crops = sum(boxes for _, boxes in results) * model.config.crops_per_proposal
     return StageCosts({stage: seconds[stage] / len(paths) for stage in STAGES}, crops / len(paths))
 
 
-def detect_files(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, Tensor]]:
+def detect_files(detector: Detector, paths: Sequence[Path]) -> Iterator[dict[str, Tensor]]:
     """Detections of image files, which are read while the detector is at work, as in `infer`."""
     images = ((path, read_image(path)) for path in paths)
-    for batch in read_batches(images):
-        yield from detector.detect([image for _, image in batch])
+
+    def work(batch: list[tuple[Path, Tensor]]) -> list[dict[str, Tensor]]:
+        return detector.detect([image for _, image in batch])
+
+    for found in work_through(images, work, detector.device, len(paths)):
+        yield from found
 
 
 def crop_costs(
@@ -114,25 +135,39 @@ def _networks(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
         yield proposer.rpn.head, "forward", "proposal network"
 
 
-@contextmanager
-def _timed(
-    owner: nn.Module, method: str, clock: dict[str, float], stage: str, device: torch.device
-) -> Iterator[None]:
-    """Add the time of a method's calls to a stage of the clock."""
-    original = getattr(owner, method)
+class _Clock:
+    """Seconds by stage, of all threads together."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        result = original(*args, **kwargs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        clock[stage] += time.perf_counter() - began
-        return result
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._device = device
+        self._adding = Lock()
 
-    setattr(owner, method, call)
-    try:
+    @contextmanager
+    def running(self, stage: str) -> Iterator[None]:
+        """Add the time that the block takes."""
+        began = self._now()
         yield
-    finally:
-        delattr(owner, method)
+        taken = self._now() - began
+        with self._adding:
+            self.seconds[stage] += taken
+
+    @contextmanager
+    def timing(self, owner: nn.Module, method: str, stage: str) -> Iterator[None]:
+        """Add the time that calls of a method take while the block runs."""
+        original = getattr(owner, method)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.running(stage):
+                return original(*args, **kwargs)
+
+        setattr(owner, method, call)
+        try:
+            yield
+        finally:
+            delattr(owner, method)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

@@ -87,7 +87,7 @@ def deploy_detector(
     if trained.second_look is not None:
         second = copy_layers(trained.second_look.model)
         second.backbone, second.proposer = network(trained.second_look.model), None
-        model.second_look = replace(trained.second_look, model=second)
+        model.second_look = replace(trained.second_look, model=second, looked_at=[])
     return deployed
 
 

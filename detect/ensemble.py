@@ -1,7 +1,7 @@
 """A second detector's crop network looks again at the crops that the first one is unsure of."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -35,12 +35,17 @@ class SecondLook:
     Attributes:
         model: whose crop network looks again.
         below: crops whose most probable class, background included, has a lower probability.
-        crops: how many it has looked at so far.
+        looked_at: crops of each call; a list, to which several threads can add.
     """
 
     model: RCNN
     below: float
-    crops: int = 0
+    looked_at: list[int] = field(default_factory=list)
+
+    @property
+    def crops(self) -> int:
+        """How many it has looked at so far."""
+        return sum(self.looked_at)
 
     def __call__(
         self, images: Sequence[Tensor], boxes: Sequence[Tensor], probabilities: Tensor
@@ -56,7 +61,7 @@ class SecondLook:
         parts = unsure.split([len(image_boxes) for image_boxes in boxes])
         chosen = [image_boxes[part] for image_boxes, part in zip(boxes, parts, strict=True)]
         again, _ = self.model.look(images, chosen)
-        self.crops += len(again)
+        self.looked_at.append(len(again))
         mean = probabilities.clone()
         mean[unsure] = (probabilities[unsure] + again) / 2
         return mean

@@ -17,7 +17,7 @@ from backbones.progress import TrainingProgress, track
 from detect.detector import Detector
 from detect.drawing import draw_detections
 from detect.evaluation import coco_results
-from detect.pipeline import prefetch, read_batches
+from detect.parallel import work_through
 from detect.postprocess import above_score
 from detect.sources import Source, read_images
 from detect.video import VideoReader, VideoWriter
@@ -87,16 +87,19 @@ def infer(
     ):
         results = _Results(detector, add_result, add_image)
 
-        def annotated(images: Iterable[tuple[Frame, Tensor]]) -> Iterator[tuple[Path, Tensor]]:
-            for (file, number), image, found in _detected(detector, images):
+        def annotated(
+            images: Iterable[tuple[Frame, Tensor]], count: int | None = None
+        ) -> Iterator[tuple[Path, Tensor]]:
+            for (file, number), image, found in _detected(detector, images, count):
                 found = above_score(found, score_thresh)
+                picture = draw_detections(image, found, detector.class_names)
                 results.add(image, file, number, targets[file], found)
                 report.images += 1
                 report.detections += len(found["boxes"])
-                yield file, draw_detections(image, found, detector.class_names)
+                yield file, picture
 
         with TrainingProgress("images", len(source.images)) as progress:
-            for path, picture in annotated(_readable(source.images, report)):
+            for path, picture in annotated(_readable(source.images, report), len(source.images)):
                 write_image(targets[path], picture)
                 progress.update(report.images + len(report.errors), 1, waited=None, notes="")
         for path in source.videos:
@@ -108,17 +111,15 @@ def infer(
 
 
 def _detected(
-    detector: Detector, images: Iterable[tuple[Frame, Tensor]]
+    detector: Detector, images: Iterable[tuple[Frame, Tensor]], count: int | None
 ) -> Iterator[tuple[Frame, Tensor, dict[str, Tensor]]]:
-    """Read in one thread and detect in another, while the caller draws and writes."""
-    batches = read_batches(images)
+    """Read and detect in other threads, while the caller draws and writes."""
 
-    def detect() -> Iterator[list[tuple[Frame, Tensor, dict[str, Tensor]]]]:
-        for batch in batches:
-            found = detector.detect([image for _, image in batch])
-            yield [(*named, detections) for named, detections in zip(batch, found, strict=True)]
+    def work(batch: list[tuple[Frame, Tensor]]) -> list[tuple[Frame, Tensor, dict[str, Tensor]]]:
+        found = detector.detect([image for _, image in batch])
+        return [(*named, detections) for named, detections in zip(batch, found, strict=True)]
 
-    for batch in prefetch(detect(), depth=1):
+    for batch in work_through(images, work, detector.device, count):
         yield from batch
 
 

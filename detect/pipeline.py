@@ -63,11 +63,6 @@ def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
         thread.join()
 
 
-def read_batches(images: Iterable[tuple[Key, Tensor]]) -> Iterator[list[tuple[Key, Tensor]]]:
-    """Images in batches as a detector is given them, read by a thread of its own."""
-    return prefetch(image_batches(images, IMAGES_PER_BATCH, PIXELS_PER_BATCH), depth=1)
-
-
 def image_batches(
     images: Iterable[tuple[Key, Tensor]], max_images: int, max_pixels: int
 ) -> Iterator[list[tuple[Key, Tensor]]]:

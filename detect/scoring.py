@@ -20,10 +20,13 @@ from detect.config import DatasetConfig
 from detect.datasets import DetectionDataset
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
-from detect.pipeline import read_batches
+from detect.parallel import work_through, worker_count
 from detect.proposals import Proposals
 
 logger = logging.getLogger(__name__)
+
+Looks = dict[int, tuple[dict[str, Tensor], Tensor]]
+"""By index of an image: its detections, and the boxes that were looked at."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Cost:
     Attributes:
         crops_per_image: crops that go through the network, the proposer's choice of how many, and
             those that a second network looks at again.
-        seconds_per_image: to propose, classify and select, in batches, while the next images are
-            read.
+        seconds_per_image: to propose, classify and select, in batches and threads, while the next
+            images are read.
     """
 
     crops_per_image: float | None
@@ -107,36 +110,45 @@ def detect_dataset(
         proposals: from `proposals_for`, for a detector without a proposer.
     """
     own = range(distributed.rank(), len(dataset), distributed.world_size())
-    found = {index: (_nothing(), torch.zeros(0, 4)) for index in own}
+    found: Looks = {index: (_nothing(), torch.zeros(0, 4)) for index in own}
     crops, seconds, looked_at = 0, 0.0, 0
     second_look = detector.model.second_look
     crops_before = 0 if second_look is None else second_look.crops
+
+    def work(batch: list[tuple[int, Tensor]]) -> tuple[Looks, float]:
+        images = [image for _, image in batch]
+        started = time.perf_counter()
+        if proposals is None:
+            regions = detector.propose(images)
+        else:
+            regions = [proposals[dataset.image_ids[index]] for index, _ in batch]
+        detections = detector.detect(images, regions)
+        taken = time.perf_counter() - started
+        boxes = (proposal.boxes.cpu() for proposal in regions)
+        indices = (index for index, _ in batch)
+        looks = zip(detections, boxes, strict=True)
+        return dict(zip(indices, looks, strict=True)), taken
+
+    device = detector.device
+    workers = worker_count(device, len(own))
     with TrainingProgress("evaluate", len(own)) as progress:
-        for batch in read_batches(_readable(dataset, own)):
-            images = [image for _, image in batch]
-            started = time.perf_counter()
-            if proposals is None:
-                regions = detector.propose(images)
-            else:
-                regions = [proposals[dataset.image_ids[index]] for index, _ in batch]
-            detections = detector.detect(images, regions)
-            seconds += time.perf_counter() - started
-            boxes = [proposal.boxes.cpu() for proposal in regions]
-            for (index, _), detected, image_boxes in zip(batch, detections, boxes, strict=True):
-                found[index] = detected, image_boxes
-            crops += sum(map(len, boxes)) * detector.model.config.crops_per_proposal
-            looked_at += len(batch)
-            progress.update(looked_at, len(batch), waited=None, notes="")
+        for looks, taken in work_through(_readable(dataset, own), work, device, len(own)):
+            found |= looks
+            boxes = sum(len(image_boxes) for _, image_boxes in looks.values())
+            crops += boxes * detector.model.config.crops_per_proposal
+            seconds += taken / workers
+            looked_at += len(looks)
+            progress.update(looked_at, len(looks), waited=None, notes="")
     if second_look is not None:
         crops += second_look.crops - crops_before
     parts = distributed.gather((found, crops, seconds, looked_at))
     ordered = [parts[index % len(parts)][0][index] for index in range(len(dataset))]
-    detections, boxes = (list(column) for column in zip(*ordered, strict=True))
+    detections, regions = (list(column) for column in zip(*ordered, strict=True))
     looked_at = sum(part[3] for part in parts)
     if looked_at == 0:
-        return Detected(detections, boxes, Cost(None, None))
+        return Detected(detections, regions, Cost(None, None))
     crops, seconds = sum(part[1] for part in parts), sum(part[2] for part in parts)
-    return Detected(detections, boxes, Cost(crops / looked_at, seconds / looked_at))
+    return Detected(detections, regions, Cost(crops / looked_at, seconds / looked_at))
 
 
 def calibration_images(data: DatasetConfig, split: str | None) -> Iterator[Tensor]:

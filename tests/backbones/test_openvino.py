@@ -1,11 +1,13 @@
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from trained_network import images, trained
 
-from backbones import UserError, save_backbone
+from backbones import UserError, openvino, save_backbone
 from backbones.openvino import convert, load_openvino, quantize
 
 
@@ -115,3 +117,40 @@ def test_all_networks_share_one_object_of_openvino(model, monkeypatch):
     convert(model, "fp32")
     monkeypatch.setattr(openvino, "Core", None)  # another one cannot be made
     assert convert(model, "fp32")(images(model, 1)[1]).shape == (1, 10)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp32"])
+def test_several_threads_at_once(model, quantized, kind):
+    """Each gets the answers to its own images, and the network is compiled once for all."""
+    network = quantized if kind == "int8" else convert(model, "fp32")
+    batches = [images(model)[0] for _ in range(12)]
+    expected = [network(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: [network(batch) for _ in range(3)], batches))
+    for answers, one in zip(found, expected, strict=True):
+        for logits in answers:
+            torch.testing.assert_close(logits, one)
+    assert not torch.allclose(expected[0], expected[1])
+    assert len(network._compiled) == 1
+
+
+def test_the_threads_of_the_caller(model, monkeypatch):
+    """Made for four threads, it serves four callers of one thread at once, or two of two."""
+    asked, core = [], openvino.core()
+
+    def compile_model(network, device, settings):
+        asked.append((int(settings["NUM_STREAMS"]), int(settings["INFERENCE_NUM_THREADS"])))
+        return core.compile_model(network, device, settings)
+
+    recording = SimpleNamespace(read_model=core.read_model, compile_model=compile_model)
+    monkeypatch.setattr(openvino, "core", lambda: recording)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        network = convert(model, "fp32")
+        for threads in (4, 2, 1, 6, 2):
+            torch.set_num_threads(threads)
+            network(images(model)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [(1, 4), (2, 4), (4, 4), (1, 6)]

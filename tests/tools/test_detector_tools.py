@@ -16,7 +16,7 @@ from tool_runs import error_of, run
 
 from backbones import create_backbone, save_backbone
 from backbones.errors import UserError
-from backbones.files import read_image, write_image
+from backbones.files import write_image
 from backbones.weights import load_weights, save_weights
 from detect.datasets import load_coco, make_digits
 from detect.detector import load_detector
@@ -257,11 +257,15 @@ def test_a_video_that_ends_early_keeps_its_frames(trained, tmp_path, monkeypatch
 def test_an_interrupted_inference_keeps_what_it_found(trained, pictures, tmp_path, monkeypatch):
     paths = sorted(pictures.iterdir())
 
-    def interrupted(paths_: list[Path]):
-        yield paths_[0], read_image(paths_[0])
-        raise KeyboardInterrupt
+    drawn = []
 
-    monkeypatch.setattr("detect.inference.read_images", interrupted)
+    def interrupted(image, *rest):
+        drawn.append(image)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return image
+
+    monkeypatch.setattr("detect.inference.draw_detections", interrupted)
     detector = load_detector(trained / "best.safetensors")
     with pytest.raises(KeyboardInterrupt):
         infer_inputs(detector, Source(paths, []), tmp_path, score_thresh=0.0)
