@@ -16,7 +16,7 @@ from backbones.files import read_image
 from backbones.timing import time_interleaved
 from detect.detector import Detector
 from detect.drawing import draw_detections
-from detect.parallel import batch_size, in_threads, work_through, worker_count
+from detect.parallel import batch_size, in_threads, worker_count
 from detect.postprocess import above_score
 from detect.proposals import LearnedProposer, Proposals
 
@@ -87,17 +87,6 @@ def stage_costs(detector: Detector, paths: Sequence[Path], score_thresh: float) 
     seconds = inside | {"decode": decoded - began, "rest": rest, "draw": drawn - drawing}
     crops = sum(boxes for _, boxes in results) * model.config.crops_per_proposal
     return StageCosts({stage: seconds[stage] / len(paths) for stage in STAGES}, crops / len(paths))
-
-
-def detect_files(detector: Detector, paths: Sequence[Path]) -> Iterator[dict[str, Tensor]]:
-    """Detections of image files, which are read while the detector is at work, as in `infer`."""
-    images = ((path, read_image(path)) for path in paths)
-
-    def work(batch: list[tuple[Path, Tensor]]) -> list[dict[str, Tensor]]:
-        return detector.detect([image for _, image in batch])
-
-    for found in work_through(images, work, detector.device, len(paths)):
-        yield from found
 
 
 def crop_costs(

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from backbones.files import read_image
 from backbones.weights import load_weights, save_weights
 from detect.build import build_detector
 from detect.config import ModelConfig
+from detect.parallel import work_through
 from detect.proposals import Proposals
 from detect.rcnn import RCNN
 
@@ -118,6 +119,30 @@ class Detector:
             proposals = [Proposals(*(t.to(self.device) for t in given)) for given in proposals]
         detections = self.model([self.as_tensor(image) for image in images], proposals=proposals)
         return [{key: value.cpu() for key, value in found.items()} for found in detections]
+
+    def stream(self, images: Iterable[Image]) -> Iterator[dict[str, Tensor]]:
+        """Detect objects in any number of images, faster than batch by batch.
+
+        The next images are read meanwhile, and a CPU works on several batches at a time. Some dozen
+        images are in memory.
+
+        Args:
+            images: of what `__call__` takes; they may come one by one.
+
+        Yields:
+            One dict an image, as from `__call__`, in their order.
+
+        Raises:
+            As `__call__`, after what was found in the images before.
+        """
+        tensors = ((None, self.as_tensor(image)) for image in images)
+
+        def work(batch: list[tuple[None, Tensor]]) -> list[dict[str, Tensor]]:
+            return self.detect([image for _, image in batch])
+
+        count = len(images) if isinstance(images, Sequence) else None
+        for found in work_through(tensors, work, self.device, count):
+            yield from found
 
     @torch.inference_mode()
     def propose(self, images: Sequence[Image]) -> list[Proposals]:

@@ -16,7 +16,6 @@ from backbones.timing import describe_machine, time_interleaved
 from detect.benchmark import (
     STAGES,
     crop_costs,
-    detect_files,
     image_costs,
     stage_costs,
 )
@@ -104,8 +103,8 @@ class FrontConfig:
 def measure_front(config: FrontConfig) -> str:
     """Measure and draw; leaves what `FrontConfig.output` says. The table, as Markdown.
 
-    Images per second are from files to detections, with decoding, in the way `infer` overlaps them
-    (Ultralytics reads one after the other).
+    Images per second are from files to detections, with decoding, by `Detector.stream` (Ultralytics
+    reads one after the other).
 
     Raises:
         UserError: a checkpoint, dataset or device is not as the config says.
@@ -129,7 +128,7 @@ def measure_front(config: FrontConfig) -> str:
             "network_share": costs.network_share,
             "stages": costs.seconds,
         }
-        calls[name] = lambda detector=detector: list(detect_files(detector, paths))  # type: ignore[misc]
+        calls[name] = lambda detector=detector: list(detector.stream(paths))  # type: ignore[misc]
     for peer in config.peers:
         calls[peer.name] = peers[peer.name]
         rows[peer.name] = {"AP": peer.AP, "peer": True}

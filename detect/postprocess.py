@@ -87,8 +87,8 @@ def soft_nms(
     _, starts = np.unique(labels.cpu()[order].numpy(), return_index=True)
     group = np.searchsorted(starts, np.arange(len(left)), side="right") - 1
     rivals = [slice(*ends) for ends in pairwise([*starts.tolist(), len(left)])]
-    x1, y1, x2, y2 = corners
-    area = (x2 - x1) * (y2 - y1)
+    low, high = corners[:2], corners[2:]
+    area = (high - low).prod(axis=0)
     chosen: list[int] = []
     found: list[float] = []
     while len(chosen) < min(limit, len(left)):
@@ -98,12 +98,13 @@ def soft_nms(
         chosen.append(best)
         found.append(float(left[best]))
         of = rivals[group[best]]
-        width = np.minimum(x2[of], x2[best]) - np.maximum(x1[of], x1[best])
-        height = np.minimum(y2[of], y2[best]) - np.maximum(y1[of], y1[best])
-        shared = width.clip(min=0) * height.clip(min=0)
+        sides = np.minimum(high[:, of], high[:, best, None])
+        sides -= np.maximum(low[:, of], low[:, best, None])
+        np.maximum(sides, 0, out=sides)
+        shared = sides[0] * sides[1]
         iou = shared / (area[of] + area[best] - shared)
         # Above zero: what is taken has the score -inf, which zero would make no number.
-        left[of] *= np.exp(iou * iou / -sigma).clip(min=1e-30)
+        left[of] *= np.maximum(np.exp(iou * iou / -sigma), 1e-30)
         left[best] = -np.inf
     return order[chosen].to(scores.device), scores.new_tensor(found)
 

@@ -66,8 +66,11 @@ def resample_by_opencv(
         size: S.
         fill: as there.
     """
-    whole = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    colour = list(fill)
+    if not len(windows):
+        return torch.zeros(0, 3, size, size, dtype=torch.uint8)
+    # With a fourth channel a pixel fills a word, and OpenCV needs half the time.
+    whole = cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2RGBA)
+    colour = [*fill, 0]
 
     def halve(pixels: np.ndarray) -> np.ndarray:
         height, width, _ = pixels.shape
@@ -80,16 +83,17 @@ def resample_by_opencv(
         return cv2.resize(pixels, halved, interpolation=cv2.INTER_AREA)
 
     pyramid = [whole]
-    crops = np.empty((len(windows), size, size, 3), np.uint8)
+    crops = np.empty((len(windows), size, size, 4), np.uint8)
     for level, window, crop in zip(levels.tolist(), windows.tolist(), crops, strict=True):
         _cut(_level(pyramid, level, halve), window, crop, colour)
-    return torch.from_numpy(crops).permute(0, 3, 1, 2)
+    rgb = cv2.cvtColor(crops.reshape(-1, size, 4), cv2.COLOR_RGBA2RGB)
+    return torch.from_numpy(rgb.reshape(-1, size, size, 3)).permute(0, 3, 1, 2)
 
 
 def _cut(
     pixels: np.ndarray, window: Sequence[float], crop: np.ndarray, colour: Sequence[int]
 ) -> None:
-    """Fill `crop`, `uint8 [S, S, 3]`, from a window xyxy of `pixels`, `uint8 [H, W, 3]`."""
+    """Fill `crop`, `uint8 [S, S, 4]`, from a window xyxy of `pixels`, `uint8 [H, W, 4]`."""
     left, top, right, bottom = window
     size = len(crop)
     # A part that is surely large enough, see LONGEST.

@@ -141,36 +141,41 @@ class ProposalNetwork(RegionProposalNetwork):
         anchors = self.anchor_generator(images, levels)
         per_level = [level[0].numel() for level in logits]
         logits, deltas = concat_box_prediction_layers(logits, deltas)
-        logits = logits.view(len(anchors), -1)
-        boxes = self.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
-        found = self.filter_proposals(boxes.detach(), logits, images.image_sizes, per_level)
+        logits, deltas = logits.view(len(anchors), -1), deltas.view(len(anchors), -1, 4)
+        best = self._get_top_n_idx(logits.detach(), per_level)
+        chosen = torch.arange(len(best), device=best.device)[:, None], best
         if targets is None:
-            return found, {}
+            # Only the losses need the boxes of all anchors.
+            anchors = [own[places] for own, places in zip(anchors, best, strict=True)]
+            boxes = self._decode(deltas[chosen], anchors)
+            return self._select(boxes, logits[chosen], images.image_sizes), {}
+        boxes = self._decode(deltas, anchors)
+        found = self._select(boxes.detach()[chosen], logits.detach()[chosen], images.image_sizes)
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
         return found, proposal_losses(logits, boxes, torch.stack(labels), torch.stack(matched))
 
-    def filter_proposals(
-        self,
-        proposals: Tensor,
-        objectness: Tensor,
-        image_shapes: list[tuple[int, int]],
-        num_anchors_per_level: list[int],
+    def _decode(self, deltas: Tensor, anchors: list[Tensor]) -> Tensor:
+        """Boxes `[B, N, 4]` of deltas `[B, N, 4]` and B times N anchors."""
+        return self.box_coder.decode(deltas.flatten(0, 1), anchors).view_as(deltas)
+
+    def _select(
+        self, boxes: Tensor, logits: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> list[Proposals]:
-        """The best boxes of each image after suppression across levels, and their scores."""
-        objectness = objectness.detach()
-        best = self._get_top_n_idx(objectness, num_anchors_per_level)
+        """The best boxes of each image after suppression across levels, and their scores.
+
+        Args:
+            boxes: `[B, N, 4]`.
+            logits: `[B, N]`, their objectness.
+            sizes: height and width of each image.
+        """
         top_n = self.top_n_train if self.training else self.top_n
         found = []
-        for image_boxes, logits, chosen, size in zip(
-            proposals, objectness, best, image_shapes, strict=True
-        ):
-            boxes = clip_boxes_to_image(image_boxes[chosen], size)
-            scores = logits[chosen].sigmoid()
+        for image_boxes, scores, size in zip(boxes, logits.sigmoid(), sizes, strict=True):
+            clipped = clip_boxes_to_image(image_boxes, size)
             keep = (scores >= self.score_thresh).nonzero().flatten()
-            keep = keep[remove_small_boxes(boxes[keep], self.min_size)]
-            boxes, scores = boxes[keep], scores[keep]
-            keep = nms(boxes, scores, self.nms_thresh)[:top_n]
-            found.append(Proposals(boxes[keep], scores[keep]))
+            keep = keep[remove_small_boxes(clipped[keep], self.min_size)]
+            keep = keep[nms(clipped[keep], scores[keep], self.nms_thresh)[:top_n]]
+            found.append(Proposals(clipped[keep], scores[keep]))
         return found
 
 

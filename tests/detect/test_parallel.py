@@ -6,7 +6,8 @@ import pytest
 import torch
 from untrained_detector import save_untrained
 
-from backbones import UserError
+from backbones.errors import ImageError, UserError
+from backbones.files import write_image
 from detect.build import build_dataset
 from detect.config import DatasetConfig
 from detect.datasets import make_digits
@@ -155,3 +156,23 @@ def test_a_dataset_in_threads_has_the_same_detections(tmp_path):
         torch.testing.assert_close(found["boxes"], expected["boxes"])
         torch.testing.assert_close(found["scores"], expected["scores"])
     assert together.cost.crops_per_image == 5
+
+
+def test_a_stream_of_files_and_tensors_up_to_one_that_cannot_be_read(tmp_path):
+    detector = load_detector(save_untrained(tmp_path / "x.safetensors", 10), "cpu")
+    paths = [tmp_path / f"{i}.png" for i in range(20)]
+    generator = torch.Generator().manual_seed(0)
+    for path in paths:
+        pixels = torch.randint(0, 256, (3, 40, 50), generator=generator, dtype=torch.uint8)
+        write_image(path, pixels)
+    expected = [detector(path)["scores"] for path in paths]
+    assert not torch.equal(expected[0], expected[1])
+    images = [paths[0], detector.as_tensor(paths[1]), *paths[2:]]
+    for given in (images, iter(images)):
+        found = [detections["scores"] for detections in detector.stream(given)]
+        torch.testing.assert_close(found, expected)
+    paths[10].write_bytes(b"no picture")
+    found = []
+    with pytest.raises(ImageError, match=r"10\.png"):
+        found.extend(detections["scores"] for detections in detector.stream(paths))
+    torch.testing.assert_close(found, expected[:10])
