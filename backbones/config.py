@@ -1,6 +1,7 @@
 """Typed configuration: dataclasses filled from one YAML file plus dotted command-line overrides."""
 
 import dataclasses
+import difflib
 import itertools
 import json
 import os
@@ -8,7 +9,7 @@ import re
 import sys
 import types
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -184,11 +185,26 @@ def _parser(config_class: type, description: str) -> ArgumentParser:
 
 
 def _parse(config_class: type[Config], description: str, arguments: list[str]) -> Config:
+    parser = _parser(config_class, description)
     try:
-        namespace = _parser(config_class, description).parse_args(arguments)
+        namespace = parser.parse_args(arguments)
     except ArgumentError as error:
-        raise UserError(_one_line(error)) from error
+        message = _one_line(error)
+        if "unrecognized arguments" in message:
+            message += f": {_hint(message, list(parser.get_defaults().keys()))}--help lists all keys"
+        raise UserError(message) from error
     return _build(config_class, namespace, "")
+
+
+def _hint(message: str, keys: Sequence[str]) -> str:
+    """The key that is meant by the first option of a message, where one is near."""
+    option = re.search(r"--([\w.]+)", message)
+    if option is None:
+        return ""
+    name = option[1]
+    of_group = [key for key in keys if key.endswith(f".{name}")]
+    near = of_group or difflib.get_close_matches(name, keys, n=1, cutoff=0.75)
+    return f"did you mean --{near[0]}? " if near else ""
 
 
 def _build(config_class: type[Config], values: Namespace, prefix: str) -> Config:
@@ -258,8 +274,6 @@ def _one_line(error: Exception) -> str:
     if text.startswith('Parser key "'):
         key, _, rest = text.removeprefix('Parser key "').partition('":')
         text = f"{key}: {rest.strip()}"
-    if "unrecognized arguments" in text:
-        text += ": --help lists all keys"
     return text.replace(". Got value: ", ", got ")
 
 

@@ -6,6 +6,7 @@ python -m tools.evaluate --results results.json --data.format coco --data.root D
 """
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +26,8 @@ from detect.evaluation.report import write_report
 from detect.proposals import Proposals, load_proposals
 from detect.scoring import calibration_images, detect_dataset
 from detect.training import check_dataset_named, check_same_classes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,12 @@ def _main() -> None:
         assert config.results is not None
         dataset = build_dataset(config.data, config.split)
         detections = load_results(config.results, dataset)
+        without = sum(not len(found["boxes"]) for found in detections)
+        if without:
+            logger.warning(
+                "%s: no results for %d of %d images: its image ids must be those of the dataset",
+                *(config.results, without, len(dataset)),
+            )
         folder = make_folder(config.output)
     else:
         detector = load_detector(config.weights, config.device, config.model)

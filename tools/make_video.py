@@ -22,7 +22,7 @@ class MakeVideoConfig:
     inputs: list[str]
     """Image files, folders of them, or glob patterns."""
     output: str = "pictures.mp4"
-    """Video to write (H.264)."""
+    """Video to write (H.264), an .mp4."""
     fps: float = 2.0
     """Pictures a second."""
     most: int = 1000
@@ -46,8 +46,9 @@ def _main() -> None:
     _, height, width = read_image(paths[0]).shape
     images = (read_image(path) for path in track(paths, len(paths), "video"))
     target = Path(config.output)
-    if target.is_dir():
-        raise UserError(f"{target}: expected the name of a video, this is a folder")
+    if target.is_dir() or target.suffix.lower() != ".mp4":
+        what = "this is a folder" if target.is_dir() else "which ends in .mp4"
+        raise UserError(f"{target}: expected the name of a video, {what}")
     make_folder(target.parent)
     count = slideshow(target, images, config.fps, (height, width))
     print(f"{count} pictures: {target}")

@@ -399,9 +399,11 @@ def test_the_demo_never_takes_the_place_of_an_earlier_run(tmp_path, monkeypatch,
 def test_make_video_of_pictures(pictures, tmp_path, monkeypatch, capsys):
     arguments = ["--inputs", str(pictures), "--output", str(tmp_path / "v.mp4"), "--most", "2"]
     assert run(make_video, *arguments, monkeypatch=monkeypatch) == 0
-    into_folder = ["--inputs", str(pictures), "--output", str(tmp_path)]
-    message = error_of(make_video, *into_folder, monkeypatch=monkeypatch, capsys=capsys)
-    assert "expected the name of a video, this is a folder" in message
+    for output, why in ((tmp_path, "this is a folder"), (tmp_path / "v.gif", "ends in .mp4")):
+        wrong = ["--inputs", str(pictures), "--output", str(output)]
+        message = error_of(make_video, *wrong, monkeypatch=monkeypatch, capsys=capsys)
+        assert f"{output}: expected the name of a video, " in message
+        assert why in message
     reader = VideoReader(tmp_path / "v.mp4")
     assert reader.size == (80, 100)
     assert len(list(reader)) == 2

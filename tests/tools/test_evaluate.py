@@ -43,6 +43,18 @@ def data_arguments(root: Path) -> list[str]:
     return ["--data.format", "coco", "--data.root", str(root), "--split", "val"]
 
 
+def test_images_without_results_are_counted(digits, results, tmp_path, monkeypatch, caplog):
+    entries = json.loads(results.read_text())
+    first = entries[0]["image_id"]
+    fewer = tmp_path / "fewer.json"
+    fewer.write_text(json.dumps([entry for entry in entries if entry["image_id"] != first]))
+    for file, warnings in ((results, []), (fewer, ["no results for 1 of 3 images"])):
+        arguments = ["--results", str(file), *data_arguments(digits), "--output", str(tmp_path)]
+        assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
+        assert len(caplog.messages) == len(warnings)
+        assert all(text in caplog.text for text in warnings)
+
+
 @pytest.fixture
 def report(digits, results, tmp_path, monkeypatch) -> Path:
     arguments = ["--results", str(results), *data_arguments(digits), "--output", str(tmp_path)]
