@@ -191,20 +191,22 @@ def _parse(config_class: type[Config], description: str, arguments: list[str]) -
     except ArgumentError as error:
         message = _one_line(error)
         if "unrecognized arguments" in message:
-            message += f": {_hint(message, list(parser.get_defaults().keys()))}--help lists all keys"
+            message += (
+                f": {_hint(message, list(parser.get_defaults().keys()))}--help lists all keys"
+            )
         raise UserError(message) from error
     return _build(config_class, namespace, "")
 
 
 def _hint(message: str, keys: Sequence[str]) -> str:
-    """The key that is meant by the first option of a message, where one is near."""
-    option = re.search(r"--([\w.]+)", message)
+    """The keys that may be meant by the first option of a message, where some are near."""
+    option = re.search(r"--([\w.-]+)", message)
     if option is None:
         return ""
-    name = option[1]
+    name = option[1].replace("-", "_")
     of_group = [key for key in keys if key.endswith(f".{name}")]
     near = of_group or difflib.get_close_matches(name, keys, n=1, cutoff=0.75)
-    return f"did you mean --{near[0]}? " if near else ""
+    return f"did you mean {' or '.join(f'--{key}' for key in near)}? " if near else ""
 
 
 def _build(config_class: type[Config], values: Namespace, prefix: str) -> Config:

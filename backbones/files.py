@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 from PIL import Image
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from backbones.decoding import decode_image
 from backbones.errors import ImageError, UserError
+
+_SETTING_UMASK = Lock()
 
 UNFINISHED = ".tmp"
 """Suffix of a file that `atomic_write` is writing, or was when its process was killed."""
@@ -77,13 +80,19 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; results are as readable as any other file of the user.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def umask() -> int:
+    """What the process takes from the permissions of new files; can only be read by setting it."""
+    with _SETTING_UMASK:
+        mask = os.umask(0o077)
+        os.umask(mask)
+    return mask
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -48,8 +48,8 @@ class OpenVINONetwork(nn.Module):
     """A network in the place of the `InceptionV3` it was made from; CPU only.
 
     Made by `convert`, `quantize` or `load_openvino`. It uses as many threads as
-    `torch.get_num_threads()` says where it is called; callers in several threads do not wait for
-    each other.
+    `torch.get_num_threads()` says where it is called. Callers in several threads do not wait for
+    each other while they have together no more than it said where the network was made.
 
     Attributes:
         precision: `fp32`, `bf16` or `int8`.

@@ -1,13 +1,12 @@
 """What a detector costs: by stage, by the number of crops and images, and beside its accuracy."""
 
+import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,8 @@ from backbones.files import read_image
 from backbones.timing import time_interleaved
 from detect.detector import Detector
 from detect.drawing import draw_detections
-from detect.parallel import batch_size, in_threads, worker_count
+from detect.parallel import batch_size, busy_seconds, in_threads, worker_count
+from detect.pipeline import PIXELS_PER_BATCH, image_batches
 from detect.postprocess import above_score
 from detect.proposals import LearnedProposer, Proposals
 
@@ -24,7 +24,7 @@ NETWORK_STAGES = ("proposal network", "crop network")
 STAGES = ("decode", "proposal network", "crops", "crop network", "rest", "draw")
 """In their order; `rest` is anchors, suppression and box arithmetic."""
 STAGE_IMAGES = 200
-"""Of which the stages are measured at most; all are in memory."""
+"""The stages are measured of no more; all are in memory."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,10 @@ class StageCosts:
 
 
 def stage_costs(detector: Detector, paths: Sequence[Path], score_thresh: float) -> StageCosts:
-    """Decoding, detecting and drawing in turns, which overlap in use; detecting in batches and
-    threads as there.
+    """Decoding, detecting and drawing in turns, which overlap in use.
 
-    A stage of the detector takes the time that its threads spend in it, waiting for each other
-    included, divided by how many there are.
+    Detecting is in batches and threads as there. A stage counts for as much of its time as of the
+    threads' time; what these wait for each other is in the stage that they are in.
 
     Args:
         detector: what to measure, with a proposer.
@@ -57,36 +56,53 @@ def stage_costs(detector: Detector, paths: Sequence[Path], score_thresh: float) 
     model = detector.model
     clock = _Clock(detector.device)
     began = time.perf_counter()
-    images = [read_image(path) for path in paths]
+    images = [(None, read_image(path)) for path in paths]
     decoded = time.perf_counter()
     workers = worker_count(detector.device, len(images))
     size = batch_size(workers, len(images))
-    batches = [images[start : start + size] for start in range(0, len(images), size)]
+    batches = [
+        [image for _, image in batch] for batch in image_batches(images, size, PIXELS_PER_BATCH)
+    ]
 
-    def work(batch: list[Tensor]) -> tuple[list[dict[str, Tensor]], int]:
+    def work(batch: list[Tensor]) -> _Worked:
+        clock.seconds.clear()
+        started = time.perf_counter()
         with clock.running("whole"):
             regions = detector.propose(batch)
             found = detector.detect(batch, regions)
-        return found, sum(len(proposals.boxes) for proposals in regions)
+        boxes = sum(len(proposals.boxes) for proposals in regions)
+        return _Worked(found, boxes, dict(clock.seconds), (started, time.perf_counter()))
 
-    list(in_threads(work, batches[: 2 * workers], workers))  # what is made at the first calls
-    clock.seconds.clear()
     with ExitStack() as stack:
         stack.enter_context(clock.timing(model, "crop", "crops"))
         for owner, method, stage in _networks(model):
             stack.enter_context(clock.timing(owner, method, stage))
-        results = list(in_threads(work, batches, workers))
+        # Before them, what is made at the first calls of each thread.
+        worked = list(in_threads(work, [*batches[: 2 * workers], *batches], workers))
+    worked = worked[-len(batches) :]
     drawing = time.perf_counter()
-    found = [detections for batch, _ in results for detections in batch]
-    for image, detections in zip(images, found, strict=True):
+    found = [detections for batch in worked for detections in batch.found]
+    for (_, image), detections in zip(images, found, strict=True):
         shown = above_score(detections, score_thresh)
         draw_detections(image, shown, detector.class_names)
     drawn = time.perf_counter()
-    inside = {stage: clock.seconds[stage] / workers for stage in ("crops", *NETWORK_STAGES)}
-    rest = clock.seconds["whole"] / workers - sum(inside.values())
+    whole = busy_seconds(batch.span for batch in worked)
+    factor = whole / sum(batch.seconds["whole"] for batch in worked)
+    inside = {
+        stage: factor * sum(batch.seconds.get(stage, 0.0) for batch in worked)
+        for stage in ("crops", *NETWORK_STAGES)
+    }
+    rest = whole - sum(inside.values())
     seconds = inside | {"decode": decoded - began, "rest": rest, "draw": drawn - drawing}
-    crops = sum(boxes for _, boxes in results) * model.config.crops_per_proposal
+    crops = sum(batch.boxes for batch in worked) * model.config.crops_per_proposal
     return StageCosts({stage: seconds[stage] / len(paths) for stage in STAGES}, crops / len(paths))
+
+
+class _Worked(NamedTuple):
+    found: list[dict[str, Tensor]]
+    boxes: int
+    seconds: dict[str, float]
+    span: tuple[float, float]
 
 
 def crop_costs(
@@ -124,22 +140,19 @@ def _networks(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
         yield proposer.rpn.head, "forward", "proposal network"
 
 
-class _Clock:
-    """Seconds by stage, of all threads together."""
+class _Clock(threading.local):
+    """Seconds by stage, of each thread for itself."""
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = {}
         self._device = device
-        self._adding = Lock()
 
     @contextmanager
     def running(self, stage: str) -> Iterator[None]:
         """Add the time that the block takes."""
         began = self._now()
         yield
-        taken = self._now() - began
-        with self._adding:
-            self.seconds[stage] += taken
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + self._now() - began
 
     @contextmanager
     def timing(self, owner: nn.Module, method: str, stage: str) -> Iterator[None]:

@@ -13,10 +13,15 @@ def check_images(images: Sequence[Tensor]) -> None:
     if not len(images):
         raise ValueError("images must hold at least one image")
     for i, image in enumerate(images):
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise ValueError(
-                f"images[{i}] must be uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}"
-            )
+        check_image(image, f"images[{i}]")
+
+
+def check_image(image: Tensor, name: str) -> None:
+    """Raise `ValueError` unless it is `uint8 [3, H, W]`."""
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+        raise ValueError(
+            f"{name} must be uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}"
+        )
 
 
 def check_targets(

@@ -18,6 +18,7 @@ from backbones.errors import MissingPackageError, UserError
 from backbones.files import read_image
 from backbones.weights import load_weights, save_weights
 from detect.build import build_detector
+from detect.checks import check_image
 from detect.config import ModelConfig
 from detect.parallel import work_through
 from detect.proposals import Proposals
@@ -123,26 +124,36 @@ class Detector:
     def stream(self, images: Iterable[Image]) -> Iterator[dict[str, Tensor]]:
         """Detect objects in any number of images, faster than batch by batch.
 
-        The next images are read meanwhile, and a CPU works on several batches at a time. Some dozen
-        images are in memory.
+        The next images are read meanwhile, and a CPU works on several batches at a time. Some
+        batches of 8 images for each of its threads are in memory.
 
         Args:
             images: of what `__call__` takes; they may come one by one.
 
-        Yields:
+        Returns:
             One dict an image, as from `__call__`, in their order.
 
         Raises:
-            As `__call__`, after what was found in the images before.
+            ValueError: at once, for what is no series of images, or without a proposer.
+            ImageError, ValueError: as `__call__`, after what was found in the images before.
         """
-        tensors = ((None, self.as_tensor(image)) for image in images)
+        if isinstance(images, str | os.PathLike | np.ndarray | Tensor | PIL.Image.Image):
+            raise ValueError("stream takes many images: call the detector itself with one")
+        self.model.require_proposer()
 
         def work(batch: list[tuple[None, Tensor]]) -> list[dict[str, Tensor]]:
             return self.detect([image for _, image in batch])
 
         count = len(images) if isinstance(images, Sequence) else None
-        for found in work_through(tensors, work, self.device, count):
-            yield from found
+        batches = work_through(self._read(images), work, self.device, count)
+        return (found for batch in batches for found in batch)
+
+    def _read(self, images: Iterable[Image]) -> Iterator[tuple[None, Tensor]]:
+        """Checked images, which stay as they are when the caller's array gets the next one."""
+        for i, image in enumerate(images):
+            tensor = self.as_tensor(image)
+            check_image(tensor, f"images[{i}]")
+            yield None, tensor.clone() if isinstance(image, np.ndarray | Tensor) else tensor
 
     @torch.inference_mode()
     def propose(self, images: Sequence[Image]) -> list[Proposals]:

@@ -1,14 +1,15 @@
 """Images through a detector, on the CPU several batches at a time.
 
 The convolutions of a network use all cores, what is between them one: crops, suppression, the
-arithmetic of boxes. A batch for each core, all of whose work is done there, leaves none idle.
+arithmetic of boxes. A batch for each core leaves none idle.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Barrier
+from contextlib import closing
+from threading import Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,8 @@ Item = TypeVar("Item")
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
+_LIMITING = Lock()
+
 
 def work_through(
     images: Iterable[tuple[Key, Tensor]],
@@ -29,17 +32,19 @@ def work_through(
 ) -> Generator[Result, None, None]:
     """What is made of images, batch by batch in their order, while the next ones are read.
 
-    An exception comes out in its place, after the results of the batches before it.
+    Some batches for each thread are in memory. An exception comes out in its place, after the
+    results of the batches before it.
 
     Args:
         images: `uint8 [3, H, W]`, each with something that names it; taken in one thread.
         work: of a batch; called in several threads.
         device: where it computes. A GPU gets one batch at a time.
-        count: how many images there are, where it is known; few are then shared evenly.
+        count: how many images there are, where it is known; they are then shared evenly.
     """
     workers = worker_count(device, count)
     batches = image_batches(images, batch_size(workers, count), PIXELS_PER_BATCH)
-    return in_threads(work, prefetch(batches, depth=workers), workers)
+    with closing(prefetch(batches, depth=1)) as read:
+        yield from in_threads(work, read, workers)
 
 
 def worker_count(device: torch.device, count: int | None = None) -> int:
@@ -49,10 +54,11 @@ def worker_count(device: torch.device, count: int | None = None) -> int:
 
 
 def batch_size(workers: int, count: int | None = None) -> int:
-    """Images of a batch, fewer where there would not be one for each thread."""
-    if count is None:
+    """Images of a batch: as many as may be, and so that all threads get as many."""
+    if not count:
         return IMAGES_PER_BATCH
-    return max(1, min(IMAGES_PER_BATCH, math.ceil(count / workers)))
+    rounds = math.ceil(count / (workers * IMAGES_PER_BATCH))
+    return math.ceil(count / (workers * rounds))
 
 
 def in_threads(
@@ -68,10 +74,11 @@ def in_threads(
         items: taken by the caller's thread, a few ahead of their use, which bounds memory.
         workers: how many threads.
     """
+    each = max(1, torch.get_num_threads() // workers)
     waiting: deque[Future[Result]] = deque()
     error: Exception | None = None
     source = iter(items)
-    with _torch_pool(workers) as pool:
+    with ThreadPoolExecutor(workers, "detect", _limit_torch, (each,)) as pool:
         try:
             while error is None:
                 try:
@@ -80,8 +87,8 @@ def in_threads(
                     break
                 except Exception as of_source:
                     error = of_source
-                # One at work and one in reserve for each.
-                if len(waiting) >= 2 * workers:
+                # One at work for each, one that begins next, and one that is done.
+                if len(waiting) >= workers + 2:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -92,23 +99,30 @@ def in_threads(
                 future.cancel()
 
 
-def _torch_pool(workers: int) -> ThreadPoolExecutor:
-    """A pool of threads among which torch's are divided; in all others torch has as many as before.
+def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
+    """For how long at least one of some things was going on, each from a time to another."""
+    total, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
-    torch has a number for each thread that has asked for it, and one that the others begin with.
+
+def _limit_torch(threads: int) -> None:
+    """Let torch compute in so many threads when the calling thread asks, and in no other.
+
+    `torch.set_num_threads` also sets the number that threads begin with which never asked.
     """
-    threads = torch.get_num_threads()
-    each = max(1, threads // workers)
+    with _LIMITING:
+        default = _in_new_thread(torch.get_num_threads)
+        torch.get_num_threads()  # now it has asked
+        torch.set_num_threads(threads)
+        _in_new_thread(lambda: torch.set_num_threads(default))
 
-    def begin() -> None:
-        torch.get_num_threads()
-        torch.set_num_threads(each)
 
-    pool = ThreadPoolExecutor(workers, "detect", begin)
-    # None of them is free before all have begun.
-    begun = Barrier(workers + 1)
-    for _ in range(workers):
-        pool.submit(begun.wait)
-    begun.wait()
-    torch.set_num_threads(threads)
-    return pool
+def _in_new_thread(function: Callable[[], Result]) -> Result:
+    results: list[Result] = []
+    thread = Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join()
+    return results[0]

@@ -129,7 +129,7 @@ class RCNN(nn.Module):
         Raises:
             ValueError: it has no proposer of its own.
         """
-        return self._require_proposer()(images)
+        return self.require_proposer()(images)
 
     def _losses(
         self,
@@ -139,7 +139,7 @@ class RCNN(nn.Module):
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         if proposals is None:
-            proposals, losses = self._require_proposer().forward_train(images, targets)
+            proposals, losses = self.require_proposer().forward_train(images, targets)
         objects = [target["boxes"] for target in targets]
         candidates = [
             add_candidates(proposal, boxes, _size(image), self.config)
@@ -294,7 +294,8 @@ class RCNN(nn.Module):
             context=self.config.context,
         )
 
-    def _require_proposer(self) -> Proposer:
+    def require_proposer(self) -> Proposer:
+        """The proposer; raises `ValueError` without one."""
         if self.proposer is None:
             raise ValueError(
                 "this detector has no proposer of its own (precomputed proposals): "

@@ -20,7 +20,7 @@ from detect.config import DatasetConfig
 from detect.datasets import DetectionDataset
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
-from detect.parallel import work_through, worker_count
+from detect.parallel import busy_seconds, work_through
 from detect.proposals import Proposals
 
 logger = logging.getLogger(__name__)
@@ -111,11 +111,12 @@ def detect_dataset(
     """
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     found: Looks = {index: (_nothing(), torch.zeros(0, 4)) for index in own}
-    crops, seconds, looked_at = 0, 0.0, 0
+    crops, looked_at = 0, 0
+    spans: list[tuple[float, float]] = []
     second_look = detector.model.second_look
     crops_before = 0 if second_look is None else second_look.crops
 
-    def work(batch: list[tuple[int, Tensor]]) -> tuple[Looks, float]:
+    def work(batch: list[tuple[int, Tensor]]) -> tuple[Looks, tuple[float, float]]:
         images = [image for _, image in batch]
         started = time.perf_counter()
         if proposals is None:
@@ -123,25 +124,24 @@ def detect_dataset(
         else:
             regions = [proposals[dataset.image_ids[index]] for index, _ in batch]
         detections = detector.detect(images, regions)
-        taken = time.perf_counter() - started
+        ended = time.perf_counter()
         boxes = (proposal.boxes.cpu() for proposal in regions)
         indices = (index for index, _ in batch)
         looks = zip(detections, boxes, strict=True)
-        return dict(zip(indices, looks, strict=True)), taken
+        return dict(zip(indices, looks, strict=True)), (started, ended)
 
     device = detector.device
-    workers = worker_count(device, len(own))
     with TrainingProgress("evaluate", len(own)) as progress:
-        for looks, taken in work_through(_readable(dataset, own), work, device, len(own)):
+        for looks, span in work_through(_readable(dataset, own), work, device, len(own)):
             found |= looks
             boxes = sum(len(image_boxes) for _, image_boxes in looks.values())
             crops += boxes * detector.model.config.crops_per_proposal
-            seconds += taken / workers
+            spans.append(span)
             looked_at += len(looks)
             progress.update(looked_at, len(looks), waited=None, notes="")
     if second_look is not None:
         crops += second_look.crops - crops_before
-    parts = distributed.gather((found, crops, seconds, looked_at))
+    parts = distributed.gather((found, crops, busy_seconds(spans), looked_at))
     ordered = [parts[index % len(parts)][0][index] for index in range(len(dataset))]
     detections, regions = (list(column) for column in zip(*ordered, strict=True))
     looked_at = sum(part[3] for part in parts)

@@ -111,7 +111,8 @@ def _main() -> None:
         without = sum(not len(found["boxes"]) for found in detections)
         if without:
             logger.warning(
-                "%s: no results for %d of %d images: its image ids must be those of the dataset",
+                "%s: no results for %d of %d images, which count as without detections: "
+                "is it a file of this split?",
                 *(config.results, without, len(dataset)),
             )
         folder = make_folder(config.output)

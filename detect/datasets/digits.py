@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from backbones.errors import UserError
-from backbones.files import atomic_write, make_folder, read_image
+from backbones.files import atomic_write, make_folder, read_image, umask
 from detect.datasets.digit_scenes import Scene, draw_scene
 
 VERSION = 1
@@ -94,7 +94,7 @@ def make_digits(
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         _generate(temporary, settings)
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~umask())
         try:
             # Fails if the folder is there and not empty.
             os.replace(temporary, folder)
@@ -105,12 +105,6 @@ def make_digits(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _is_complete(folder: Path, settings: _Settings) -> bool:

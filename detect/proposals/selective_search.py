@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import cv2
@@ -21,6 +22,9 @@ from backbones.files import atomic_write
 from detect.proposals.base import Proposals, Proposer
 
 logger = logging.getLogger(__name__)
+
+_DRAWING = Lock()
+"""All threads of a process draw the same series of numbers."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,11 @@ def search(pixels: np.ndarray, mode: Literal["fast", "quality"]) -> np.ndarray:
         searcher.switchToSelectiveSearchFast()
     else:
         searcher.switchToSelectiveSearchQuality()
-    if _can_seed():
-        # cv2.setRNGSeed has no say here: the ranks are drawn by rand().
-        ctypes.CDLL(None).srand(0)
-    xywh = searcher.process()
+    with _DRAWING:
+        if _can_seed():
+            # cv2.setRNGSeed has no say here: the ranks are drawn by rand().
+            ctypes.CDLL(None).srand(0)
+        xywh = searcher.process()
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     if not _can_seed():
         boxes = boxes[np.lexsort((*boxes.T, -xywh[:, 2] * xywh[:, 3]))]

@@ -1,9 +1,14 @@
+import copy
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from untrained_detector import save_untrained
 
 from backbones.errors import ImageError, UserError
@@ -11,8 +16,8 @@ from backbones.files import write_image
 from detect.build import build_dataset
 from detect.config import DatasetConfig
 from detect.datasets import make_digits
-from detect.detector import load_detector
-from detect.parallel import batch_size, in_threads, work_through, worker_count
+from detect.detector import Detector, load_detector
+from detect.parallel import batch_size, busy_seconds, in_threads, work_through, worker_count
 from detect.scoring import detect_dataset
 
 CPU = torch.device("cpu")
@@ -26,6 +31,12 @@ def four_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> Detector:
+    path = tmp_path_factory.mktemp("detector") / "x.safetensors"
+    return load_detector(save_untrained(path, 10), "cpu")
+
+
 def wait_briefly(item):
     time.sleep(random.uniform(0, 0.01))
     return item
@@ -37,28 +48,31 @@ def test_results_come_in_order(workers, count):
     assert list(in_threads(wait_briefly, range(count), workers)) == list(range(count))
 
 
-def test_items_are_worked_on_at_once():
-    """One after the other, no thread would ever meet the other two."""
-    meeting = threading.Barrier(3)
-    assert len(list(in_threads(lambda _: meeting.wait(timeout=10), range(6), 3))) == 6
-
-
 def threads_of_torch(_=None):
     torch.ones(100, 100) @ torch.ones(100, 100)
     return torch.get_num_threads()
+
+
+def in_another_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 @pytest.mark.parametrize(("workers", "each"), [(1, 4), (2, 2), (3, 1), (4, 1), (7, 1)])
 def test_threads_of_torch_are_divided_and_elsewhere_as_before(four_threads, workers, each):
     results = in_threads(threads_of_torch, range(10), workers)
     seen = [next(results)]
-    elsewhere = []
-    other = threading.Thread(target=lambda: elsewhere.append(threads_of_torch()))
-    other.start()
-    other.join()
-    assert (threads_of_torch(), elsewhere) == (4, [4])
+    assert (threads_of_torch(), in_another_thread(threads_of_torch)) == (4, 4)
     assert seen + list(results) == [each] * 10
-    assert threads_of_torch() == 4
+    assert (threads_of_torch(), in_another_thread(threads_of_torch)) == (4, 4)
+
+
+def test_a_caller_with_fewer_threads_leaves_the_others_theirs(four_threads):
+    def nested(_):
+        return list(in_threads(threads_of_torch, range(3), 1))
+
+    assert list(in_threads(nested, range(4), 2)) == [[2] * 3] * 4
+    assert in_another_thread(threads_of_torch) == 4
 
 
 def test_no_more_is_taken_than_has_a_place():
@@ -71,7 +85,7 @@ def test_no_more_is_taken_than_has_a_place():
 
     results = in_threads(lambda item: item, items(), 3)
     assert next(results) == 0
-    assert len(taken) == 6
+    assert len(taken) == 5
     results.close()
 
 
@@ -86,11 +100,8 @@ def test_an_error_of_the_source_comes_after_the_results_before_it():
     assert seen == [0, 1, 2]
 
 
-def test_an_error_of_the_work_comes_in_its_place_and_ends_it():
-    begun = []
-
+def test_an_error_of_the_work_comes_in_its_place():
     def work(item):
-        begun.append(item)
         if item == 2:
             raise UserError("broken")
         return wait_briefly(item)
@@ -99,25 +110,28 @@ def test_an_error_of_the_work_comes_in_its_place_and_ends_it():
     with pytest.raises(UserError, match="broken"):
         seen.extend(in_threads(work, range(100), 2))
     assert seen == [0, 1]
-    assert len(begun) <= 6
 
 
-def test_leaving_early_begins_nothing_more_and_ends_the_threads():
-    begun = []
-    before = threading.active_count()
+def test_what_waits_when_the_caller_leaves_is_never_begun():
+    begun, go = [], threading.Event()
 
     def work(item):
         begun.append(item)
-        time.sleep(0.05)
+        if item > 0:
+            go.wait(timeout=10)
 
-    results = in_threads(work, range(100), 2)
-    next(results)
+    before = threading.active_count()
+    results = in_threads(work, range(100), 1)
+    next(results)  # now 1 is being worked on, and 2 waits
+    while len(begun) < 2:
+        time.sleep(0.001)
+    threading.Timer(0.2, go.set).start()
     results.close()
-    count = len(begun)
-    assert count <= 4
+    assert begun == [0, 1]
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert threading.active_count() == before
-    time.sleep(0.2)
-    assert len(begun) == count
 
 
 def test_a_thread_for_each_of_torch_but_no_more_than_images(four_threads):
@@ -126,31 +140,88 @@ def test_a_thread_for_each_of_torch_but_no_more_than_images(four_threads):
     assert worker_count(torch.device("cuda")) == 1
 
 
-@pytest.mark.parametrize(
-    ("count", "sizes"), [(1, [1]), (3, [1, 1, 1]), (9, [3, 3, 3]), (40, [8, 8, 8, 8, 8])]
-)
-def test_images_are_shared_evenly(four_threads, count, sizes):
-    images = ((i, torch.zeros(3, 2, 2, dtype=torch.uint8)) for i in range(count))
-    batches = list(work_through(images, lambda batch: [key for key, _ in batch], CPU, count))
-    assert [len(batch) for batch in batches] == sizes
-    assert [key for batch in batches for key in batch] == list(range(count))
+@given(st.integers(1, 40), st.integers(1, 2000))
+def test_no_thread_gets_more_images_than_the_fewest_that_the_largest_may(workers, count):
+    size = batch_size(workers, count)
+    batches = -(-count // size)
+    most = -(-batches // workers) * size
+    assert 1 <= size <= 8
+    # Of images one by one, the busiest thread would have this many; a batch is never divided.
+    assert most <= -(-count // workers) + size
+    assert -(-batches // workers) == -(-count // (8 * workers))
 
 
 def test_of_unknown_many_images_batches_are_full():
-    assert batch_size(4) == batch_size(4, 1000) == 8
+    assert batch_size(4) == 8
 
 
-def test_a_dataset_in_threads_has_the_same_detections(tmp_path):
+def named(count: int):
+    return ((i, torch.zeros(3, 2, 2, dtype=torch.uint8)) for i in range(count))
+
+
+def test_batches_are_worked_on_at_once(four_threads):
+    """One after the other, none would ever meet the other three."""
+    meeting = threading.Barrier(4)
+
+    def work(batch):
+        meeting.wait(timeout=10)
+        return [key for key, _ in batch]
+
+    batches = list(work_through(named(40), work, CPU, 40))
+    assert batches == [list(range(start, start + 5)) for start in range(0, 40, 5)]
+
+
+def test_few_images_are_in_memory(four_threads):
+    taken = []
+
+    def images():
+        for key, image in named(1000):
+            taken.append(key)
+            yield key, image
+
+    results = work_through(images(), len, CPU)
+    assert next(results) == 8
+    time.sleep(0.2)
+    # One batch is here, five are worked on or done, three read: in the queue, the hand, the making.
+    assert 48 <= len(taken) <= 72
+    results.close()
+
+
+def test_leaving_closes_what_is_read_from():
+    closed = threading.Event()
+
+    def images():
+        try:
+            yield from named(1000)
+        finally:
+            closed.set()
+
+    def work(batch):
+        raise UserError("broken")
+
+    with pytest.raises(UserError, match="broken"):
+        list(work_through(images(), work, CPU))
+    assert closed.wait(timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([], 0.0),
+        ([(1, 3)], 2.0),
+        ([(4, 6), (1, 3)], 4.0),
+        ([(1, 5), (2, 3), (4, 7)], 6.0),
+    ],
+)
+def test_busy_seconds(spans, expected):
+    assert busy_seconds(spans) == expected
+
+
+def test_a_dataset_in_threads_has_the_same_detections(four_threads, tmp_path, detector):
     digits = make_digits(tmp_path / "digits", train=1, val=11, image_size=128)
     dataset = build_dataset(DatasetConfig(format="coco", root=str(digits)), "val")
-    detector = load_detector(save_untrained(tmp_path / "x.safetensors", 10), "cpu")
     alone = [detector(dataset.load_image(index)) for index in range(len(dataset))]
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        together = detect_dataset(detector, dataset)
-    finally:
-        torch.set_num_threads(before)
+    together = detect_dataset(detector, dataset)
     for found, expected in zip(together.detections, alone, strict=True):
         assert len(found["boxes"]) > 0
         torch.testing.assert_close(found["boxes"], expected["boxes"])
@@ -158,21 +229,55 @@ def test_a_dataset_in_threads_has_the_same_detections(tmp_path):
     assert together.cost.crops_per_image == 5
 
 
-def test_a_stream_of_files_and_tensors_up_to_one_that_cannot_be_read(tmp_path):
-    detector = load_detector(save_untrained(tmp_path / "x.safetensors", 10), "cpu")
-    paths = [tmp_path / f"{i}.png" for i in range(20)]
-    generator = torch.Generator().manual_seed(0)
-    for path in paths:
-        pixels = torch.randint(0, 256, (3, 40, 50), generator=generator, dtype=torch.uint8)
-        write_image(path, pixels)
-    expected = [detector(path)["scores"] for path in paths]
+@pytest.fixture
+def pixels() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (40, 50, 3), np.uint8) for _ in range(20)]
+
+
+def scores(found) -> list[torch.Tensor]:
+    return [detections["scores"] for detections in found]
+
+
+def test_a_stream_of_files_arrays_and_tensors(four_threads, tmp_path, detector, pixels):
+    images = list(pixels)
+    images[1] = detector.as_tensor(pixels[1])
+    images[2] = tmp_path / "2.png"
+    write_image(images[2], detector.as_tensor(pixels[2]))
+    expected = scores(map(detector, pixels))
     assert not torch.equal(expected[0], expected[1])
-    images = [paths[0], detector.as_tensor(paths[1]), *paths[2:]]
-    for given in (images, iter(images)):
-        found = [detections["scores"] for detections in detector.stream(given)]
-        torch.testing.assert_close(found, expected)
-    paths[10].write_bytes(b"no picture")
-    found = []
-    with pytest.raises(ImageError, match=r"10\.png"):
-        found.extend(detections["scores"] for detections in detector.stream(paths))
-    torch.testing.assert_close(found, expected[:10])
+    for given_ in (images, iter(images)):
+        torch.testing.assert_close(scores(detector.stream(given_)), expected)
+
+
+def test_a_stream_up_to_an_image_that_is_none(four_threads, tmp_path, detector, pixels):
+    expected = scores(map(detector, pixels[:10]))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for bad, error, words in (
+        (tmp_path / "broken.png", ImageError, r"broken\.png"),
+        (torch.zeros(3, 5, 5), ValueError, r"images\[10\] must be uint8"),
+    ):
+        found = []
+        with pytest.raises(error, match=words):
+            found.extend(detector.stream([*pixels[:10], bad, *pixels[11:]]))
+        torch.testing.assert_close(scores(found), expected)
+
+
+def test_a_stream_of_one_array_filled_again_and_again(four_threads, detector, pixels):
+    def frames():
+        buffer = np.empty_like(pixels[0])
+        for image in pixels:
+            buffer[:] = image
+            yield buffer
+
+    torch.testing.assert_close(scores(detector.stream(frames())), scores(map(detector, pixels)))
+
+
+def test_what_is_no_stream_is_named_at_once(detector):
+    for one in ("photo.jpg", torch.zeros(3, 5, 5, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="call the detector itself"):
+            detector.stream(one)
+    blind = copy.deepcopy(detector)
+    blind.model.proposer = None
+    with pytest.raises(ValueError, match="no proposer"):
+        blind.stream([])

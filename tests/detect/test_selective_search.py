@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
@@ -65,6 +66,15 @@ def test_the_order_repeats_whatever_was_drawn_before():
         ctypes.CDLL(None).srand(77)
     propose(scene().flip(2))
     assert torch.equal(propose(scene()).boxes, first.boxes)
+
+
+@pytest.mark.usefixtures("contrib")
+def test_threads_do_not_draw_from_each_others_series():
+    images = [scene().roll(shift, dims=2) for shift in range(0, 60, 10)]
+    expected = [propose(image).boxes for image in images]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda image: propose(image).boxes, images))
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.usefixtures("contrib")
