@@ -14,6 +14,10 @@ from torchvision.ops import batched_nms, box_iou
 
 from detect.rcnn_config import RCNNConfig
 
+FEW = 256
+"""Boxes of a class up to which soft suppression compares all with all at once, which takes memory;
+more are compared with what is taken, one after the other."""
+
 
 def select_detections(boxes: Tensor, scores: Tensor, config: RCNNConfig) -> dict[str, Tensor]:
     """Drop weak boxes, suppress those that another one of their class covers, keep the best.
@@ -89,6 +93,18 @@ def soft_nms(
     rivals = [slice(*ends) for ends in pairwise([*starts.tolist(), len(left)])]
     low, high = corners[:2], corners[2:]
     area = (high - low).prod(axis=0)
+
+    def decay(of: slice, taken: slice) -> np.ndarray:
+        """What the scores of some are multiplied by when one is taken, a row for each of these."""
+        sides = np.minimum(high[:, None, of], high[:, taken, None])
+        sides -= np.maximum(low[:, None, of], low[:, taken, None])
+        np.maximum(sides, 0, out=sides)
+        shared = sides[0] * sides[1]
+        iou = shared / (area[of] + area[taken, None] - shared)
+        # Above zero: what is taken has the score -inf, which zero would make no number.
+        return np.maximum(np.exp(iou * iou / -sigma), 1e-30)
+
+    decays: dict[int, np.ndarray] = {}
     chosen: list[int] = []
     found: list[float] = []
     while len(chosen) < min(limit, len(left)):
@@ -98,13 +114,12 @@ def soft_nms(
         chosen.append(best)
         found.append(float(left[best]))
         of = rivals[group[best]]
-        sides = np.minimum(high[:, of], high[:, best, None])
-        sides -= np.maximum(low[:, of], low[:, best, None])
-        np.maximum(sides, 0, out=sides)
-        shared = sides[0] * sides[1]
-        iou = shared / (area[of] + area[best] - shared)
-        # Above zero: what is taken has the score -inf, which zero would make no number.
-        left[of] *= np.maximum(np.exp(iou * iou / -sigma), 1e-30)
+        if of.stop - of.start > FEW:
+            left[of] *= decay(of, slice(best, best + 1))[0]
+        else:
+            if of.start not in decays:
+                decays[of.start] = decay(of, of)
+            left[of] *= decays[of.start][best - of.start]
         left[best] = -np.inf
     return order[chosen].to(scores.device), scores.new_tensor(found)
 

@@ -7,7 +7,6 @@ mean of as many bilinear samples as it covers pixels. Outside of the image all h
 Glossary: R windows, S side of a crop, H and W of the image.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -83,44 +82,37 @@ def resample_by_opencv(
         return cv2.resize(pixels, halved, interpolation=cv2.INTER_AREA)
 
     pyramid = [whole]
-    crops = np.empty((len(windows), size, size, 4), np.uint8)
-    for level, window, crop in zip(levels.tolist(), windows.tolist(), crops, strict=True):
-        _cut(_level(pyramid, level, halve), window, crop, colour)
+    edges = windows.numpy().astype(np.float64)
+    low, high = edges[:, :2], edges[:, 2:]
+    # A part of the level that is surely large enough, see LONGEST.
+    begin, end = (
+        np.maximum(part, 0).tolist() for part in (low.astype(int) - 2, high.astype(int) + 3)
+    )
+    steps = (high - low) / size
+    # A box a rounding error wide may have come out with none.
+    counts = np.maximum(np.ceil(steps), 1).astype(int)
+    steps /= counts
+    # From the centre of a sample to its place in the part, where centres are whole numbers.
+    affine = np.zeros((len(edges), 2, 3))
+    affine[:, 0, 0], affine[:, 1, 1] = steps.T
+    affine[:, :, 2] = low - begin + steps / 2 - 0.5
+    crops = np.empty((len(edges), size, size, 4), np.uint8)
+    for i, level in enumerate(levels.tolist()):
+        (left, top), (right, bottom) = begin[i], end[i]
+        part = _level(pyramid, level, halve)[top:bottom, left:right]
+        if not part.size:
+            crops[i] = colour
+            continue
+        samples = cv2.warpAffine(
+            *(part, affine[i], (size * counts[i]).tolist()),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=colour,
+        )
+        # Where there is one sample for each pixel it copies them.
+        cv2.resize(samples, (size, size), dst=crops[i], interpolation=cv2.INTER_AREA)
     rgb = cv2.cvtColor(crops.reshape(-1, size, 4), cv2.COLOR_RGBA2RGB)
     return torch.from_numpy(rgb.reshape(-1, size, size, 3)).permute(0, 3, 1, 2)
-
-
-def _cut(
-    pixels: np.ndarray, window: Sequence[float], crop: np.ndarray, colour: Sequence[int]
-) -> None:
-    """Fill `crop`, `uint8 [S, S, 4]`, from a window xyxy of `pixels`, `uint8 [H, W, 4]`."""
-    left, top, right, bottom = window
-    size = len(crop)
-    # A part that is surely large enough, see LONGEST.
-    row, column = (max(0, int(edge) - 2) for edge in (top, left))
-    part = pixels[row : max(0, int(bottom) + 3), column : max(0, int(right) + 3)]
-    if not part.size:
-        crop[:] = colour
-        return
-    step_x, step_y = (right - left) / size, (bottom - top) / size
-    # A box a rounding error wide may have come out with none.
-    across, down = (max(1, math.ceil(step)) for step in (step_x, step_y))
-    # From the centre of a sample to its place in the part, where centres are whole numbers.
-    step_x, step_y = step_x / across, step_y / down
-    affine = np.array(
-        [
-            [step_x, 0, left - column + step_x / 2 - 0.5],
-            [0, step_y, top - row + step_y / 2 - 0.5],
-        ]
-    )
-    samples = cv2.warpAffine(
-        *(part, affine, (size * across, size * down)),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=colour,
-    )
-    # Where there is one sample for each pixel it copies them.
-    cv2.resize(samples, (size, size), dst=crop, interpolation=cv2.INTER_AREA)
 
 
 def resample_by_roi_align(
