@@ -25,39 +25,32 @@ class OneDNNConv(nn.Module):
     convolution without them costs every time. The wrong blocks would cost a hundred times as much,
     but those of another number of images are as good: to within a tenth when measured, where making
     them anew for 12 images in place of 11 took half as long again.
-
-    The weight is in memory once: in the blocks, from which the next ones are made.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         assert not isinstance(conv.padding, str)
-        self.bias = conv.bias
+        self.weight, self.bias = conv.weight, conv.bias
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.activation = "relu" if isinstance(conv, ConvReLU) else "none"
-        # Read and written as one, so that threads with other shapes do each other no harm.
-        self._weight: tuple[torch.Size | None, Tensor] = (None, conv.weight.detach())
-        """The size `[Cin, H, W]` that the blocks are for, None for a weight without."""
+        self._blocked: tuple[torch.Size, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Blocks can neither be copied nor pickled.
-        return self.__dict__ | {"_weight": (None, _without_blocks(*self._weight))}
+        return self.__dict__ | {"_blocked": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, Cin, H, W] -> [N, Cout, H', W']`, `channels_last`, as precise as the weight."""
-        size, weight = self._weight
-        if size != x.shape[1:]:
+        # Read and written as one, so that threads with other shapes do each other no harm.
+        blocked = self._blocked
+        if blocked is None or blocked[0] != x.shape[1:]:
             weight = torch.ops.mkldnn._reorder_convolution_weight(
-                _without_blocks(size, weight), *self.geometry, list(x.shape)
+                self.weight, *self.geometry, list(x.shape)
             )
-            self._weight = (x.shape[1:], weight)
+            self._blocked = blocked = (x.shape[1:], weight)
         return torch.ops.mkldnn._convolution_pointwise(
-            x, weight, self.bias, *self.geometry, self.activation, [], ""
+            x, blocked[1], self.bias, *self.geometry, self.activation, [], ""
         )
-
-
-def _without_blocks(size: torch.Size | None, weight: Tensor) -> Tensor:
-    return weight if size is None else weight.to_dense()
 
 
 def fuse_convolutions(module: nn.Module) -> None:

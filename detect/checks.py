@@ -17,8 +17,9 @@ def check_images(images: Sequence[Tensor]) -> None:
 
 
 def check_image(image: Tensor, name: str) -> None:
-    """Raise `ValueError` unless it is `uint8 [3, H, W]`."""
-    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+    """Raise `ValueError` unless it is `uint8 [3, H, W]` with a pixel at least."""
+    is_rgb = image.ndim == 3 and image.shape[0] == 3 and image.numel() > 0
+    if not is_rgb or image.dtype != torch.uint8:
         raise ValueError(
             f"{name} must be uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}"
         )

@@ -124,8 +124,9 @@ class Detector:
     def stream(self, images: Iterable[Image]) -> Iterator[dict[str, Tensor]]:
         """Detect objects in any number of images, faster than batch by batch.
 
-        The next images are read meanwhile, and a CPU works on several batches at a time. Some
-        batches of 8 images for each of its threads are in memory.
+        The next images are read meanwhile, and a CPU works on several batches at a time. The first
+        result comes when some batches of 8 images for each of its threads have been read, which
+        are in memory: for frames as they happen, call the detector itself.
 
         Args:
             images: of what `__call__` takes; they may come one by one.
@@ -138,7 +139,7 @@ class Detector:
             ImageError, ValueError: as `__call__`, after what was found in the images before.
         """
         if isinstance(images, str | os.PathLike | np.ndarray | Tensor | PIL.Image.Image):
-            raise ValueError("stream takes many images: call the detector itself with one")
+            raise ValueError("stream takes a series of images: call the detector itself with one")
         self.model.require_proposer()
 
         def work(batch: list[tuple[None, Tensor]]) -> list[dict[str, Tensor]]:

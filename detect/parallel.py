@@ -54,11 +54,18 @@ def worker_count(device: torch.device, count: int | None = None) -> int:
 
 
 def batch_size(workers: int, count: int | None = None) -> int:
-    """Images of a batch: as many as may be, and so that all threads get as many."""
+    """Images of a batch: as many as may be without giving the busiest thread more of them."""
     if not count:
         return IMAGES_PER_BATCH
-    rounds = math.ceil(count / (workers * IMAGES_PER_BATCH))
-    return math.ceil(count / (workers * rounds))
+
+    def of_busiest(size: int) -> int:
+        before, batches = divmod(math.ceil(count / size) - 1, workers)
+        # Of the last round, which begins with the first thread's batch.
+        last = count - before * workers * size if batches == 0 else size
+        return before * size + last
+
+    most = min(IMAGES_PER_BATCH, math.ceil(count / workers))
+    return min(range(most, 0, -1), key=of_busiest)
 
 
 def in_threads(
@@ -87,8 +94,8 @@ def in_threads(
                     break
                 except Exception as of_source:
                     error = of_source
-                # One at work for each, one that begins next, and one that is done.
-                if len(waiting) >= workers + 2:
+                # One at work and one in reserve for each.
+                if len(waiting) >= 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -109,9 +116,10 @@ def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def _limit_torch(threads: int) -> None:
-    """Let torch compute in so many threads when the calling thread asks, and in no other.
+    """Let torch compute in so many threads when the calling thread asks.
 
-    `torch.set_num_threads` also sets the number that threads begin with which never asked.
+    `torch.set_num_threads` also sets the number that threads begin with which never asked; it is
+    set back at once, so that only one that asks first at this very moment gets it.
     """
     with _LIMITING:
         default = _in_new_thread(torch.get_num_threads)

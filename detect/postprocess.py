@@ -15,8 +15,8 @@ from torchvision.ops import batched_nms, box_iou
 from detect.rcnn_config import RCNNConfig
 
 FEW = 256
-"""Boxes of a class up to which soft suppression compares all with all at once, which takes memory;
-more are compared with what is taken, one after the other."""
+"""Boxes up to which soft suppression compares all of a class with each other at once; what is taken
+of more is compared with its rivals when it is, as most are never taken."""
 
 
 def select_detections(boxes: Tensor, scores: Tensor, config: RCNNConfig) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def soft_nms(
         chosen.append(best)
         found.append(float(left[best]))
         of = rivals[group[best]]
-        if of.stop - of.start > FEW:
+        if len(left) > FEW:
             left[of] *= decay(of, slice(best, best + 1))[0]
         else:
             if of.start not in decays:

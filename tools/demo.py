@@ -4,6 +4,7 @@ python -m tools.demo
 """
 
 import itertools
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from detect.sources import find_inputs
 from detect.training import train_detector
 from detect.transforms import rescale_boxes, resize_image
 from detect.video import slideshow
+
+logger = logging.getLogger(__name__)
 
 CONFIG = Path(__file__).parents[1] / "configs" / "detector" / "digits_79.yaml"
 PICTURES = 12
@@ -48,7 +51,13 @@ def _main() -> None:
     chosen = parse_config(DemoConfig, description="Train on handwritten digits and draw results.")
     run = free_folder(Path(chosen.run))
     config = parse_config(DetectorConfig, ["--config", str(CONFIG), "--run", str(run)])
-    outcome = train_detector(config)
+    try:
+        outcome = train_detector(config)
+    except KeyboardInterrupt:
+        logger.info(
+            "as the demo trains: python -m tools.train_detector --run %s --resume true", run
+        )
+        raise
     trained = time.monotonic()
     held_out = find_inputs([str(Path(config.data.root) / "val")]).images[:PICTURES]
     video = run / "held_out.mp4"

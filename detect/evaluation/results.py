@@ -84,7 +84,10 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
         for result in read_results(path, "results"):
             category_id = result.entry.get("category_id")
             if result.image_id not in places:
-                raise UserError(f"{result.where}: image_id {result.image_id} is not in the dataset")
+                raise UserError(
+                    f"{result.where}: image_id {result.image_id} is not in the dataset "
+                    "(tools.infer numbers its images by itself: score a detector by --weights)"
+                )
             if category_id not in label_of:
                 known = ", ".join(map(str, dataset.category_ids[:20]))
                 raise UserError(

@@ -24,7 +24,7 @@ from detect.proposals.base import Proposals, Proposer
 logger = logging.getLogger(__name__)
 
 _DRAWING = Lock()
-"""All threads of a process draw the same series of numbers."""
+"""All threads of a process draw from one series of numbers: one searches at a time."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,12 @@ def search(pixels: np.ndarray, mode: Literal["fast", "quality"]) -> np.ndarray:
         searcher.switchToSelectiveSearchFast()
     else:
         searcher.switchToSelectiveSearchQuality()
-    with _DRAWING:
-        if _can_seed():
+    if _can_seed():
+        with _DRAWING:
             # cv2.setRNGSeed has no say here: the ranks are drawn by rand().
             ctypes.CDLL(None).srand(0)
+            xywh = searcher.process()
+    else:
         xywh = searcher.process()
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     if not _can_seed():

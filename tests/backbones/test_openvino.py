@@ -119,10 +119,17 @@ def test_all_networks_share_one_object_of_openvino(model, monkeypatch):
     assert convert(model, "fp32")(images(model, 1)[1]).shape == (1, 10)
 
 
+@pytest.fixture
+def threads_of_torch():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_of_torch")
 @pytest.mark.parametrize("kind", ["int8", "fp32"])
 def test_several_threads_at_once(model, quantized, kind):
     """Each gets the answers to its own images, whether they share a stream or have their own."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1 if kind == "int8" else 4)
     network = quantized if kind == "int8" else convert(model, "fp32")
     batches = [images(model)[0] for _ in range(12)]
@@ -130,13 +137,13 @@ def test_several_threads_at_once(model, quantized, kind):
     expected = [network(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda batch: [network(batch) for _ in range(3)], batches))
-    torch.set_num_threads(before)
     for answers, one in zip(found, expected, strict=True):
         for logits in answers:
             torch.testing.assert_close(logits, one)
     assert not torch.allclose(expected[0], expected[1])
 
 
+@pytest.mark.usefixtures("threads_of_torch")
 def test_the_threads_of_the_caller(model, monkeypatch):
     """Made for four threads, it serves four callers of one thread at once, or two of two."""
     asked, core = [], openvino.core()
@@ -147,13 +154,9 @@ def test_the_threads_of_the_caller(model, monkeypatch):
 
     recording = SimpleNamespace(read_model=core.read_model, compile_model=compile_model)
     monkeypatch.setattr(openvino, "core", lambda: recording)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
-        network = convert(model, "fp32")
-        for threads in (4, 2, 1, 6, 2):
-            torch.set_num_threads(threads)
-            network(images(model)[0])
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(4)
+    network = convert(model, "fp32")
+    for threads in (4, 2, 1, 6, 2):
+        torch.set_num_threads(threads)
+        network(images(model)[0])
     assert asked == [(1, 4), (2, 4), (4, 4), (1, 6)]

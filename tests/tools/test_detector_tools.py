@@ -396,6 +396,19 @@ def test_the_demo_never_takes_the_place_of_an_earlier_run(tmp_path, monkeypatch,
     assert "unrecognized arguments: --nope 1: --help lists all keys" in message
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--batch-size", "--batch_size"),
+        ("--rcnn.crop_size", "--model.rcnn.crop_size"),
+        ("--nms_thresh", "--model.learned.nms_thresh or --model.rcnn.nms_thresh"),
+    ],
+)
+def test_options_near_the_mistyped_one_are_named(option, meant, monkeypatch, capsys):
+    message = error_of(train_detector, option, "1", monkeypatch=monkeypatch, capsys=capsys)
+    assert f"unrecognized arguments: {option} 1: did you mean {meant}? --help" in message
+
+
 def test_make_video_of_pictures(pictures, tmp_path, monkeypatch, capsys):
     arguments = ["--inputs", str(pictures), "--output", str(tmp_path / "v.mp4"), "--most", "2"]
     assert run(make_video, *arguments, monkeypatch=monkeypatch) == 0
