@@ -54,9 +54,8 @@ def _main() -> None:
     try:
         outcome = train_detector(config)
     except KeyboardInterrupt:
-        logger.info(
-            "as the demo trains: python -m tools.train_detector --run %s --resume true", run
-        )
+        command = f"python -m tools.train_detector --run {run} --resume true"
+        logger.info("the demo begins anew; to continue its training: %s", command)
         raise
     trained = time.monotonic()
     held_out = find_inputs([str(Path(config.data.root) / "val")]).images[:PICTURES]
