@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from threading import Lock, Thread
+from threading import Barrier, Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -82,11 +82,24 @@ def in_threads(
         workers: how many threads.
     """
     each = max(1, torch.get_num_threads() // workers)
+    begun = Barrier(workers + 1)
+
+    def begin() -> None:
+        try:
+            _limit_torch(each)
+        except BaseException:
+            begun.abort()
+            raise
+
     waiting: deque[Future[Result]] = deque()
     error: Exception | None = None
     source = iter(items)
-    with ThreadPoolExecutor(workers, "detect", _limit_torch, (each,)) as pool:
+    with ThreadPoolExecutor(workers, "detect", begin) as pool:
         try:
+            # All begin before the first result, so that torch is as it was when the caller goes on.
+            for _ in range(workers):
+                pool.submit(begun.wait)
+            begun.wait()
             while error is None:
                 try:
                     waiting.append(pool.submit(work, next(source)))
@@ -102,6 +115,7 @@ def in_threads(
             if error is not None:
                 raise error
         finally:
+            begun.abort()
             for future in waiting:
                 future.cancel()
 

@@ -82,6 +82,16 @@ def test_a_caller_with_fewer_threads_leaves_the_others_theirs(four_threads):
     assert in_another_thread(threads_of_torch) == 4
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no thread"), KeyboardInterrupt()])
+def test_threads_that_cannot_begin_are_no_endless_wait(monkeypatch, error):
+    def fail(threads):
+        raise error
+
+    monkeypatch.setattr("detect.parallel._limit_torch", fail)
+    with pytest.raises(threading.BrokenBarrierError):
+        next(in_threads(wait_briefly, range(3), 2))
+
+
 def test_no_more_is_taken_than_has_a_place():
     taken = []
 
@@ -127,13 +137,14 @@ def test_what_waits_when_the_caller_leaves_is_never_begun():
         if item > 0:
             go.wait(timeout=10)
 
+    before = set(threading.enumerate())
     results = in_threads(work, range(100), 1)
     next(results)  # now 1 is being worked on, and 2 waits
     wait_until(lambda: len(begun) == 2)
     threading.Timer(1.0, go.set).start()
     results.close()
     assert begun == [0, 1]
-    assert not [one for one in threading.enumerate() if one.name.startswith("detect")]
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_thread_for_each_of_torch_but_no_more_than_images(four_threads):
