@@ -88,7 +88,7 @@ def test_threads_that_cannot_begin_are_no_endless_wait(monkeypatch, error):
         raise error
 
     monkeypatch.setattr("detect.parallel._limit_torch", fail)
-    with pytest.raises(threading.BrokenBarrierError):
+    with pytest.raises(RuntimeError):  # of the barrier or of the pool, whichever is first
         next(in_threads(wait_briefly, range(3), 2))
 
 
