@@ -191,9 +191,8 @@ def _parse(config_class: type[Config], description: str, arguments: list[str]) -
     except ArgumentError as error:
         message = _one_line(error)
         if "unrecognized arguments" in message:
-            message += (
-                f": {_hint(message, list(parser.get_defaults().keys()))}--help lists all keys"
-            )
+            hint = _hint(message, list(parser.get_defaults().keys()))
+            message += f": {hint}--help lists all keys"
         raise UserError(message) from error
     return _build(config_class, namespace, "")
 

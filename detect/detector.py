@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -26,6 +26,8 @@ from detect.rcnn import RCNN
 
 Image = str | os.PathLike[str] | np.ndarray | Tensor | PIL.Image.Image
 """A file, an `uint8` RGB array `[H, W, 3]`, an `uint8` RGB tensor `[3, H, W]`, or Pillow's."""
+
+Key = TypeVar("Key")
 
 SETTINGS_OF_USE = (
     "proposals_per_image",
@@ -142,19 +144,32 @@ class Detector:
             raise ValueError("stream takes a series of images: call the detector itself with one")
         self.model.require_proposer()
 
-        def work(batch: list[tuple[None, Tensor]]) -> list[dict[str, Tensor]]:
-            return self.detect([image for _, image in batch])
-
         count = len(images) if isinstance(images, Sequence) else None
-        batches = work_through(self._read(images), work, self.device, count)
-        return (found for batch in batches for found in batch)
+        return (found for _, _, found in self.detect_named(self._read(images), count))
 
-    def _read(self, images: Iterable[Image]) -> Iterator[tuple[None, Tensor]]:
+    def _read(self, images: Iterable[Image]) -> Iterator[tuple[int, Tensor]]:
         """Checked images, which stay as they are when the caller's array gets the next one."""
         for i, image in enumerate(images):
             tensor = self.as_tensor(image)
             check_image(tensor, f"images[{i}]")
-            yield None, tensor.clone() if isinstance(image, np.ndarray | Tensor) else tensor
+            yield i, tensor.clone() if isinstance(image, np.ndarray | Tensor) else tensor
+
+    def detect_named(
+        self, images: Iterable[tuple[Key, Tensor]], count: int | None = None
+    ) -> Iterator[tuple[Key, Tensor, dict[str, Tensor]]]:
+        """As `stream`, of tensors that each have something that names them, which comes out too.
+
+        Args:
+            images: `uint8` RGB `[3, H, W]`, read in another thread; none may change afterwards.
+            count: how many there are, where it is known.
+        """
+
+        def work(batch: list[tuple[Key, Tensor]]) -> list[tuple[Key, Tensor, dict[str, Tensor]]]:
+            found = self.detect([image for _, image in batch])
+            return [(*named, detections) for named, detections in zip(batch, found, strict=True)]
+
+        for batch in work_through(images, work, self.device, count):
+            yield from batch
 
     @torch.inference_mode()
     def propose(self, images: Sequence[Image]) -> list[Proposals]:

@@ -17,7 +17,6 @@ from backbones.progress import TrainingProgress, track
 from detect.detector import Detector
 from detect.drawing import draw_detections
 from detect.evaluation import coco_results
-from detect.parallel import work_through
 from detect.postprocess import above_score
 from detect.sources import Source, read_images
 from detect.video import VideoReader, VideoWriter
@@ -90,7 +89,7 @@ def infer(
         def annotated(
             images: Iterable[tuple[Frame, Tensor]], count: int | None = None
         ) -> Iterator[tuple[Path, Tensor]]:
-            for (file, number), image, found in _detected(detector, images, count):
+            for (file, number), image, found in detector.detect_named(images, count):
                 found = above_score(found, score_thresh)
                 picture = draw_detections(image, found, detector.class_names)
                 results.add(image, file, number, targets[file], found)
@@ -108,19 +107,6 @@ def infer(
             except UserError as error:
                 _report_error(report, str(error))
     return report
-
-
-def _detected(
-    detector: Detector, images: Iterable[tuple[Frame, Tensor]], count: int | None
-) -> Iterator[tuple[Frame, Tensor, dict[str, Tensor]]]:
-    """Read and detect in other threads, while the caller draws and writes."""
-
-    def work(batch: list[tuple[Frame, Tensor]]) -> list[tuple[Frame, Tensor, dict[str, Tensor]]]:
-        found = detector.detect([image for _, image in batch])
-        return [(*named, detections) for named, detections in zip(batch, found, strict=True)]
-
-    for batch in work_through(images, work, detector.device, count):
-        yield from batch
 
 
 def _readable(paths: list[Path], report: InferenceReport) -> Iterator[tuple[Frame, Tensor]]:

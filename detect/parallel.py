@@ -6,9 +6,9 @@ arithmetic of boxes. A batch for each core leaves none idle.
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from threading import Barrier, Lock, Thread
 from typing import TypeVar
 
@@ -81,25 +81,11 @@ def in_threads(
         items: taken by the caller's thread, a few ahead of their use, which bounds memory.
         workers: how many threads.
     """
-    each = max(1, torch.get_num_threads() // workers)
-    begun = Barrier(workers + 1)
-
-    def begin() -> None:
-        try:
-            _limit_torch(each)
-        except BaseException:
-            begun.abort()
-            raise
-
     waiting: deque[Future[Result]] = deque()
     error: Exception | None = None
     source = iter(items)
-    with ThreadPoolExecutor(workers, "detect", begin) as pool:
+    with _torch_pool(workers) as pool:
         try:
-            # All begin before the first result, so that torch is as it was when the caller goes on.
-            for _ in range(workers):
-                pool.submit(begun.wait)
-            begun.wait()
             while error is None:
                 try:
                     waiting.append(pool.submit(work, next(source)))
@@ -115,7 +101,6 @@ def in_threads(
             if error is not None:
                 raise error
         finally:
-            begun.abort()
             for future in waiting:
                 future.cancel()
 
@@ -127,6 +112,32 @@ def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
         total += max(0.0, end - max(begin, until))
         until = max(until, end)
     return total
+
+
+@contextmanager
+def _torch_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads among which torch's are divided, all of which have begun.
+
+    In all others torch is as it was.
+    """
+    each = max(1, torch.get_num_threads() // workers)
+    begun = Barrier(workers + 1)
+
+    def begin() -> None:
+        try:
+            _limit_torch(each)
+        except BaseException:
+            begun.abort()
+            raise
+
+    with ThreadPoolExecutor(workers, "detect", begin) as pool:
+        try:
+            for _ in range(workers):
+                pool.submit(begun.wait)
+            begun.wait()
+            yield pool
+        finally:
+            begun.abort()
 
 
 def _limit_torch(threads: int) -> None:

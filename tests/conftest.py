@@ -11,6 +11,14 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture
+def threads_of_torch():
+    """Sets torch's number of threads back after a test that changes it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def bccd() -> Path:
     """Root of BCCD in VOC layout; skips where the data is not at hand."""

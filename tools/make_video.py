@@ -46,9 +46,10 @@ def _main() -> None:
     _, height, width = read_image(paths[0]).shape
     images = (read_image(path) for path in track(paths, len(paths), "video"))
     target = Path(config.output)
-    if target.is_dir() or target.suffix.lower() != ".mp4":
-        what = "this is a folder" if target.is_dir() else "which ends in .mp4"
-        raise UserError(f"{target}: expected the name of a video, {what}")
+    if target.is_dir():
+        raise UserError(f"{target}: expected the name of a video, this is a folder")
+    if target.suffix.lower() != ".mp4":
+        raise UserError(f"{target}: expected the name of a video, which ends in .mp4")
     make_folder(target.parent)
     count = slideshow(target, images, config.fps, (height, width))
     print(f"{count} pictures: {target}")

@@ -119,13 +119,6 @@ def test_all_networks_share_one_object_of_openvino(model, monkeypatch):
     assert convert(model, "fp32")(images(model, 1)[1]).shape == (1, 10)
 
 
-@pytest.fixture
-def threads_of_torch():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("threads_of_torch")
 @pytest.mark.parametrize("kind", ["int8", "fp32"])
 def test_several_threads_at_once(model, quantized, kind):

@@ -24,11 +24,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def four_threads():
-    before = torch.get_num_threads()
+def four_threads(threads_of_torch):
     torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
