@@ -27,6 +27,8 @@ from detect.rcnn import RCNN
 Image = str | os.PathLike[str] | np.ndarray | Tensor | PIL.Image.Image
 """A file, an `uint8` RGB array `[H, W, 3]`, an `uint8` RGB tensor `[3, H, W]`, or Pillow's."""
 
+ONE_IMAGE = (str, os.PathLike, np.ndarray, Tensor, PIL.Image.Image)
+
 Key = TypeVar("Key")
 
 SETTINGS_OF_USE = (
@@ -114,7 +116,7 @@ class Detector:
         Raises:
             As `__call__`.
         """
-        if isinstance(images, str | np.ndarray | Tensor):
+        if isinstance(images, ONE_IMAGE):
             raise ValueError("detect takes a list of images: call the detector itself with one")
         if not images:
             return []
@@ -140,7 +142,7 @@ class Detector:
             ValueError: at once, for what is no series of images, or without a proposer.
             ImageError, ValueError: as `__call__`, after what was found in the images before.
         """
-        if isinstance(images, str | os.PathLike | np.ndarray | Tensor | PIL.Image.Image):
+        if isinstance(images, ONE_IMAGE):
             raise ValueError("stream takes a series of images: call the detector itself with one")
         self.model.require_proposer()
 
@@ -254,7 +256,12 @@ def load_detector(
     """
     if Path(path).is_dir():
         names = ("best.safetensors", "last.safetensors")
-        path = next((Path(path, name) for name in names if Path(path, name).exists()), path)
+        found = [Path(path, name) for name in names if Path(path, name).exists()]
+        if not found:
+            raise UserError(f"{path}: neither {names[0]} nor {names[1]} is in this run folder")
+        path = found[0]
+    elif not Path(path).exists():
+        raise UserError(f"{path}: not found: expected a run folder or a .safetensors file")
     state, metadata = load_weights(path)
     if metadata.get("kind") != "detector":
         kind = metadata.get("kind")

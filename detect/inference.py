@@ -81,6 +81,7 @@ def infer(
     ]
     tail = f'], "categories": {json.dumps(categories)}}}'
     with (
+        _says_what_is_kept(report, output),
         _growing_list(output / "results.json", "[", "]") as add_result,
         _growing_list(output / "images.json", '{"images": [', tail) as add_image,
     ):
@@ -191,6 +192,16 @@ class _Results:
         self._add_image(entry if frame is None else entry | {"frame": frame})
         for result in coco_results(found, self._count, self._category_ids):
             self._add_result(result)
+
+
+@contextmanager
+def _says_what_is_kept(report: InferenceReport, output: Path) -> Iterator[None]:
+    """After Ctrl-C, how far the work has come."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning("%s keeps what was found so far, images: %d", output, report.images)
+        raise
 
 
 @contextmanager

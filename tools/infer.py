@@ -66,7 +66,10 @@ def _main() -> None:
     load_ensemble(detector, config.ensemble)
     detector = deploy_detector(detector, config.precision, first_images(calibration), config.engine)
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
-    print(f"{report.detections} objects in {report.images} images: {config.output}")
+    print(
+        f"images and frames: {report.images}, objects: {report.detections}, "
+        f"written to {config.output}"
+    )
     if report.errors:
         raise UserError(f"inputs that could not be read: {len(report.errors)}, see above")
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from backbones.errors import UserError
 from backbones.files import atomic_write, make_folder, read_image, umask
@@ -131,6 +130,9 @@ def _is_complete(folder: Path, settings: _Settings) -> bool:
 
 
 def _generate(folder: Path, settings: _Settings) -> None:
+    # Here, as it takes a second, which no other data should wait for.
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     first_held_out = len(digits.images) - HELD_OUT_SCANS
     scans = {

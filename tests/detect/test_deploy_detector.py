@@ -1,6 +1,7 @@
 import copy
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -129,7 +130,7 @@ def test_kinds_of_images(detector):
     ]:
         with pytest.raises(ValueError, match=words):
             detector(wrong)
-    for one in ("a.jpg", image, array):
+    for one in ("a.jpg", Path("a.jpg"), image, array, PIL.Image.fromarray(array)):
         with pytest.raises(ValueError, match="detect takes a list of images"):
             detector.detect(one)
 

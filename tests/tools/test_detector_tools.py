@@ -105,7 +105,7 @@ def test_infer_on_images_and_video(trained, pictures, tmp_path, monkeypatch, cap
     arguments = ["--weights", str(trained / "best.safetensors"), "--inputs", *inputs]
     arguments += ["--output", str(tmp_path / "out"), "--score_thresh", "0"]
     assert run(infer, *arguments, monkeypatch=monkeypatch) == 0
-    assert "in 8 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"0.jpg", "1.jpg", "2.jpg", "clip.mp4", "images.json", "results.json"}
     assert len(list(VideoReader(tmp_path / "out" / "clip.mp4"))) == 5
@@ -116,6 +116,7 @@ def test_infer_on_images_and_video(trained, pictures, tmp_path, monkeypatch, cap
     assert annotated == ["0.jpg", "1.jpg", "2.jpg", *["clip.mp4"] * 5]
     # A list, as pycocotools' loadRes wants it.
     results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert f"images and frames: 8, objects: {len(results)}, written to" in printed
     assert results
     for result in results:
         assert set(result) == {"image_id", "category_id", "bbox", "score"}
@@ -254,7 +255,9 @@ def test_a_video_that_ends_early_keeps_its_frames(trained, tmp_path, monkeypatch
     assert [image["frame"] for image in images] == list(range(len(kept)))
 
 
-def test_an_interrupted_inference_keeps_what_it_found(trained, pictures, tmp_path, monkeypatch):
+def test_an_interrupted_inference_keeps_what_it_found(
+    trained, pictures, tmp_path, monkeypatch, caplog
+):
     paths = sorted(pictures.iterdir())
 
     drawn = []
@@ -269,6 +272,7 @@ def test_an_interrupted_inference_keeps_what_it_found(trained, pictures, tmp_pat
     detector = load_detector(trained / "best.safetensors")
     with pytest.raises(KeyboardInterrupt):
         infer_inputs(detector, Source(paths, []), tmp_path, score_thresh=0.0)
+    assert f"{tmp_path} keeps what was found so far, images: 1" in caplog.text
     results = json.loads((tmp_path / "results.json").read_text())
     images = json.loads((tmp_path / "images.json").read_text())
     assert [image["file_name"] for image in images["images"]] == [str(paths[0])]
@@ -363,7 +367,14 @@ def test_inference_mistakes_are_one_line(trained, pictures, tmp_path, monkeypatc
     for arguments, words in [
         ([weights, '["nowhere.jpg"]'], "nowhere.jpg: no such file"),
         ([weights, f'["{weights}"]'], "unknown type of file"),
-        ([str(tmp_path / "none.safetensors"), f'["{pictures}"]'], "none.safetensors"),
+        (
+            [str(tmp_path / "none.safetensors"), f'["{pictures}"]'],
+            "none.safetensors: not found: expected a run folder or a .safetensors file",
+        ),
+        (
+            [str(pictures), f'["{pictures}"]'],
+            "neither best.safetensors nor last.safetensors is in this run folder",
+        ),
         ([str(broken), f'["{pictures}"]'], "broken.safetensors"),
         ([str(other), f'["{pictures}"]'], "expected a checkpoint of train_detector"),
     ]:
