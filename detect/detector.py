@@ -256,10 +256,10 @@ def load_detector(
     """
     if Path(path).is_dir():
         names = ("best.safetensors", "last.safetensors")
-        found = [Path(path, name) for name in names if Path(path, name).exists()]
-        if not found:
+        files = [Path(path, name) for name in names if Path(path, name).exists()]
+        if not files:
             raise UserError(f"{path}: neither {names[0]} nor {names[1]} is in this run folder")
-        path = found[0]
+        path = files[0]
     elif not Path(path).exists():
         raise UserError(f"{path}: not found: expected a run folder or a .safetensors file")
     state, metadata = load_weights(path)

@@ -56,6 +56,7 @@ def test_points_and_costs(base, tmp_path, monkeypatch, capsys):
         networks = own["proposal network"] + own["crop network"]
         assert row["network_share"] == pytest.approx(networks / sum(own.values()))
         assert row["images_per_second"] > 0
+        assert row["images_per_second_in_turns"] > 0
     assert list(front["cost"]["crops"]) == ["1", "3"]
     assert (tmp_path / "front.md").read_text() in capsys.readouterr().out
     for name in ("front.png", "cost.png"):
@@ -99,7 +100,7 @@ def test_mistakes_are_one_line(base, tmp_path, monkeypatch, capsys):
         ({"points": []}, "must have different names, at least one"),
         ({"repeats": 0}, "repeats must be at least 1"),
         ({"peers": [{"name": "p", "weights": "yolo11n.yaml"}]}, "pip install ultralytics"),
-        ({"points": [same | {"weights": "none.safetensors"}]}, "none.safetensors: no such file"),
+        ({"points": [same | {"weights": "none.safetensors"}]}, "none.safetensors: not found"),
     ]:
         config = write(tmp_path, base | changes)
         arguments = ["--config", config]
