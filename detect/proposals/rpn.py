@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss, nms
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 from torchvision.ops.boxes import remove_small_boxes
 
 from backbones.errors import UserError
 from detect.proposals.base import Proposals
 from detect.sampling import paired_iou
+from detect.suppression import hard_nms
 
 PRIOR = 0.01
 """Objectness of every anchor before training."""
@@ -174,7 +175,7 @@ class ProposalNetwork(RegionProposalNetwork):
             clipped = clip_boxes_to_image(image_boxes, size)
             keep = (scores >= self.score_thresh).nonzero().flatten()
             keep = keep[remove_small_boxes(clipped[keep], self.min_size)]
-            keep = keep[nms(clipped[keep], scores[keep], self.nms_thresh)[:top_n]]
+            keep = keep[hard_nms(clipped[keep], scores[keep], None, self.nms_thresh, limit=top_n)]
             found.append(Proposals(clipped[keep], scores[keep]))
         return found
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import batched_nms, nms
 
-from detect.postprocess import select_detections, soft_nms, vote_boxes
+from detect.postprocess import select_detections, vote_boxes
 from detect.rcnn_config import RCNNConfig
+from detect.suppression import hard_nms, soft_nms
 
 boxes_of_classes = st.lists(
     st.tuples(
@@ -56,13 +58,32 @@ def test_soft_suppression_is_the_papers_loop(rows, sigma):
     options = {"sigma": sigma, "score_thresh": 0.05, "limit": 100}
     chosen, found = soft_nms(*tensors(rows), **options)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("detect.postprocess.FEW", 1)  # of more boxes, one after the other
+        patched.setattr("detect.suppression.FEW", 1)  # of more boxes, one after the other
         for one, other in zip(soft_nms(*tensors(rows), **options), (chosen, found), strict=True):
             assert torch.equal(one, other)
     np.testing.assert_allclose(found.numpy(), [score for _, score in want], atol=1e-9)
     # Boxes whose scores come to a tie by the arithmetic may change places.
     if len({round(score, 9) for _, score in want}) == len(want):
         assert chosen.tolist() == [i for i, _ in want]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40, 400])
+@pytest.mark.parametrize("spread", [0.0, 60.0, 1000.0])
+def test_hard_suppression_begins_as_torchvisions(limit, spread):
+    """Of boxes all over each other, of which it must look at all to find few, and of others."""
+    generator = torch.Generator().manual_seed(limit)
+    corners = spread * torch.rand(300, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 20 + torch.rand(300, 2, generator=generator)], dim=1)
+    scores = torch.randint(1, 40, (300,), generator=generator) / 40  # with ties
+    labels = torch.randint(1, 4, (300,), generator=generator)
+    alike = hard_nms(boxes, scores, None, 0.5, limit=limit)
+    assert torch.equal(alike, nms(boxes, scores, 0.5)[:limit])
+    by_class = hard_nms(boxes, scores, labels, 0.5, limit=limit)
+    assert torch.equal(by_class, batched_nms(boxes, scores, labels, 0.5)[:limit])
+
+
+def test_hard_suppression_of_nothing():
+    assert hard_nms(torch.zeros(0, 4), torch.zeros(0), None, 0.5, limit=3).tolist() == []
 
 
 @settings(deadline=None)
