@@ -16,6 +16,8 @@ from backbones.peak_memory import peak_memory
 from backbones.timing import matrix_peak, time_interleaved
 
 PEAK_SIZES = (512, 1024, 2048)
+LARGER_SIZES = (4096, 8192)
+"""Of the products that a GPU needs to show what it can do."""
 INPUT_IMAGES = 100
 
 
@@ -56,7 +58,8 @@ def measure_inference(
     """Images a second of forward passes, and the share of the matrix peak that bf16 reaches."""
     contenders = inference_contenders(variant, width, batch_size, device, compiled=compiled)
     rates = _rates(contenders, batch_size, repeats, device)
-    peak = matrix_peak(torch.bfloat16, device, PEAK_SIZES)
+    sizes = PEAK_SIZES + (LARGER_SIZES if device.type == "cuda" else ())
+    peak = matrix_peak(torch.bfloat16, device, sizes)
     network = create_backbone(variant, num_classes=0, width=width).eval()
     cost = count_multiply_adds(network, network.input_size)
     return [

@@ -107,10 +107,13 @@ def inference_contenders(
         return forward(network, batch(torch.bfloat16))
 
     def frozen(network: nn.Module) -> Callable[[], Any]:
-        torch._inductor.config.freezing = True  # folds what can be folded by itself
         network = network.eval().to(device, torch.bfloat16)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return forward(torch.compile(network, dynamic=False), batch(torch.bfloat16))
+        call = forward(torch.compile(network, dynamic=False), batch(torch.bfloat16))
+        # It folds what can be folded by itself; compiled here, at its first call.
+        with torch._inductor.config.patch(freezing=True):
+            call()
+        return call
 
     found: list[Contender] = []
     if SPECS[variant].layout == "released" and width == 1:
@@ -260,7 +263,9 @@ def _openvino(network: nn.Module, images: Tensor, precision: str) -> Callable[[]
     import openvino
 
     shape = [-1, *images.shape[1:]]
-    model = openvino.convert_model(network.eval(), example_input=images, input=shape)
+    # Two images, and no gradients: what the tracing keeps would count as OpenVINO's memory.
+    network = network.eval().requires_grad_(False)
+    model = openvino.convert_model(network, example_input=images[:2], input=shape)
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     if precision == "int8":
         import nncf

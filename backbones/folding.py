@@ -7,6 +7,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones.blocks import ConvNormAct, PooledConvNormAct
 from backbones.inception import InceptionV3
@@ -44,7 +45,7 @@ def fold_batch_norm(model: InceptionV3) -> InceptionV3:
 
 
 def _fold(layer: ConvNormAct) -> nn.Module:
-    assert isinstance(layer.bn, nn.BatchNorm2d)
+    assert isinstance(layer.bn, _BatchNorm)  # SyncBatchNorm is one too
     if not isinstance(layer, PooledConvNormAct):
         return fold_conv(layer.conv, layer.bn, ConvReLU)
     weight, bias = _folded_weight(layer.conv, layer.bn)
@@ -58,7 +59,7 @@ def _fold(layer: ConvNormAct) -> nn.Module:
     )
 
 
-def fold_conv(conv: nn.Conv2d, bn: nn.BatchNorm2d, kind: type[nn.Conv2d]) -> nn.Conv2d:
+def fold_conv(conv: nn.Conv2d, bn: _BatchNorm, kind: type[nn.Conv2d]) -> nn.Conv2d:
     """A convolution without bias and the normalisation after it as one convolution, in fp32.
 
     Args:
@@ -69,7 +70,7 @@ def fold_conv(conv: nn.Conv2d, bn: nn.BatchNorm2d, kind: type[nn.Conv2d]) -> nn.
     return _conv(kind, *_folded_weight(conv, bn), conv.stride, conv.padding)
 
 
-def _folded_weight(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _folded_weight(conv: nn.Conv2d, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Weight and bias of convolution and normalisation in one, in double precision."""
     assert bn.running_mean is not None
     assert bn.running_var is not None

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
-from torchvision import transforms
+from torchvision import io, transforms
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from backbones.image_sources import ClassFolders
 from backbones.image_transforms import AugmentConfig
@@ -36,18 +37,30 @@ def make_jpegs(folder: Path, count: int) -> None:
 def input_contenders(root: Path, size: int) -> dict[str, Callable[[int], object]]:
     """Functions from an index to a training example, with the same random changes.
 
-    Ours leaves `uint8`, which the model normalises on its device; so does timm with its prefetcher.
+    Ours leaves `uint8`, which the model normalises on its device; so do timm with its prefetcher
+    and torchvision's v2 on tensors.
     """
     mean, std, jitter = [0.5] * 3, [0.5] * 3, 0.5
     crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
     tensor = [transforms.ToTensor(), transforms.Normalize(mean, std)]
     pillow = transforms.Compose([*crop, transforms.ColorJitter(jitter, jitter, jitter), *tensor])
+    tensors = v2.Compose(
+        [
+            *(v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()),
+            v2.ColorJitter(jitter, jitter, jitter),
+        ]
+    )
     timm_options = {"is_training": True, "color_jitter": jitter, "interpolation": "bilinear"}
     timm = create_transform(size, mean=mean, std=std, **timm_options)
     timm_prefetch = create_transform(size, use_prefetcher=True, **timm_options)
     ours = TrainingImages(ClassFolders(root), size, AugmentConfig(color_jitter=jitter), seed=0)
     return {
         "torchvision": ImageFolder(root, pillow).__getitem__,
+        "torchvision v2": ImageFolder(
+            root,
+            tensors,
+            loader=lambda path: io.decode_jpeg(io.read_file(path), io.ImageReadMode.RGB),
+        ).__getitem__,
         "timm": ImageFolder(root, timm).__getitem__,
         "timm with prefetcher": ImageFolder(root, timm_prefetch).__getitem__,
         "ours": lambda index: ours[0, index],

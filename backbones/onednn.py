@@ -6,6 +6,7 @@ them, so that `can_fuse` tries before anything relies on them.
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,21 @@ class OneDNNConv(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Blocks can neither be copied nor pickled.
         return self.__dict__ | {"_blocked": None}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OneDNNConv":
+        before = self.weight.device, self.weight.dtype
+        super()._apply(fn, recurse)
+        if (self.weight.device, self.weight.dtype) != before:
+            raise ValueError(
+                "a network deployed on the CPU keeps its device and precision: move the trained "
+                "one and deploy that"
+            )
+        self._blocked = None
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._blocked = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, Cin, H, W] -> [N, Cout, H', W']`, `channels_last`, as precise as the weight."""

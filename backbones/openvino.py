@@ -89,6 +89,10 @@ class OpenVINONetwork(nn.Module):
             )
         return super().train(False)
 
+    def __reduce__(self) -> Any:
+        # What OpenVINO compiles can neither be copied nor pickled.
+        return OpenVINONetwork, (self.graph, self.weights, self.metadata)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits `float32 [N, num_classes]`, or pooled features without classes.
 
@@ -104,6 +108,8 @@ class OpenVINONetwork(nn.Module):
         if x.shape[-2:] != (size, size):
             shape = list(x.shape)
             raise ValueError(f"this network was made for [N, 3, {size}, {size}], got {shape}")
+        if not len(x):
+            return torch.zeros(0, self.num_classes or self.num_features)
         return torch.from_numpy(self._request(torch.get_num_threads()).infer(x.numpy())[0])
 
     def _request(self, threads: int) -> Any:

@@ -21,7 +21,7 @@ def peak_memory(
     """Bytes that the process of a contender had at most, or on CUDA that its tensors had.
 
     The process has built the network and made some forward passes. What importing the packages
-    takes is counted, and is the same for all.
+    takes is counted; OpenVINO is imported for its own alone.
 
     Args:
         variant: with the next three, what `inference_contenders` takes.

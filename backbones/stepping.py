@@ -136,7 +136,7 @@ class Stepper:
         network = self._wrapped()
         torch.manual_seed(derive_seed(self._seed, step, distributed.rank()))
         self.optimizer.zero_grad(set_to_none=True)
-        values: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         parts = batch.split(self.config.accumulate) if self.config.accumulate > 1 else [batch]
         for number, part in enumerate(parts):
             # Gradients travel between processes once, with the last part.
@@ -146,14 +146,16 @@ class Stepper:
                     terms = self._loss_fn(network, part)
                 loss = torch.stack([term.float() for term in terms.values()]).sum()
                 for name, term in {**terms, "total": loss}.items():
+                    share = term.detach().double() / len(parts)
                     key = f"loss/{name}"
-                    values[key] = values.get(key, 0.0) + term.item() / len(parts)
+                    sums[key] = sums[key] + share if key in sums else share
                 self._scaler.scale(loss / len(parts) if len(parts) > 1 else loss).backward()
         self._scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = math.inf if self._optim.clip_grad is None else self._optim.clip_grad
-        values["grad_norm"] = nn.utils.clip_grad_norm_(parameters, limit).item()
-        return values
+        sums["grad_norm"] = nn.utils.clip_grad_norm_(parameters, limit).detach().double()
+        # Read at once, in the end: a GPU is waited for each time.
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
 
     def apply_gradients(self, lr: float) -> None:
         """Change the weights by the gradients that are there, and average them."""

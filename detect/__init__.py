@@ -2,8 +2,9 @@
 
 Conventions, everywhere in this package: images are `uint8` RGB tensors `[3, H, W]`; boxes are
 `float32` xyxy in absolute pixels, half-open (`x2 - x1` is the width, never plus one); sizes are
-(height, width); labels are `int64`, 0 is background and 1..K are the classes. Other formats are
-converted when annotations are read and results are written, nowhere else.
+(height, width), but in datasets (width, height), as in their files; labels are `int64`, 0 is
+background and 1..K are the classes. Other formats are converted when annotations are read and
+results are written, nowhere else.
 """
 
 from detect.detector import Detector, load_detector, save_detector

@@ -126,6 +126,11 @@ class ModelConfig:
                         f"model.rcnn.{key} must be 0 when model.proposer is grid, whose windows "
                         f"all have the score 1, got {getattr(self.rcnn, key)}"
                     )
+        if self.rcnn.hard_negatives and self.learned.images_per_step is not None:
+            raise UserError(
+                "model.rcnn.hard_negatives must be 0 where model.learned.images_per_step is set: "
+                "the proposals of the other images are random, without scores"
+            )
         if min(self.proposals_per_image, self.proposals_per_image_train) < 1:
             raise UserError("model.proposals_per_image[_train] must be at least 1")
         if not 0 <= self.proposal_score_thresh <= 1:

@@ -76,7 +76,7 @@ def crop_regions(
     check_boxes(boxes)
     crops = []
     for image, image_boxes in zip(images, boxes, strict=True):
-        windows = crop_windows(image_boxes.to(torch.float32), mode, context)
+        windows = crop_windows(image_boxes.detach().to(torch.float32), mode, context)
         crops.append(resample_windows(image, windows, size, fill))
     return _joined(crops)
 

@@ -287,7 +287,11 @@ def load_detector(
     _check_settings(settings or {})
     config = trained_as
     if settings:
-        config = from_dict(ModelConfig, _changed(to_dict(trained_as), settings))
+        trained_with = to_dict(trained_as)
+        if (settings.get("rcnn") or {}).get("soft_nms_sigma") is not None:
+            # Not used beside it, and so refused with another value than the default.
+            trained_with["rcnn"].pop("nms_thresh")
+        config = from_dict(ModelConfig, _changed(trained_with, settings))
     model = build_detector(config, len(class_names))
     model.load_state_dict(state)
     metadata = {**metadata, "config": to_dict(config)}

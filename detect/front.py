@@ -51,8 +51,9 @@ class FrontPeer:
     name: str
     """Of the point in table and figure."""
     weights: str
-    """File or name that `ultralytics.YOLO` takes; a .yaml has random weights, and the same speed
-    but for the suppression of its boxes."""
+    """File or name that `ultralytics.YOLO` takes; a .yaml has random weights."""
+    num_classes: int | None = None
+    """Of a .yaml, whose head depends on it; null for the number in the file."""
     image_size: int = 640
     """Longer side that images are resized to."""
     AP: float | None = None
@@ -91,6 +92,9 @@ class FrontConfig:
         quantised = any(point.precision == "int8" for point in self.points)
         if quantised != (self.calibration_split is not None):
             raise UserError("precision int8 and calibration_split belong together: name both")
+        for peer in self.peers:
+            if peer.num_classes is not None and not peer.weights.endswith(".yaml"):
+                raise UserError(f"num_classes of {peer.name} is for a .yaml: remove it")
         if self.repeats < 1:
             raise UserError(f"repeats must be at least 1, got {self.repeats}")
 
@@ -109,7 +113,12 @@ def measure_front(config: FrontConfig) -> str:
     dataset = build_dataset(config.data, config.split)
     paths = [Path(dataset.sample(index).path) for index in range(len(dataset))]
     # First what can fail.
-    peers = {peer.name: _peer(peer, paths, config.device) for peer in config.peers}
+    # Ultralytics takes a list of files for one batch, and a file with their names for as many as
+    # `batch` says.
+    listed = folder / "peer_images.txt"
+    with atomic_write(listed, "w") as file:
+        file.write("\n".join(str(path.resolve()) for path in paths))
+    peers = {peer.name: _peer(peer, listed, config.device) for peer in config.peers}
     detectors = {point.name: _load(point, dataset, config) for point in config.points}
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
@@ -173,8 +182,8 @@ def _load(point: FrontPoint, dataset: DetectionDataset, config: FrontConfig) -> 
     return deploy_detector(detector, point.precision, calibration, point.engine)
 
 
-def _peer(peer: FrontPeer, paths: Sequence[Path], device: str) -> Callable[[], Any]:
-    """A pass over the images, scores from 0.001 and 100 detections as for COCO's AP.
+def _peer(peer: FrontPeer, listed: Path, device: str) -> Callable[[], Any]:
+    """A pass over the images in a file, scores from 0.001 and 100 detections as for COCO's AP.
 
     Ours and it have the same batches and, on the CPU, the same threads (it would take one less than
     there are).
@@ -184,14 +193,17 @@ def _peer(peer: FrontPeer, paths: Sequence[Path], device: str) -> Callable[[], A
     except ImportError as error:
         raise MissingPackageError("peers need Ultralytics: pip install ultralytics") from error
     model = YOLO(peer.weights)
+    if peer.num_classes is not None:
+        from ultralytics.nn.tasks import DetectionModel  # type: ignore[import-not-found]
+
+        model.model = DetectionModel(peer.weights, nc=peer.num_classes, verbose=False)
     where = str(resolve_device(device))
     options = {"imgsz": peer.image_size, "conf": 0.001, "max_det": 100, "device": where}
-    files = [str(path) for path in paths]
     threads = torch.get_num_threads()
 
     def predict() -> None:
         for _ in model.predict(
-            files, stream=True, batch=IMAGES_PER_BATCH, verbose=False, **options
+            str(listed), stream=True, batch=IMAGES_PER_BATCH, verbose=False, **options
         ):
             # It takes one thread less at the beginning of each call, for the whole process.
             torch.set_num_threads(threads)

@@ -127,8 +127,9 @@ class RCNN(nn.Module):
         """Where this detector looks in each of B images, `uint8` RGB `[3, H_i, W_i]`.
 
         Raises:
-            ValueError: it has no proposer of its own.
+            ValueError: it has no proposer of its own, or images that are not `uint8 [3, H, W]`.
         """
+        check_images(images)
         return self.require_proposer()(images)
 
     def _losses(

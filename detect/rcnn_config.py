@@ -123,7 +123,7 @@ class RCNNConfig:
             )
         if self.crops_per_image < 1 or self.detections_per_image < 1:
             raise UserError("rcnn.crops_per_image and rcnn.detections_per_image must be at least 1")
-        if round(self.crops_per_image * self.positive_fraction) < 1:
+        if int(self.crops_per_image * self.positive_fraction) < 1:
             raise UserError(
                 f"rcnn.positive_fraction {self.positive_fraction} of rcnn.crops_per_image "
                 f"{self.crops_per_image} leaves no positive crop: raise one of them"
@@ -136,6 +136,13 @@ class RCNNConfig:
                 raise UserError(
                     "rcnn.nms_thresh is not used where rcnn.soft_nms_sigma is set: remove one"
                 )
+        if self.objectness_weight == 1:
+            raise UserError("rcnn.objectness_weight must be below 1: at 1 no class has a say")
+        if self.hard_negatives and self.refine_steps > 1:
+            raise UserError(
+                "rcnn.hard_negatives must be 0 where rcnn.refine_steps is more than 1: refined "
+                "boxes have no scores by which background could be hard"
+            )
         if self.box_voting_iou is not None and not 0 < self.box_voting_iou <= 1:
             got = self.box_voting_iou
             raise UserError(f"rcnn.box_voting_iou must be in (0, 1] or null, got {got}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ def read_results(path: str | Path, what: str) -> Iterator[Result]:
         where = f"{path}: entry {i}"
         try:
             x, y, w, h = (float(value) for value in entry["bbox"])
-            image_id, score = int(entry["image_id"]), float(entry["score"])
+            image_id, score = operator.index(entry["image_id"]), float(entry["score"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{where} must have image_id, bbox [x, y, w, h] and score: {error!r}"

@@ -72,7 +72,7 @@ def sample_minibatch(
     """
     positive = (labels > 0).nonzero().flatten()
     negative = (labels == 0).nonzero().flatten()
-    num_positive = min(len(positive), round(batch_size * positive_fraction))
+    num_positive = min(len(positive), int(batch_size * positive_fraction))
     num_negative = min(len(negative), batch_size - num_positive)
     if balance_classes and num_positive:
         weights = 1 / labels[positive].bincount()[labels[positive]]

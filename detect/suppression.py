@@ -74,8 +74,8 @@ def soft_nms(
     # One box after the other: many small steps, each of which costs NumPy a tenth of what it costs
     # PyTorch, and a GPU far more. Those of a class lie together, so that rivals are a slice.
     order = labels.argsort(stable=True).cpu()
-    corners = boxes.cpu()[order].numpy().T.copy()
-    left = scores.cpu()[order].numpy()
+    corners = boxes.detach().cpu()[order].numpy().T.copy()
+    left = scores.detach().cpu()[order].numpy()
     _, starts = np.unique(labels.cpu()[order].numpy(), return_index=True)
     group = np.searchsorted(starts, np.arange(len(left)), side="right") - 1
     rivals = [slice(*ends) for ends in pairwise([*starts.tolist(), len(left)])]

@@ -64,7 +64,8 @@ def augment(
     Args:
         image: `uint8 [3, H, W]`.
         boxes: `float32 [N, 4]` xyxy in pixels; what lies outside the image is cut off.
-        labels: `int64 [N]`, any values.
+        labels: `int64 [N]`: positive for objects, negative for other boxes, which move along; a
+            random crop keeps an object whole.
         config: what to change and how much.
         seed: 0 or more.
 
@@ -84,11 +85,14 @@ def augment(
     seeds = np.random.SeedSequence(seed).generate_state(len(pipeline.transforms))
     for transform, own_seed in zip(pipeline.transforms, seeds.tolist(), strict=True):
         transform.set_random_seed(own_seed)
+    # Labels go around the library, which turns integers into floats; it carries indices of boxes,
+    # below zero where they are of no object.
+    index = torch.where(labels[kept] > 0, kept, -1 - kept)
     result = pipeline(
-        image=image.permute(1, 2, 0).numpy(), bboxes=boxes[kept].numpy(), index=kept.numpy()
+        image=image.permute(1, 2, 0).numpy(), bboxes=boxes[kept].numpy(), index=index.numpy()
     )
-    # Labels go around the library, which turns integers into floats; it carries indices of boxes.
     index = torch.as_tensor(np.asarray(result["index"], dtype=np.int64))
+    index = torch.where(index < 0, -1 - index, index)
     new_boxes = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
     new_image = torch.from_numpy(np.ascontiguousarray(result["image"])).permute(2, 0, 1)
     return new_image, torch.from_numpy(new_boxes), labels[index]
@@ -106,14 +110,15 @@ class _ObjectCrop(A.BBoxSafeRandomCrop):
     ) -> dict[str, tuple[int, int, int, int]]:
         """Pixel coordinates of the window, from boxes in fractions of the image's sides."""
         anchor = (0.0, 0.0, 0.0, 0.0)
-        has_boxes = len(data["bboxes"]) > 0
-        if has_boxes:
-            anchor = data["bboxes"][self.py_random.randrange(len(data["bboxes"]))]
+        # The column after the corners is the index, see `augment`.
+        objects = [box for box in data["bboxes"] if box[4] >= 0]
+        if objects:
+            anchor = objects[self.py_random.randrange(len(objects))]
         spans = []
         for axis, size in ((0, params["shape"][1]), (1, params["shape"][0])):
             length = max(1, round(size * self.py_random.uniform(MIN_CROP, 1.0)))
             first, last = 0, size - length
-            if has_boxes:
+            if objects:
                 start = min(int(np.floor(anchor[axis] * size + 1e-3)), size - 1)
                 stop = max(int(np.ceil(anchor[axis + 2] * size - 1e-3)), start + 1)
                 length = max(length, stop - start)

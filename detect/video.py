@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
 import av
+import numpy as np
 import torch
+from av import VideoFrame
 from av.error import FFmpegError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
@@ -42,19 +46,36 @@ class VideoReader:
         # One thread only would leave the other cores idle while the network waits for a frame.
         self._stream.thread_type = "AUTO"
         self.fps = float(self._stream.average_rate or 25)
-        self.size = (self._stream.height, self._stream.width)
         self.num_frames = self._stream.frames
-        # Matroska and WebM declare a duration only, which holds for a steady frame rate.
         self._tolerance = 0
-        if self.num_frames == 0 and self._container.duration:
-            self.num_frames = round(self._container.duration / av.time_base * self.fps)
-            self._tolerance = 1 + self.num_frames // 20
+        lasts = self._lasts()
+        if lasts and (self.num_frames == 0 or lasts < self.num_frames):
+            # Matroska and WebM declare a duration only, and a trimmed MP4 keeps frames that are not
+            # shown; a duration holds for a steady frame rate.
+            self.num_frames = lasts
+            self._tolerance = 1 + lasts // 20
+        self._frames = self._container.decode(self._stream)
+        self._first: VideoFrame | None = None
+        self.size = (self._stream.height, self._stream.width)
+        # A file that breaks off before the first frame says so when it is read.
+        with suppress(FFmpegError):
+            self._first = next(self._frames, None)
+        if self._first is not None:
+            height, width, _ = _upright(self._first).shape
+            self.size = (height, width)
+
+    def _lasts(self) -> int:
+        """Frames that the declared duration has room for; 0 where there is none."""
+        if self._stream.duration and self._stream.time_base:
+            return round(float(self._stream.duration * self._stream.time_base) * self.fps)
+        return round((self._container.duration or 0) / av.time_base * self.fps)
 
     def __iter__(self) -> Iterator[Tensor]:
         read = 0
+        first = () if self._first is None else (self._first,)
         try:
-            for frame in self._container.decode(self._stream):
-                pixels = frame.to_ndarray(format="rgb24")
+            for frame in chain(first, self._frames):
+                pixels = _upright(frame)
                 read += 1
                 yield torch.from_numpy(pixels).permute(2, 0, 1)
         except FFmpegError as error:
@@ -69,6 +90,12 @@ class VideoReader:
             )
         if read == 0:
             raise UserError(f"{self.path}: the video has no frames")
+
+
+def _upright(frame: VideoFrame) -> np.ndarray:
+    """Pixels `uint8 [H, W, 3]`, turned as the file says: telephones store what they see lying."""
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 class VideoWriter:
@@ -88,6 +115,7 @@ class VideoWriter:
         self._partial = self.path.with_name(f".{self.path.stem}.partial{self.path.suffix}")
         self._container = av.open(str(self._partial), "w", format="mp4")
         self._stream = self._container.add_stream("libx264", Fraction(fps).limit_denominator(1001))
+        self._size = tuple(size)
         self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in size)
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": "20", "preset": "veryfast"}
@@ -102,11 +130,10 @@ class VideoWriter:
             self._container.mux(packet)
 
     def check_size(self, frame: Tensor) -> None:
-        """Raise `UserError` where a frame is smaller than the video, as after a cut to another."""
-        height, width = self._stream.height, self._stream.width
-        if frame.shape[1] < height or frame.shape[2] < width:
-            got = list(frame.shape[1:])
-            raise UserError(f"{self.path}: frame is {got}, the video [{height}, {width}]")
+        """Raise `UserError` where a frame has another size, as after a cut to another video."""
+        got = tuple(frame.shape[1:])
+        if got != self._size:
+            raise UserError(f"{self.path}: frame is {list(got)}, the video {list(self._size)}")
 
     def __enter__(self) -> "VideoWriter":
         return self

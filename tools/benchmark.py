@@ -5,6 +5,7 @@ python -m tools.benchmark --parts '[training]' --networks '[inception_v3_79]' --
 """
 
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,14 @@ class BenchmarkConfig:
                 raise UserError(f"networks: unknown backbone {name!r}: known: {', '.join(SPECS)}")
         if self.repeats < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise UserError("repeats and batch_size must be at least 1")
+        if self.compile and "inference" not in self.parts:
+            raise UserError("compile is for the part inference: remove it, or name the part")
+        if self.compile and not (shutil.which("g++") or shutil.which("clang")):
+            raise UserError("compile needs a C++ compiler: install g++, or leave it out")
+        if self.images is not None and "input" not in self.parts:
+            raise UserError("images are for the part input: remove them, or name the part")
+        if self.images is not None and not Path(self.images).is_dir():
+            raise UserError(f"{self.images}: no such folder: images must name one of CLASS/*")
         if not self.parts or not self.networks:
             raise UserError("parts and networks must not be empty")
 

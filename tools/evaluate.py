@@ -68,7 +68,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if (self.weights is None) == (self.results is None):
             raise UserError("name one of weights and results")
-        for key in ("model", "precomputed", "precision", "engine", "ensemble"):
+        for key in ("model", "precomputed", "device", "precision", "engine", "ensemble"):
             is_set = getattr(self, key) not in ({}, None, "auto", EnsembleConfig())
             if is_set and self.weights is None:
                 raise UserError(f"{key} is for weights: remove it, or name weights for results")

@@ -3,7 +3,7 @@
 python -m tools.infer --weights runs/digits/best.safetensors --inputs photo.jpg folder/ video.mp4
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from backbones.cli import run_tool
 from backbones.config import parse_config
 from backbones.errors import UserError
 from detect.deploy import DetectorPrecision, Engine, deploy_detector
-from detect.detector import load_detector
+from detect.detector import Detector, load_detector
 from detect.ensemble import EnsembleConfig, load_ensemble
 from detect.inference import infer
 from detect.sources import find_inputs, first_images
@@ -53,6 +53,15 @@ class InferConfig:
             raise UserError("calibration is for precision int8: remove one, or name both")
 
 
+def lower_score_thresh(detector: Detector, config: InferConfig) -> None:
+    """Let the detector keep what is to be written, unless its own threshold is named too."""
+    rcnn = detector.model.config
+    if config.score_thresh < rcnn.score_thresh and "score_thresh" not in config.model.get(
+        "rcnn", {}
+    ):
+        detector.model.config = replace(rcnn, score_thresh=config.score_thresh)
+
+
 def main() -> None:
     """Run from the command line."""
     run_tool(_main)
@@ -62,6 +71,7 @@ def _main() -> None:
     config = parse_config(InferConfig, description="Detect objects in images and videos.")
     source = find_inputs(config.inputs)
     detector = load_detector(config.weights, config.device, config.model)
+    lower_score_thresh(detector, config)
     calibration = find_inputs(config.calibration) if config.calibration else source
     load_ensemble(detector, config.ensemble)
     detector = deploy_detector(detector, config.precision, first_images(calibration), config.engine)

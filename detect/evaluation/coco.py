@@ -89,7 +89,11 @@ def evaluate_by_size(
         A row for each pair of neighbours: `from` and `to` in pixels, `objects` (without crowds),
         `AP` (0.50:0.95) and `AR100`, which are None where there are no objects.
     """
-    ranges = [(low**2, min(high**2, 1e10)) for low, high in itertools.pairwise(sides)]
+    # pycocotools counts both ends of a range in; an object at a border is the larger size's.
+    ranges = [
+        (low**2, min(float(np.nextafter(high**2, 0)), 1e10))
+        for low, high in itertools.pairwise(sides)
+    ]
     evaluation = _evaluate(dataset, detections, 100, ranges)
     areas = torch.cat([sample.area[~sample.crowd] for sample in dataset])
     return [

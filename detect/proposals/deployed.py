@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import Conv2dNormActivation
 
 from backbones.deploy import DeployPrecision, deploy
@@ -39,7 +40,7 @@ def _folded(block: nn.Module) -> nn.Conv2d:
     assert isinstance(block, Conv2dNormActivation)
     conv, bn = block
     assert isinstance(conv, nn.Conv2d)
-    assert isinstance(bn, nn.BatchNorm2d)
+    assert isinstance(bn, _BatchNorm)
     return fold_conv(conv, bn, nn.Conv2d)
 
 
@@ -55,7 +56,7 @@ class DeployedHead(nn.Module):
     def __init__(self, head: ProposalHead, dtype: torch.dtype) -> None:
         super().__init__()
         self.num_anchors = head.cls_logits.out_channels
-        norms = [norm for norm in head.norms if isinstance(norm, nn.BatchNorm2d)]
+        norms = [cast(_BatchNorm, norm) for norm in head.norms]
         self.convs = nn.ModuleList(fold_conv(head.conv, norm, ConvReLU) for norm in norms)
         self.convs.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         last = nn.Conv2d(head.conv.out_channels, self.num_anchors * 5, 1).requires_grad_(False)

@@ -49,8 +49,8 @@ def save_proposals(path: str | Path, proposals: Mapping[int, Proposals]) -> None
     """
     entries = []
     for image_id, (boxes, scores) in proposals.items():
-        xywh = boxes.double()
-        xywh[:, 2:] -= xywh[:, :2]
+        corners = boxes.double()
+        xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
         for box, score in zip(xywh.tolist(), scores.tolist(), strict=True):
             entries.append({"image_id": image_id, "bbox": box, "score": score})
     with atomic_write(path, "w") as file:

@@ -149,7 +149,7 @@ class ProposalNetwork(RegionProposalNetwork):
             # Only the losses need the boxes of all anchors.
             anchors = [own[places] for own, places in zip(anchors, best, strict=True)]
             boxes = self._decode(deltas[chosen], anchors)
-            return self._select(boxes, logits[chosen], images.image_sizes), {}
+            return self._select(boxes.detach(), logits.detach()[chosen], images.image_sizes), {}
         boxes = self._decode(deltas, anchors)
         found = self._select(boxes.detach()[chosen], logits.detach()[chosen], images.image_sizes)
         labels, matched = self.assign_targets_to_anchors(anchors, targets)

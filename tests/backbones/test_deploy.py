@@ -4,11 +4,12 @@ import pickle
 import pytest
 import torch
 from operations import Operations
+from torch import nn
 from trained_network import images, trained
 
 from backbones import SPECS, create_backbone
 from backbones.blocks import InceptionA, InceptionB, InceptionC
-from backbones.deploy import MaxPoolOfReLU, deploy
+from backbones.deploy import MaxPoolOfReLU, _take_uint8, deploy
 from backbones.folding import ConvReLU, fold_batch_norm
 from backbones.onednn import OneDNNConv, can_fuse
 
@@ -62,12 +63,51 @@ def test_bf16_is_as_near_as_its_rounding(fused):
 
 @torch.inference_mode()
 def test_uint8_images_lose_nothing_in_bf16():
-    # Inputs 0..255 are exact and the shift cancels; normalised inputs are rounded first.
+    """Where the image has the mean colour, rounded weights and the shift cancel each other."""
+    conv = nn.utils.skip_init(ConvReLU, 3, 8, 3)
+    for parameter in conv.parameters():
+        nn.init.normal_(parameter)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    raw = _take_uint8(conv, mean, std, torch.bfloat16)
+    assert raw.weight.dtype == torch.bfloat16
+    colour = 255 * torch.tensor(mean).view(1, 3, 1, 1).expand(1, 3, 3, 3)
+    out = nn.functional.conv2d(colour.double(), raw.weight.double(), raw.bias.double())
+    torch.testing.assert_close(out.flatten(), conv.bias.double(), rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_logits_are_fp32_under_autocast_too():
+    deployed = deploy(trained("inception_v3_79"), "bf16")
+    _, x = images(deployed, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(deployed(x), deployed(x).float())
+        assert deployed(x).dtype == torch.float32
+
+
+@pytest.mark.skipif(not can_fuse(torch.float32), reason="no fused convolutions here")
+@torch.inference_mode()
+def test_other_weights_are_used_and_other_devices_refused():
     model = trained("inception_v3_79")
-    raw, x = images(model, 8)
-    deployed, logits = deploy(model, "bf16"), model(x)
-    error_uint8, error_float = ((deployed(y) - logits).abs().mean() for y in (raw, x))
-    assert error_uint8 < 1.5 * error_float
+    deployed = deploy(model, "fp32")
+    _, x = images(model, 2)
+    before = deployed(x)
+    for parameter in model.parameters():
+        parameter.mul_(1.01)
+    other = deploy(model, "fp32")
+    deployed.load_state_dict(other.state_dict())
+    assert torch.equal(deployed(x), other(x))
+    assert not torch.equal(deployed(x), before)
+    for change in ({"device": "meta"}, {"dtype": torch.bfloat16}):
+        with pytest.raises(ValueError, match="keeps its device and precision"):
+            deploy(model, "fp32").to(**change)
+
+
+@torch.inference_mode()
+def test_synchronised_normalisation_is_folded_too():
+    model = trained("inception_v3_79")
+    raw, _ = images(model, 1)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval()
+    assert torch.equal(deploy(synchronised, "fp32")(raw), deploy(model, "fp32")(raw))
 
 
 @torch.inference_mode()

@@ -1,3 +1,5 @@
+import copy
+import pickle
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +53,9 @@ def test_converted(model, precision, low, high, tmp_path):
     found.save(tmp_path / "net.safetensors")
     loaded = load_openvino(tmp_path / "net.safetensors")
     assert loaded.precision == precision
-    assert torch.equal(loaded(x), found(x))
+    for twin in (loaded, copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert torch.equal(twin(x), found(x))
+    assert found(x[:0]).shape == model(x[:0]).shape == (0, 10)
 
 
 @torch.inference_mode()

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from scenes import make_dataset, make_detections, scenes
+from torchvision.ops import box_area
 
 from backbones.errors import UserError
 from detect.evaluation import evaluate_coco, load_results, to_coco_results
@@ -81,6 +83,18 @@ def test_duplicates_and_missed_objects():
     assert report.cost["missed"] == pytest.approx(50 / 101)
 
 
+def test_a_class_without_its_missed_object_keeps_what_was_found_of_nothing():
+    """As TIDE does it: the class's AP stays 0 instead of leaving the mean."""
+    dataset = make_dataset([[(0, 0, 100, 100, CAT), (0, 200, 50, 250, DOG)]])
+    found = [(0, 0, 100, 100, CAT, 0.9), (200, 200, 250, 250, DOG, 0.8)]
+    report = error_report(dataset, make_detections([found]))
+    assert report.counts == dict.fromkeys(KINDS, 0) | {"background": 1, "missed": 1}
+    assert report.ap50 == pytest.approx(0.5)
+    assert report.cost["missed"] == pytest.approx(0)
+    report = error_report(dataset, make_detections([found[:1]]))
+    assert report.cost["missed"] == pytest.approx(0.5)
+
+
 def test_of_several_that_mean_one_object_the_best_becomes_its_hit():
     dataset = make_dataset([[(0, 0, 100, 100, CAT)]])
     found = [(0, 0, 40, 100, CAT, 0.9), (0, 0, 45, 100, CAT, 0.8)]
@@ -130,11 +144,22 @@ def test_sizes_and_curves_are_coco(scene: Any) -> None:
     dataset, detections = make_dataset(truth), make_detections(found)
     scores = evaluate_coco(dataset, detections)
     rows = evaluate_by_size(dataset, detections, sides=(0, 32, 96, np.inf))
-    assert [row["AP"] for row in rows] == [scores[key] for key in ("APs", "APm", "APl")]
+    found_boxes = torch.cat([given["boxes"] for given in detections])
+    sizes = torch.cat([*(sample.area for sample in dataset), box_area(found_boxes)])
+    # What lies at a border is of both sizes to COCO, here of the larger one.
+    if not ((sizes == 32**2) | (sizes == 96**2)).any():
+        assert [row["AP"] for row in rows] == [scores[key] for key in ("APs", "APm", "APl")]
     assert sum(row["objects"] for row in rows) == sum(len(sample.labels) for sample in dataset)
     curves = [c for c in precision_curves(dataset, detections).values() if c is not None]
     want = scores["AP50"]
     assert (np.mean(curves) if curves else None) == (None if want is None else pytest.approx(want))
+
+
+def test_an_object_at_a_border_counts_once():
+    dataset = make_dataset([[(0, 0, 32, 32, CAT)]])
+    rows = evaluate_by_size(dataset, make_detections([[(0, 0, 32, 32, CAT, 0.9)]]), (16, 32, 48))
+    assert [row["objects"] for row in rows] == [0, 1]
+    assert [row["AP"] for row in rows] == [None, pytest.approx(1.0)]
 
 
 def test_results_of_a_file_are_the_detections(tmp_path):
@@ -153,6 +178,7 @@ def test_results_of_a_file_are_the_detections(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"image_id": 100.5}, "entry 0 must have image_id"),
         ({"image_id": 5}, "entry 0: image_id 5 is not in the dataset"),
         ({"category_id": 4}, "entry 0: category_id 4 is not in the dataset: 3, 17, 90"),
         ({"category_id": None}, "category_id None is not in the dataset"),

@@ -110,6 +110,24 @@ def test_eval_contract_with_images_of_several_sizes_and_none_proposed():
     assert (first["boxes"][:, [1, 3]] <= 90).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"soft_nms_sigma": 0.5}, {"box_voting_iou": 0.5}])
+def test_detection_works_while_gradients_are_recorded(options):
+    model = build_detector(
+        ModelConfig(
+            learned=LearnedConfig(image_size=96, channels=16),
+            proposals_per_image=5,
+            rcnn=RCNNConfig(crop_size=40, score_thresh=0.0, refine_steps=2, **options),
+        ),
+        3,
+    ).eval()
+    found = model([image()])
+    with torch.no_grad():
+        torch.testing.assert_close(found, model([image()]))
+    for wrong in (torch.rand(3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"images\[0\]"):
+            model.propose([wrong])
+
+
 def test_training_crops_equal_inference_crops_bit_for_bit(monkeypatch):
     """What reaches the network in training is what reaches it in use, for the same boxes."""
     model = detector(jitter_copies=0, positive_fraction=1.0, score_thresh=0.0)
@@ -348,6 +366,8 @@ def test_malformed_images_are_named():
         ({"box_voting_iou": 0.0}, "rcnn.box_voting_iou must be in"),
         ({"refine_steps": 0}, "rcnn.refine_steps must be at least 1"),
         ({"refine_steps": 7}, "rcnn.refine_steps must be at least 1 and leave"),
+        ({"objectness_weight": 1.0}, "rcnn.objectness_weight must be below 1"),
+        ({"hard_negatives": 0.5, "refine_steps": 2}, "rcnn.hard_negatives must be 0 where"),
         ({"crop_size": 0}, "rcnn.crop_size must be at least 1"),
         ({"delta_std": (0.1, 0.1, 0.0, 0.2)}, "rcnn.delta_std must be positive"),
     ],

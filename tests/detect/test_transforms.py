@@ -139,6 +139,21 @@ def test_no_boxes(config: AugmentConfig) -> None:
     assert (boxes.dtype, labels.dtype, labels.shape) == (torch.float32, torch.int64, (0,))
 
 
+def test_a_crop_is_made_for_an_object_and_not_for_another_box() -> None:
+    """One object in a corner among many other boxes, as proposals are."""
+    image = torch.zeros(3, 100, 100, dtype=torch.uint8)
+    corners = torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) * 50 + 30
+    boxes = torch.cat([torch.tensor([[0.0, 0, 8, 8]]), torch.cat([corners, corners + 15], dim=1)])
+    labels = torch.tensor([5] + [-1 - i for i in range(60)])
+    for seed in range(40):
+        crop, new, kept = augment(image, boxes, labels, EACH["crop"], seed)
+        assert new[kept == 5].tolist() == [[0, 0, 8, 8]]
+        # Others move along, those of which enough is left.
+        others = boxes[-kept[kept < 0]]
+        limit = torch.tensor([crop.shape[2], crop.shape[1]]).float().repeat(2)
+        torch.testing.assert_close(new[kept < 0], torch.minimum(others, limit), atol=1e-3, rtol=0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_crop_keeps_a_whole_box_and_enough_of_the_others(seed: int, data: st.DataObject) -> None:
@@ -148,7 +163,7 @@ def test_crop_keeps_a_whole_box_and_enough_of_the_others(seed: int, data: st.Dat
         x1, y1 = data.draw(st.floats(0, width - 0.5)), data.draw(st.floats(0, height - 0.5))
         boxes.append([x1, y1, data.draw(st.floats(x1 + 0.4, width)), height])
     old = torch.tensor(boxes, dtype=torch.float32)
-    index = torch.arange(len(old))
+    labels = 1 + torch.arange(len(old))
     # Pixels tell their place, and with it the window of the crop.
     image = torch.stack(
         [
@@ -157,7 +172,8 @@ def test_crop_keeps_a_whole_box_and_enough_of_the_others(seed: int, data: st.Dat
             torch.zeros(height, width),
         ]
     ).to(torch.uint8)
-    crop, new, kept = augment(image, old, index, EACH["crop"], seed)
+    crop, new, found = augment(image, old, labels, EACH["crop"], seed)
+    kept = found - 1
     assert crop.shape[2] >= round(MIN_CROP * width)
     assert crop.shape[1] >= round(MIN_CROP * height)
     offset = torch.tensor([crop[0, 0, 0], crop[1, 0, 0]]).float().repeat(2)

@@ -69,6 +69,9 @@ def test_narrow_networks_run_in_every_form_without_peers(tmp_path, monkeypatch):
         (["--networks", '["inception_v9"]'], "unknown backbone 'inception_v9'"),
         (["--networks", "[]"], "parts and networks must not be empty"),
         (["--parts", '["speed"]'], "parts"),
+        (["--parts", '["memory"]', "--compile", "true"], "compile is for the part inference"),
+        (["--parts", '["memory"]', "--images", "x"], "images are for the part input"),
+        (["--parts", '["input"]', "--images", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_nothing_to_measure(arguments, words, monkeypatch, capsys):

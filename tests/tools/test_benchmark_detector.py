@@ -1,6 +1,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tool_runs import error_of, run
 from untrained_detector import save_untrained
 
 from detect.datasets import make_digits
+from detect.pipeline import IMAGES_PER_BATCH
 from tools import benchmark_detector
 
 
@@ -72,22 +74,33 @@ def test_a_peer_sees_every_image_of_the_split(base, tmp_path, monkeypatch):
         def __init__(self, weights):
             assert weights == "yolo11n.yaml"
 
-        def predict(self, paths, stream, **options):
+        def predict(self, listed, stream, **options):
+            assert self.model.nc == 3
             torch.set_num_threads(threads + 1)
-            for path in paths:
-                seen.append((path, options["imgsz"], options["conf"], options["max_det"]))
+            for path in Path(listed).read_text().splitlines():
+                assert Path(path).is_absolute()
+                seen.append(
+                    (path, *(options[key] for key in ("imgsz", "conf", "max_det", "batch")))
+                )
                 yield
+                assert torch.get_num_threads() == threads
 
+    tasks = types.ModuleType("ultralytics.nn.tasks")
+    tasks.DetectionModel = lambda weights, nc, verbose: types.SimpleNamespace(nc=nc)
+    monkeypatch.setitem(sys.modules, "ultralytics.nn", types.ModuleType("ultralytics.nn"))
+    monkeypatch.setitem(sys.modules, "ultralytics.nn.tasks", tasks)
     module = types.ModuleType("ultralytics")
     module.YOLO = YOLO
     monkeypatch.setitem(sys.modules, "ultralytics", module)
     peer = {"name": "peer", "weights": "yolo11n.yaml", "image_size": 96, "AP": 0.5}
+    peer["num_classes"] = 3
     config = write(tmp_path, base | {"peers": [peer], "output": str(tmp_path)})
     assert run(benchmark_detector, "--config", config, monkeypatch=monkeypatch) == 0
     row = json.loads((tmp_path / "front.json").read_text())["rows"]["peer"]
     assert row["AP"] == 0.5
     assert len({path for path, *_ in seen}) == 3
-    assert {tuple(options) for _, *options in seen} == {(96, 0.001, 100)}
+    assert {tuple(options) for _, *options in seen} == {(96, 0.001, 100, IMAGES_PER_BATCH)}
+    assert torch.get_num_threads() == threads
 
 
 def test_mistakes_are_one_line(base, tmp_path, monkeypatch, capsys):
@@ -100,6 +113,10 @@ def test_mistakes_are_one_line(base, tmp_path, monkeypatch, capsys):
         ({"points": []}, "must have different names, at least one"),
         ({"repeats": 0}, "repeats must be at least 1"),
         ({"peers": [{"name": "p", "weights": "yolo11n.yaml"}]}, "pip install ultralytics"),
+        (
+            {"peers": [{"name": "p", "weights": "yolo11n.pt", "num_classes": 3}]},
+            "num_classes of p is for a .yaml",
+        ),
         ({"points": [same | {"weights": "none.safetensors"}]}, "none.safetensors: not found"),
     ]:
         config = write(tmp_path, base | changes)
