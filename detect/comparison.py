@@ -8,7 +8,7 @@ objects.
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,19 @@ from typing import Any
 import torch
 
 from backbones import create_backbone, distributed
-from backbones.config import as_base
+from backbones.config import as_base, save_config
 from backbones.cost import count_multiply_adds
 from backbones.errors import UserError
 from backbones.figures import new_figure, save_figure
 from backbones.files import atomic_write, make_folder
 from detect.build import build_dataset
 from detect.config import DetectorConfig, ModelConfig
+from detect.datasets import DetectionDataset
 from detect.detector import Detector, load_detector
 from detect.evaluation import load_results
 from detect.evaluation.coco import evaluate_by_size
 from detect.proposals import LearnedProposer, Proposals, save_proposals
-from detect.propose import propose_dataset
+from detect.propose import check_image_ids, propose_dataset
 from detect.training import check_same_classes, train_detector
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,9 @@ class ComparisonConfig(DetectorConfig):
 def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     """Train and score a detector for each variant, and put them side by side.
 
-    Writes `proposals.json`, `comparison.json`, `comparison.md` and `comparison.png` (AP against the
-    objects' size) into the run folder, and below it a run folder for each detector.
+    What was trained stays as it is where `config.resume` is set, and is refused where not. Writes
+    `config.yaml`, `proposals.json`, `comparison.json`, `comparison.md` and `comparison.png` (AP
+    against the objects' size) into the run folder, and below it a run folder for each detector.
 
     Returns:
         A row for each variant: `variant`, `crop_size`, `multiply_adds` of a crop,
@@ -88,16 +90,39 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     folder = make_folder(config.run)
     # Unknown names should be found before hours of training.
     costs = {name: multiply_adds(name, config.model.width) for name in config.variants}
-    weights = config.proposals_from
-    if weights is None:
-        weights = train_detector(as_base(config, DetectorConfig, run=str(folder / "proposer")))[
-            "weights"
-        ]
+    splits = (config.data.train, config.data.val, config.data.test)
+    datasets = {name: build_dataset(config.data, name) for name in splits if name is not None}
+    check_image_ids(datasets)
+    if (folder / "config.yaml").exists() and not config.resume:
+        raise UserError(
+            f"{folder} already holds a comparison: continue it with --resume true or choose "
+            "another folder with --run"
+        )
+    save_config(folder / "config.yaml", config)
+    try:
+        return _compare(config, folder, costs, datasets)
+    except KeyboardInterrupt:
+        logger.info("the comparison goes on with --run %s --resume true", folder)
+        raise
+
+
+def _compare(
+    config: ComparisonConfig,
+    folder: Path,
+    costs: Mapping[str, tuple[int, int]],
+    datasets: Mapping[str, DetectionDataset],
+) -> list[dict[str, Any]]:
     proposals = folder / "proposals.json"
-    save_proposals(proposals, propose_splits(load_detector(weights, config.device), config))
+    if not proposals.exists():
+        weights = config.proposals_from
+        if weights is None:
+            base = as_base(config, DetectorConfig, run=str(folder / "proposer"))
+            weights = train_detector(base)["weights"]
+        detector = load_detector(weights, config.device)
+        save_proposals(proposals, propose_splits(detector, config, datasets))
 
     assert config.data.test is not None
-    test = build_dataset(config.data, config.data.test)
+    test = datasets[config.data.test]
     rows = []
     for variant, (crop_size, cost) in costs.items():
         model = _on_proposals(config.model, variant, proposals)
@@ -147,7 +172,9 @@ def multiply_adds(variant: str, width: float) -> tuple[int, int]:
     return network.input_size, count_multiply_adds(network, network.input_size)
 
 
-def propose_splits(detector: Detector, config: ComparisonConfig) -> dict[int, Proposals]:
+def propose_splits(
+    detector: Detector, config: ComparisonConfig, datasets: Mapping[str, DetectionDataset]
+) -> dict[int, Proposals]:
     """Learned proposals for all splits of a comparison, by image id.
 
     Training images get up to `proposals_per_image_train` of every score, the others what
@@ -160,10 +187,7 @@ def propose_splits(detector: Detector, config: ComparisonConfig) -> dict[int, Pr
     if not isinstance(proposer, LearnedProposer):
         raise UserError(f"{config.proposals_from}: this detector has no learned proposer")
     found: dict[int, Proposals] = {}
-    for split in dict.fromkeys((config.data.train, config.data.val, config.data.test)):
-        if split is None:
-            continue
-        dataset = build_dataset(config.data, split)
+    for split, dataset in datasets.items():
         check_same_classes(detector, dataset, split)
         in_training = split == config.data.train
         model = config.model

@@ -1,6 +1,7 @@
 """Accuracy against speed of several detectors and settings, an Ultralytics model beside them."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -242,10 +243,12 @@ def draw_front(rows: dict[str, dict[str, Any]], path: Path) -> None:
     panel = figure.subplots()
     shown = {name: row for name, row in rows.items() if row["AP"] is not None}
     by_speed = sorted(shown, key=lambda name: shown[name]["images_per_second"])
-    for i, name in enumerate(by_speed):
+    as_accurate: Counter[float] = Counter()
+    for name in by_speed:
         row = shown[name]
-        # Neighbours are as accurate as each other: every other name goes below its point.
-        below = -12 if i % 2 else 5
+        # Of those as accurate as each other every other name goes below its point.
+        as_accurate[round(row["AP"], 2)] += 1
+        below = 5 if as_accurate[round(row["AP"], 2)] % 2 else -12
         colour = "C7" if row.get("peer") else "C1"
         x, y = row["images_per_second"], row["AP"]
         panel.scatter(x, y, color=colour, zorder=3)

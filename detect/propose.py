@@ -1,16 +1,27 @@
 """What a detector proposes for whole datasets, to be kept in a file and trained on."""
 
 import logging
+from collections.abc import Mapping
 
 import torch
 
-from backbones.errors import ImageError
+from backbones.errors import ImageError, UserError
 from backbones.progress import track
 from detect.datasets import DetectionDataset
 from detect.detector import Detector
 from detect.proposals import Proposals
 
 logger = logging.getLogger(__name__)
+
+
+def check_image_ids(datasets: Mapping[str, DetectionDataset]) -> None:
+    """Raise `UserError` where splits, by name, share image ids, by which proposals are found."""
+    ids = [image_id for dataset in datasets.values() for image_id in dataset.image_ids]
+    if len(set(ids)) < len(ids):
+        raise UserError(
+            f"splits {', '.join(datasets)} use the same image ids, by which proposals are found: "
+            "number their images anew"
+        )
 
 
 def propose_dataset(detector: Detector, dataset: DetectionDataset) -> dict[int, Proposals]:

@@ -17,7 +17,7 @@ from detect.config import DatasetConfig
 from detect.deploy import deploy_detector
 from detect.detector import load_detector
 from detect.proposals import Proposals, save_proposals
-from detect.propose import propose_dataset
+from detect.propose import check_image_ids, propose_dataset
 from detect.training import check_dataset_named, check_same_classes
 
 
@@ -55,22 +55,16 @@ def _main() -> None:
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")
     check_dataset_named(config.data, detector)
-    datasets = []
-    for split in config.splits:
-        datasets.append(build_dataset(config.data, split))
-        check_same_classes(detector, datasets[-1], split)
-    ids = [image_id for dataset in datasets for image_id in dataset.image_ids]
-    if len(set(ids)) < len(ids):
-        raise UserError(
-            f"splits {', '.join(config.splits)} use the same image ids, by which proposals are "
-            "found: write a file for each"
-        )
+    datasets = {split: build_dataset(config.data, split) for split in config.splits}
+    for split, dataset in datasets.items():
+        check_same_classes(detector, dataset, split)
+    check_image_ids(datasets)
     make_folder(Path(config.output).parent)
     if Path(config.output).is_dir():
         raise UserError(f"{config.output}: this is a folder: name the file to write")
     detector = deploy_detector(detector)
     found: dict[int, Proposals] = {}
-    for dataset in datasets:
+    for dataset in datasets.values():
         found |= propose_dataset(detector, dataset)
     save_proposals(config.output, found)
     boxes = sum(len(proposals.boxes) for proposals in found.values())

@@ -115,7 +115,7 @@ def test_the_proposals_are_the_learned_ones(compared, digits):
 
 
 def test_a_comparison_resumes_and_takes_the_proposals_of_a_checkpoint(
-    compared, digits, tmp_path, monkeypatch
+    compared, digits, tmp_path, monkeypatch, capsys
 ):
     folder, _ = compared
     monkeypatch.setattr(RunFolder, "draw_curves", lambda self: None)
@@ -133,8 +133,12 @@ def test_a_comparison_resumes_and_takes_the_proposals_of_a_checkpoint(
     again, _ = load_weights(folder / naive / "last.safetensors")
     assert all(torch.equal(state[name], again[name]) for name in again)
     before = (tmp_path / "run" / naive / "last.safetensors").read_bytes()
-    assert run(tool, *arguments, "--resume", "true", monkeypatch=monkeypatch) == 0
+    kept = ["--run", str(tmp_path / "run"), "--resume", "true"]  # with its own configuration
+    assert run(tool, *kept, monkeypatch=monkeypatch) == 0
     assert (tmp_path / "run" / naive / "last.safetensors").read_bytes() == before
+    message = error_of(tool, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert "already holds a comparison: continue it with --resume true" in message
+    assert (tmp_path / "run" / "proposals.json").read_bytes() == proposals
 
 
 def test_an_image_without_proposals_has_itself_as_one(compared, tmp_path):
@@ -145,7 +149,11 @@ def test_an_image_without_proposals_has_itself_as_one(compared, tmp_path):
     # No score is that high, so that the readable image has none either.
     config = replace(config, model=replace(config.model, proposal_score_thresh=1.0))
     detector = load_detector(compared[0] / "proposer" / "last.safetensors", "cpu")
-    found = propose_splits(detector, config)
+    datasets = {
+        split: load_coco(folder / "annotations" / f"{split}.json", folder / split)
+        for split in ("train", "val")
+    }
+    found = propose_splits(detector, config, datasets)
     for image_id in val.image_ids:
         assert found[image_id].boxes.tolist() == [[0, 0, 128, 128]]
         assert found[image_id].scores.tolist() == [0]
