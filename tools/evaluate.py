@@ -35,7 +35,7 @@ class EvaluateConfig:
     """What to score on what."""
 
     weights: str | None = None
-    """Detector checkpoint (.safetensors) to run; or name `results`."""
+    """Detector checkpoint (.safetensors) or run folder of what to run; or name `results`."""
     results: str | None = None
     """File in COCO's results format, of any detector; or name `weights`."""
     data: DatasetConfig = field(default_factory=DatasetConfig)

@@ -22,7 +22,7 @@ class InferConfig:
     """What to detect in what."""
 
     weights: str
-    """Detector checkpoint (.safetensors) that train_detector wrote."""
+    """Detector checkpoint (.safetensors) that train_detector wrote, or its run folder."""
     inputs: list[str]
     """Image files, video files, folders of them, or glob patterns."""
     model: dict[str, Any] = field(default_factory=dict)
