@@ -2,6 +2,7 @@
 
 import atexit
 import multiprocessing.util
+import os
 import signal
 import threading
 import time
@@ -38,6 +39,9 @@ class StopSignals:
         # signal the process and then its group, and the step under way is to be finished.
         again = number == self.received == signal.SIGINT and time.monotonic() - self._since > 1
         self.received, self._since = signal.Signals(number), time.monotonic()
+        if not again:
+            # Not by logging, which may be what was interrupted.
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         if again:
             self.leave()
 

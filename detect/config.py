@@ -155,7 +155,7 @@ class DetectorConfig:
     epochs: int = 30
     """Passes over the training split."""
     batch_size: int = 4
-    """Images in a step."""
+    """Images in a step, of each process."""
     workers: int = 1
     """Processes that read and augment images; 0 does it in the training process."""
     crop_sizes: tuple[tuple[float, int], ...] = ()

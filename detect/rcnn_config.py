@@ -134,7 +134,8 @@ class RCNNConfig:
                 raise UserError(f"rcnn.soft_nms_sigma must be more than 0 or null, got {got}")
             if self.nms_thresh != type(self).nms_thresh:
                 raise UserError(
-                    "rcnn.nms_thresh is not used where rcnn.soft_nms_sigma is set: remove one"
+                    "rcnn.nms_thresh is not used where rcnn.soft_nms_sigma is set: set one of them "
+                    "(rcnn.soft_nms_sigma null where training set it)"
                 )
         if self.objectness_weight == 1:
             raise UserError("rcnn.objectness_weight must be below 1: at 1 no class has a say")

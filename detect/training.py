@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,6 +116,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             *(len(train), len(train.class_names), ", ".join(train.class_names)),
             *(precision, device),
         )
+        warn_of_unseen_classes(train)
         state = fit(
             model,
             loader,
@@ -137,6 +139,13 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
 
 
+def warn_of_unseen_classes(train: DetectionDataset) -> None:
+    """Say which classes have no object to learn from: often a misspelt name."""
+    unseen = [name for name, count in train.objects_by_class().items() if not count]
+    if unseen:
+        logger.warning("classes without an object in the training split: %s", ", ".join(unseen))
+
+
 def check_same_classes(
     known: DetectionDataset | Detector, dataset: DetectionDataset, split: str | None
 ) -> None:
@@ -149,16 +158,22 @@ def check_same_classes(
         )
 
 
-def check_dataset_named(data: DatasetConfig, detector: Detector) -> None:
-    """Raise `UserError` where no dataset was named for a detector of anything but digits.
+def dataset_for(data: DatasetConfig, detector: Detector) -> DatasetConfig:
+    """The dataset to use a detector on; in VOC's layout it has the detector's classes if no others
+    were named, so that it need not show all of them.
 
-    To be called before the default, digits, is generated for it.
+    Raises:
+        UserError: the dataset is digits, the default, which would be generated, and the detector's
+            classes are others.
     """
-    if data == DatasetConfig() and detector.class_names != [str(digit) for digit in range(10)]:
+    if data.format == "digits" and detector.class_names != [str(digit) for digit in range(10)]:
         raise UserError(
-            "name the dataset by --data.format and --data.root: the default, digits, has none of "
-            f"this detector's classes {', '.join(detector.class_names[:5])}"
+            "name the dataset by --data.format (voc or coco) and --data.root: the default, digits, "
+            f"has none of this detector's classes {', '.join(detector.class_names[:5])}"
         )
+    if data.format == "voc" and data.class_names is None:
+        return replace(data, class_names=tuple(detector.class_names))
+    return data
 
 
 def _listed(dataset: DetectionDataset | Detector) -> str:

@@ -25,7 +25,7 @@ from detect.evaluation import load_results, to_coco_images, to_coco_results
 from detect.evaluation.report import write_report
 from detect.proposals import Proposals, load_proposals
 from detect.scoring import calibration_images, detect_dataset
-from detect.training import check_dataset_named, check_same_classes
+from detect.training import check_same_classes, dataset_for
 
 logger = logging.getLogger(__name__)
 
@@ -118,15 +118,15 @@ def _main() -> None:
         folder = make_folder(config.output)
     else:
         detector = load_detector(config.weights, config.device, config.model)
-        check_dataset_named(config.data, detector)
-        dataset = build_dataset(config.data, config.split)
+        data = dataset_for(config.data, detector)
+        dataset = build_dataset(data, config.split)
         check_same_classes(detector, dataset, config.split)
         proposals = _proposals(config, detector, dataset)
         folder = make_folder(config.output)
         load_ensemble(detector, config.ensemble)
         if config.ensemble.weights is not None:
             how += f", with {config.ensemble.weights} below {config.ensemble.below}"
-        calibration = calibration_images(config.data, config.calibration_split)
+        calibration = calibration_images(data, config.calibration_split)
         detector = deploy_detector(detector, config.precision, calibration, config.engine)
         detections, regions, measured = detect_dataset(detector, dataset, proposals)
         cost = asdict(measured)

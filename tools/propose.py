@@ -18,7 +18,7 @@ from detect.deploy import deploy_detector
 from detect.detector import load_detector
 from detect.proposals import Proposals, save_proposals
 from detect.propose import check_image_ids, propose_dataset
-from detect.training import check_dataset_named, check_same_classes
+from detect.training import check_same_classes, dataset_for
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def _main() -> None:
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")
-    check_dataset_named(config.data, detector)
-    datasets = {split: build_dataset(config.data, split) for split in config.splits}
+    data = dataset_for(config.data, detector)
+    datasets = {split: build_dataset(data, split) for split in config.splits}
     for split, dataset in datasets.items():
         check_same_classes(detector, dataset, split)
     check_image_ids(datasets)

@@ -109,6 +109,12 @@ class DetectionDataset:
         """All samples in order."""
         return map(self.sample, range(len(self)))
 
+    def objects_by_class(self) -> dict[str, int]:
+        """How many objects of each class there are, crowds not counted."""
+        labels = self._columns["labels"][~self._columns["crowd"]]
+        counts = labels.bincount(minlength=len(self.class_names) + 1)[1:].tolist()
+        return dict(zip(self.class_names, counts, strict=True))
+
     def sample(self, index: int) -> Sample:
         """The annotations of image `index` in `0..len-1`; no pixels are read."""
         if not 0 <= index < len(self):

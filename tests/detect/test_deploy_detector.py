@@ -22,7 +22,7 @@ from detect.detector import Detector
 from detect.proposals import Proposals
 from detect.proposals.deployed import deploy_proposer
 from detect.resampling import resample_by_roi_align
-from detect.training import check_dataset_named
+from detect.training import dataset_for
 
 SETTINGS = {
     "learned": {"image_size": 96, "channels": 16},
@@ -194,11 +194,15 @@ def test_int8_is_calibrated_on_the_first_images(detector):
 
 
 def test_no_dataset_named_for_a_detector_of_something_else(detector):
-    with pytest.raises(UserError, match=r"name the dataset by --data.format and --data.root"):
-        check_dataset_named(DatasetConfig(), detector)
-    check_dataset_named(DatasetConfig(root="data/mine"), detector)
+    for data in (DatasetConfig(), DatasetConfig(root="data/mine")):
+        with pytest.raises(UserError, match=r"by --data.format \(voc or coco\) and --data.root"):
+            dataset_for(data, detector)
     digits = Detector(detector.model, [str(digit) for digit in range(10)], list(range(1, 11)))
-    check_dataset_named(DatasetConfig(), digits)
+    assert dataset_for(DatasetConfig(), digits) == DatasetConfig()
+    voc = dataset_for(DatasetConfig(format="voc"), detector)
+    assert voc.class_names == tuple(detector.class_names)
+    named = DatasetConfig(format="voc", class_names=("a",))
+    assert dataset_for(named, detector) == named
 
 
 def test_int8_without_images(detector):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from contrib import needs_contrib
+from scenes import make_dataset
 
 from backbones import create_backbone, save_backbone
 from backbones.errors import UserError
@@ -21,7 +22,7 @@ from detect.datasets import load_coco, make_digits, sample
 from detect.detector import load_detector
 from detect.proposals import GridConfig, LearnedConfig, Proposals, SelectiveSearchConfig
 from detect.rcnn_config import RCNNConfig
-from detect.training import crop_size_at, train_detector
+from detect.training import crop_size_at, train_detector, warn_of_unseen_classes
 from detect.transforms import AugmentConfig
 
 NO_AUGMENT = AugmentConfig(flip=0.0, scale=(1.0, 1.0), colour=0.0, crop=0.0)
@@ -111,6 +112,13 @@ def test_training_goes_on_without_a_broken_image_and_says_so(tmp_path, caplog):
     skipped = [record.message for record in caplog.records if "skipped image 1" in record.message]
     assert len(skipped) == 1
     assert victim.name in skipped[0]
+
+
+def test_classes_without_objects_to_learn_from_are_named(caplog):
+    data = make_dataset([[(0, 0, 9, 9, 1), (5, 5, 9, 9, 1)], [(0, 0, 9, 9, 2, 0, 1)]])  # a crowd
+    assert data.objects_by_class() == {"class 3": 2, "class 17": 0, "class 90": 0}
+    warn_of_unseen_classes(data)
+    assert "classes without an object in the training split: class 17, class 90" in caplog.text
 
 
 def test_precomputed_proposals_move_with_the_picture(digits):
