@@ -157,12 +157,13 @@ def _targets(source: Source, output: Path) -> dict[Path, Path]:
     targets: dict[Path, Path] = {}
     taken: set[str] = set()
     for path in paths:
-        name, number = path.stem, 1
+        suffix = ".mp4" if path in source.videos else ".jpg"
+        name, number = path.stem + suffix, 1
         while name in taken:
             number += 1
-            name = f"{path.stem}_{number}"
+            name = f"{path.stem}_{number}{suffix}"
         taken.add(name)
-        target = output / f"{name}{'.mp4' if path in source.videos else '.jpg'}"
+        target = output / name
         if target.resolve() in inputs:
             raise UserError(f"{target}: the result would overwrite this input: change the output")
         targets[path] = target

@@ -20,6 +20,7 @@ from backbones.files import write_image
 from backbones.weights import load_weights, save_weights
 from detect.datasets import load_coco, make_digits
 from detect.detector import load_detector
+from detect.inference import _targets
 from detect.inference import infer as infer_inputs
 from detect.scoring import Cost, detect_dataset
 from detect.sources import Source
@@ -253,6 +254,16 @@ def test_a_video_that_ends_early_keeps_its_frames(trained, tmp_path, monkeypatch
     assert 0 < len(kept) < 12
     images = json.loads((tmp_path / "cut" / "images.json").read_text())["images"]
     assert [image["frame"] for image in images] == list(range(len(kept)))
+
+
+def test_results_are_numbered_where_their_names_meet(tmp_path):
+    images = [tmp_path / name for name in ("phone.jpg", "phone.png", "phone_2.jpg", "x/phone.jpg")]
+    videos = [tmp_path / name for name in ("phone.mp4", "phone.mkv")]
+    targets = _targets(Source(images, videos), tmp_path / "out")
+    assert [path.name for path in targets.values()] == [
+        *("phone.jpg", "phone_2.jpg", "phone_2_2.jpg", "phone_3.jpg"),
+        *("phone.mp4", "phone_2.mp4"),
+    ]
 
 
 def test_an_interrupted_inference_keeps_what_it_found(
