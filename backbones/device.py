@@ -1,5 +1,6 @@
 """Which device a run uses, and in which precision."""
 
+import shutil
 from typing import Literal
 
 import torch
@@ -48,3 +49,10 @@ def resolve_precision(name: Precision, device: torch.device) -> ResolvedPrecisio
         capabilities = torch.cpu.get_capabilities()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return "bf16" if native else "fp32"
+
+
+def require_compiler(key: str) -> None:
+    """Raise `UserError` where the setting `key` needs a C++ compiler, for torch.compile on a CPU,
+    and there is none."""
+    if not (shutil.which("g++") or shutil.which("clang")):
+        raise UserError(f"{key} on a CPU needs a C++ compiler: install g++, or leave it out")

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -13,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from backbones import distributed
-from backbones.device import ResolvedPrecision, autocast
+from backbones.device import ResolvedPrecision, autocast, require_compiler
 from backbones.errors import UserError
 from backbones.order import derive_seed
 from backbones.recipe import OptimConfig, build_ema, build_optimizer
@@ -194,10 +193,8 @@ class Stepper:
         if self._network is None:
             network = self.model
             if self.config.compile:
-                if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang")):
-                    raise UserError(
-                        "step.compile on a CPU needs a C++ compiler: install g++, or leave it out"
-                    )
+                if self.device.type == "cpu":
+                    require_compiler("step.compile")
                 network = torch.compile(network)  # type: ignore[assignment]
             if distributed.world_size() > 1:
                 gpu = [self.device] if self.device.type == "cuda" else None

@@ -117,8 +117,9 @@ def measure_front(config: FrontConfig) -> str:
     # Ultralytics takes a list of files for one batch, and a file with their names for as many as
     # `batch` says.
     listed = folder / "peer_images.txt"
-    with atomic_write(listed, "w") as file:
-        file.write("\n".join(str(path.resolve()) for path in paths))
+    if config.peers:
+        with atomic_write(listed, "w") as file:
+            file.write("\n".join(str(path.resolve()) for path in paths))
     peers = {peer.name: _peer(peer, listed, config.device) for peer in config.peers}
     detectors = {point.name: _load(point, dataset, config) for point in config.points}
     rows: dict[str, dict[str, Any]] = {}

@@ -5,7 +5,6 @@ python -m tools.benchmark --parts '[training]' --networks '[inception_v3_79]' --
 """
 
 import json
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from backbones.benchmark import (
 )
 from backbones.cli import run_tool
 from backbones.config import parse_config
-from backbones.device import resolve_device
+from backbones.device import require_compiler, resolve_device
 from backbones.errors import UserError
 from backbones.files import atomic_write, make_folder
 from backbones.specs import SPECS
@@ -65,8 +64,6 @@ class BenchmarkConfig:
             raise UserError("repeats and batch_size must be at least 1")
         if self.compile and "inference" not in self.parts:
             raise UserError("compile is for the part inference: remove it, or name the part")
-        if self.compile and not (shutil.which("g++") or shutil.which("clang")):
-            raise UserError("compile needs a C++ compiler: install g++, or leave it out")
         if self.images is not None and "input" not in self.parts:
             raise UserError("images are for the part input: remove them, or name the part")
         if self.images is not None and not Path(self.images).is_dir():
@@ -83,6 +80,8 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(BenchmarkConfig, description="Speed beside torchvision's and timm's.")
     device = resolve_device(config.device)
+    if config.compile and device.type == "cpu":
+        require_compiler("compile")
     folder = make_folder(config.output)
     machine = describe_machine(device)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))

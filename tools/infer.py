@@ -56,9 +56,8 @@ class InferConfig:
 def lower_score_thresh(detector: Detector, config: InferConfig) -> None:
     """Let the detector keep what is to be written, unless its own threshold is named too."""
     rcnn = detector.model.config
-    if config.score_thresh < rcnn.score_thresh and "score_thresh" not in config.model.get(
-        "rcnn", {}
-    ):
+    is_named = "score_thresh" in config.model.get("rcnn", {})
+    if config.score_thresh < rcnn.score_thresh and not is_named:
         detector.model.config = replace(rcnn, score_thresh=config.score_thresh)
 
 

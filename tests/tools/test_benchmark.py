@@ -76,3 +76,9 @@ def test_narrow_networks_run_in_every_form_without_peers(tmp_path, monkeypatch):
 )
 def test_nothing_to_measure(arguments, words, monkeypatch, capsys):
     assert words in error_of(benchmark, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_without_a_compiler_nothing_begins(monkeypatch, capsys):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    message = error_of(benchmark, "--compile", "true", monkeypatch=monkeypatch, capsys=capsys)
+    assert "compile on a CPU needs a C++ compiler: install g++, or leave it out" in message
