@@ -4,10 +4,10 @@
 >>> logits = model.eval()(images)  # float [N, 3, 79, 79], normalised by model.spec.mean and .std
 """
 
-from backbones.errors import UserError
-from backbones.inception import InceptionOutput, InceptionV3, create_backbone
-from backbones.specs import SPECS, BackboneSpec
-from backbones.weights import (
+from backbones.common.errors import UserError
+from backbones.networks.inception import InceptionOutput, InceptionV3, create_backbone
+from backbones.networks.specs import SPECS, BackboneSpec
+from backbones.networks.weights import (
     from_timm,
     from_torchvision,
     load_backbone,

@@ -7,8 +7,9 @@ background and 1..K are the classes. Other formats are converted when annotation
 results are written, nowhere else.
 """
 
-from detect.detector import Detector, load_detector, save_detector
-from detect.rcnn import RCNN
-from detect.rcnn_config import RCNNConfig
+from detect.checkpoint import load_detector, save_detector
+from detect.detector import Detector
+from detect.rcnn.config import RCNNConfig
+from detect.rcnn.model import RCNN
 
 __all__ = ["RCNN", "Detector", "RCNNConfig", "load_detector", "save_detector"]

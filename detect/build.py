@@ -1,44 +1,16 @@
 """From configuration to objects: datasets and detectors."""
 
-from pathlib import Path
-
 from backbones import create_backbone
-from backbones.errors import UserError
-from backbones.layers import freeze_blocks
-from backbones.weights import load_weights, warm_start
-from detect.config import DatasetConfig, ModelConfig
-from detect.datasets import DetectionDataset, load_coco, load_voc, make_digits
+from backbones.networks.finetuning import freeze_blocks
+from backbones.networks.weights import load_weights, warm_start
+from detect.config import ModelConfig
 from detect.proposals import (
     GridProposer,
     LearnedProposer,
     Proposer,
     SelectiveSearchProposer,
 )
-from detect.rcnn import RCNN
-
-
-def build_dataset(config: DatasetConfig, split: str) -> DetectionDataset:
-    """Load one split; `digits` are generated first where they are missing.
-
-    Raises:
-        UserError: a file is missing or malformed, or the split is empty.
-    """
-    root = Path(config.root)
-    if config.format == "voc":
-        return load_voc(root, split, class_names=config.class_names)
-    if config.format == "digits":
-        make_digits(root)
-    annotations = _first_existing(
-        root / "annotations" / f"instances_{split}.json", root / "annotations" / f"{split}.json"
-    )
-    return load_coco(annotations, _first_existing(root / split, root / "images" / split))
-
-
-def _first_existing(first: Path, second: Path) -> Path:
-    for path in (first, second):
-        if path.exists():
-            return path
-    raise UserError(f"{first}: not found, and neither is {second}: check data.root and the split")
+from detect.rcnn.model import RCNN
 
 
 def build_detector(config: ModelConfig, num_classes: int) -> RCNN:

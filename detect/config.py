@@ -3,34 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from backbones.device import Precision
-from backbones.errors import UserError
-from backbones.layers import Frozen
-from backbones.recipe import OptimConfig
+from backbones.common.device import Precision
+from backbones.common.errors import UserError
+from backbones.networks.finetuning import Frozen
+from backbones.training.recipe import OptimConfig
+from detect.data.augmentation import AugmentConfig
+from detect.data.open import DatasetConfig
 from detect.proposals import GridConfig, LearnedConfig, SelectiveSearchConfig
-from detect.rcnn_config import RCNNConfig
-from detect.transforms import AugmentConfig
-
-DatasetFormat = Literal["coco", "voc", "digits"]
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """Which images and boxes."""
-
-    format: DatasetFormat = "digits"
-    """Layout of the data: `coco` (ROOT/annotations/[instances_]SPLIT.json, images in ROOT/SPLIT or
-    ROOT/images/SPLIT), `voc` (ROOT with Annotations, ImageSets/Main and JPEGImages), `digits`
-    (handwritten digits on photographs, generated into ROOT when it is not there)."""
-    root: str = "data/digits"
-    """Folder of the dataset."""
-    class_names: tuple[str, ...] | None = None
-    """Classes in the order of their labels, `voc` only; null takes
-    VOC's 20 where the annotations have no others, else the names in them."""
-
-    def __post_init__(self) -> None:
-        if self.class_names is not None and self.format != "voc":
-            raise UserError(f"data.class_names is for data.format voc; {self.format} names its own")
+from detect.rcnn.config import RCNNConfig
 
 
 @dataclass(frozen=True)
@@ -43,14 +23,6 @@ class DataConfig(DatasetConfig):
     """Split for the scores during training, which choose the best epoch; null for none."""
     test: str | None = None
     """Split scored once, after training; null for none."""
-    cache_gb: float = 0.0
-    """Gigabytes of decoded training images that each loader process keeps in memory, so that the
-    next epoch reads and decodes them no more; what does not fit is read again. 0 keeps none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cache_gb < 0:
-            raise UserError(f"data.cache_gb must be 0 or more, got {self.cache_gb}")
 
 
 @dataclass(frozen=True)
@@ -119,17 +91,10 @@ class ModelConfig:
                         f"model.{key} is for model.proposer learned; {self.proposer} proposals are "
                         "all looked at: remove it"
                     )
-        if self.proposer == "grid":
-            for key in ("objectness_weight", "hard_negatives"):
-                if getattr(self.rcnn, key):
-                    raise UserError(
-                        f"model.rcnn.{key} must be 0 when model.proposer is grid, whose windows "
-                        f"all have the score 1, got {getattr(self.rcnn, key)}"
-                    )
-        if self.rcnn.hard_negatives and self.learned.images_per_step is not None:
+        if self.proposer == "grid" and self.rcnn.objectness_weight:
             raise UserError(
-                "model.rcnn.hard_negatives must be 0 where model.learned.images_per_step is set: "
-                "the proposals of the other images are random, without scores"
+                "model.rcnn.objectness_weight must be 0 when model.proposer is grid, whose "
+                f"windows all have the score 1, got {self.rcnn.objectness_weight}"
             )
         if min(self.proposals_per_image, self.proposals_per_image_train) < 1:
             raise UserError("model.proposals_per_image[_train] must be at least 1")
@@ -158,10 +123,6 @@ class DetectorConfig:
     """Images in a step, of each process."""
     workers: int = 1
     """Processes that read and augment images; 0 does it in the training process."""
-    crop_sizes: tuple[tuple[float, int], ...] = ()
-    """Progressive crop sizes as (share, size): [[0.6, 40], [0.8, 56]] trains the first 60 % of the
-    epochs on crops of 40 pixels, up to 80 % on 56, and the rest at the network's own size. A small
-    crop costs a fraction of a large one, so that more of them are seen in the same time."""
     eval_every: int = 1
     """Epochs between scores on the validation split; the last epoch is always scored."""
     seed: int = 0
@@ -178,10 +139,5 @@ class DetectorConfig:
         for key in ("epochs", "batch_size", "eval_every"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
-        shares = [share for share, _ in self.crop_sizes]
-        if shares != sorted(shares) or not all(0 < share < 1 for share in shares):
-            raise UserError(
-                f"crop_sizes must have rising shares between 0 and 1, got {list(self.crop_sizes)}"
-            )
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")

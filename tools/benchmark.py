@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from backbones.benchmark import (
+from backbones.benchmarks.tables import (
     Row,
     draw_rows,
     format_rows,
@@ -21,13 +21,13 @@ from backbones.benchmark import (
     measure_memory,
     measure_training,
 )
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.device import require_compiler, resolve_device
-from backbones.errors import UserError
-from backbones.files import atomic_write, make_folder
-from backbones.specs import SPECS
-from backbones.timing import describe_machine
+from backbones.benchmarks.timing import describe_machine
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from backbones.common.device import require_compiler, resolve_device
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write, make_folder
+from backbones.networks.specs import SPECS
 
 Part = Literal["inference", "training", "memory", "input"]
 

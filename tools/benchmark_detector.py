@@ -3,9 +3,9 @@
 python -m tools.benchmark_detector --config configs/detector/bccd_front.yaml
 """
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from detect.front import FrontConfig, measure_front
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from detect.benchmarks.speed_accuracy import FrontConfig, measure_front
 
 
 def main() -> None:

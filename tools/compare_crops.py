@@ -3,9 +3,9 @@
 python -m tools.compare_crops --config configs/detector/bccd_comparison.yaml
 """
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from detect.comparison import ComparisonConfig, compare_crops, comparison_table
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from detect.benchmarks.crop_networks import ComparisonConfig, compare_crops, comparison_table
 
 
 def main() -> None:

@@ -5,13 +5,13 @@ python -m tools.compare_receptive_fields --config configs/backbone/receptive_fie
 
 from pathlib import Path
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.receptive_fields import (
+from backbones.classification.receptive_fields import (
     ReceptiveFieldConfig,
     compare_receptive_fields,
     format_table,
 )
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
 
 
 def main() -> None:

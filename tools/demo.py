@@ -11,18 +11,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.files import read_image, write_image
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from backbones.common.images import read_image, write_image
+from detect.checkpoint import load_detector
 from detect.config import DetectorConfig
-from detect.detector import Detector, load_detector
-from detect.drawing import draw_detections, gallery
-from detect.inference import infer
-from detect.postprocess import above_score
-from detect.sources import find_inputs
-from detect.training import train_detector
-from detect.transforms import rescale_boxes, resize_image
-from detect.video import slideshow
+from detect.data.augmentation import rescale_boxes, resize_image
+from detect.detector import Detector
+from detect.inference.annotate import infer
+from detect.media.drawing import draw_detections, gallery
+from detect.media.sources import find_inputs
+from detect.media.video import slideshow
+from detect.rcnn.postprocess import above_score
+from detect.training.train import train_detector
 
 logger = logging.getLogger(__name__)
 

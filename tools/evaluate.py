@@ -10,22 +10,20 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.errors import UserError
-from backbones.files import atomic_write, make_folder
-from detect.batches import proposals_for
-from detect.build import build_dataset
-from detect.config import DatasetConfig
-from detect.datasets import DetectionDataset
-from detect.deploy import DetectorPrecision, Engine, deploy_detector
-from detect.detector import Detector, load_detector
-from detect.ensemble import EnsembleConfig, load_ensemble
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write, make_folder
+from detect.checkpoint import load_detector
+from detect.data import DetectionDataset
+from detect.data.open import DatasetConfig, build_dataset, check_same_classes, dataset_for
+from detect.deployment.detector import DetectorPrecision, Engine, deploy_detector
+from detect.detector import Detector
 from detect.evaluation import load_results, to_coco_images, to_coco_results
 from detect.evaluation.report import write_report
+from detect.inference.score import calibration_images, detect_dataset
 from detect.proposals import Proposals, load_proposals
-from detect.scoring import calibration_images, detect_dataset
-from detect.training import check_same_classes, dataset_for
+from detect.proposals.precomputed import proposals_for
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +58,14 @@ class EvaluateConfig:
     engine: Engine = "auto"
     """What runs the crop network: `torch`, or `openvino` (the openvino extra), which is faster on a
     CPU and takes seconds to prepare; `auto` takes `openvino` for `int8` alone."""
-    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    """A second network for the crops that the first one is unsure of."""
     calibration_split: str | None = None
     """Split whose first images set the ranges of `int8`; not the one that is scored."""
 
     def __post_init__(self) -> None:
         if (self.weights is None) == (self.results is None):
             raise UserError("name one of weights and results")
-        for key in ("model", "precomputed", "device", "precision", "engine", "ensemble"):
-            is_set = getattr(self, key) not in ({}, None, "auto", EnsembleConfig())
+        for key in ("model", "precomputed", "device", "precision", "engine"):
+            is_set = getattr(self, key) not in ({}, None, "auto")
             if is_set and self.weights is None:
                 raise UserError(f"{key} is for weights: remove it, or name weights for results")
         if (self.precision == "int8") != (self.calibration_split is not None):
@@ -118,20 +114,17 @@ def _main() -> None:
         folder = make_folder(config.output)
     else:
         detector = load_detector(config.weights, config.device, config.model)
-        data = dataset_for(config.data, detector)
+        data = dataset_for(config.data, detector.class_names)
         dataset = build_dataset(data, config.split)
-        check_same_classes(detector, dataset, config.split)
+        check_same_classes(detector.class_names, detector.category_ids, dataset, config.split)
         proposals = _proposals(config, detector, dataset)
         folder = make_folder(config.output)
-        load_ensemble(detector, config.ensemble)
-        if config.ensemble.weights is not None:
-            how += f", with {config.ensemble.weights} below {config.ensemble.below}"
         calibration = calibration_images(data, config.calibration_split)
         detector = deploy_detector(detector, config.precision, calibration, config.engine)
         detections, regions, measured = detect_dataset(detector, dataset, proposals)
         cost = asdict(measured)
         precision, engine = detector.metadata["precision"], detector.metadata["engine"]
-        how = f", in {precision} ({engine}){how}"
+        how = f", in {precision} ({engine})"
         if config.model:
             how += f", with {json.dumps(config.model)}"
         with atomic_write(folder / "results.json", "w") as file:

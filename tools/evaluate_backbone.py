@@ -14,14 +14,20 @@ from pathlib import Path
 
 import torch
 
-from backbones.classifiers import load_classifiers, open_matching_split
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.device import Precision, resolve_device, resolve_precision
-from backbones.errors import UserError
-from backbones.evaluation import Predictions, average, class_scores, predict, top_scores
-from backbones.files import atomic_write, make_folder
-from backbones.multi_crop import Crops
+from backbones.classification.classifiers import load_classifiers, open_matching_split
+from backbones.classification.evaluation import (
+    Predictions,
+    average,
+    class_scores,
+    predict,
+    top_scores,
+)
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from backbones.common.device import Precision, resolve_device, resolve_precision
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write, make_folder
+from backbones.data.multi_crop import Crops
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backbones import load_backbone
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.errors import UserError
-from backbones.export import export_backbone
-from backbones.files import make_folder
-from backbones.weights import load_metadata
-from detect.detector import load_detector
-from detect.export import export_crop_network
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from backbones.common.errors import UserError
+from backbones.common.files import make_folder
+from backbones.deployment.onnx import export_backbone
+from backbones.networks.weights import load_metadata
+from detect.checkpoint import load_detector
+from detect.deployment.onnx import export_crop_network
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.errors import UserError
-from detect.deploy import DetectorPrecision, Engine, deploy_detector
-from detect.detector import Detector, load_detector
-from detect.ensemble import EnsembleConfig, load_ensemble
-from detect.inference import infer
-from detect.sources import find_inputs, first_images
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from backbones.common.errors import UserError
+from detect.checkpoint import load_detector
+from detect.deployment.detector import DetectorPrecision, Engine, deploy_detector
+from detect.detector import Detector
+from detect.inference.annotate import infer
+from detect.media.sources import find_inputs, first_images
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,6 @@ class InferConfig:
     engine: Engine = "auto"
     """What runs the crop network: `torch`, or `openvino` (the openvino extra), which is faster on a
     CPU and takes seconds to prepare; `auto` takes `openvino` for `int8` alone."""
-    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    """A second network for the crops that the first one is unsure of."""
     calibration: list[str] = field(default_factory=list)
     """Images, videos or folders that set the ranges of `int8`, so that they are the same in each
     call; without any the first inputs do."""
@@ -72,7 +70,6 @@ def _main() -> None:
     detector = load_detector(config.weights, config.device, config.model)
     lower_score_thresh(detector, config)
     calibration = find_inputs(config.calibration) if config.calibration else source
-    load_ensemble(detector, config.ensemble)
     detector = deploy_detector(detector, config.precision, first_images(calibration), config.engine)
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
     print(

@@ -6,13 +6,14 @@ python -m tools.make_video --inputs FOLDER --output pictures.mp4
 from dataclasses import dataclass
 from pathlib import Path
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.errors import UserError
-from backbones.files import make_folder, read_image
-from backbones.progress import track
-from detect.sources import find_inputs
-from detect.video import slideshow
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from backbones.common.errors import UserError
+from backbones.common.files import make_folder
+from backbones.common.images import read_image
+from backbones.common.progress import track
+from detect.media.sources import find_inputs
+from detect.media.video import slideshow
 
 
 @dataclass(frozen=True)

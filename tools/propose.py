@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.errors import UserError
-from backbones.files import make_folder
-from detect.build import build_dataset
-from detect.config import DatasetConfig
-from detect.deploy import deploy_detector
-from detect.detector import load_detector
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from backbones.common.errors import UserError
+from backbones.common.files import make_folder
+from detect.checkpoint import load_detector
+from detect.data.open import DatasetConfig, build_dataset, check_same_classes, dataset_for
+from detect.deployment.detector import deploy_detector
+from detect.inference.propose import check_image_ids, propose_dataset
 from detect.proposals import Proposals, save_proposals
-from detect.propose import check_image_ids, propose_dataset
-from detect.training import check_same_classes, dataset_for
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,10 @@ def _main() -> None:
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")
-    data = dataset_for(config.data, detector)
+    data = dataset_for(config.data, detector.class_names)
     datasets = {split: build_dataset(data, split) for split in config.splits}
     for split, dataset in datasets.items():
-        check_same_classes(detector, dataset, split)
+        check_same_classes(detector.class_names, detector.category_ids, dataset, split)
     check_image_ids(datasets)
     make_folder(Path(config.output).parent)
     if Path(config.output).is_dir():

@@ -5,9 +5,9 @@ python -m tools.train_backbone --config configs/backbone/inception_v3_79.yaml --
 
 from pathlib import Path
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
-from backbones.pretraining import PretrainConfig, pretrain
+from backbones.classification.pretraining import PretrainConfig, pretrain
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
 python -m tools.train_detector --config configs/detector/digits_79.yaml
 """
 
-from backbones.cli import run_tool
-from backbones.config import parse_config
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
 from detect.config import DetectorConfig
-from detect.training import train_detector
+from detect.training.train import train_detector
 
 
 def main() -> None:

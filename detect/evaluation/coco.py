@@ -12,9 +12,9 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from backbones.errors import UserError
-from backbones.memory import garbage_collection_paused
-from detect.datasets import DetectionDataset
+from backbones.common.errors import UserError
+from backbones.common.memory import garbage_collection_paused
+from detect.data import DetectionDataset
 from detect.evaluation.results import to_coco_results
 
 # pycocotools' axes of precision: IoU threshold, recall, class, area range, detection limit.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_area, box_iou
 
-from detect.datasets import DetectionDataset, Sample
+from detect.data import DetectionDataset, Sample
 from detect.evaluation.results import check_one_per_image
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")

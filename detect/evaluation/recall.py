@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detect.datasets import DetectionDataset
+from detect.data import DetectionDataset
 
 COUNTS = (1, 2, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000)
 IOU_THRESHOLDS = (0.5, 0.7)

@@ -14,15 +14,15 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from backbones.errors import ImageError
-from backbones.files import atomic_write
-from detect.datasets import DetectionDataset
-from detect.drawing import draw_detections, gallery
+from backbones.common.errors import ImageError
+from backbones.common.files import atomic_write
+from detect.data import DetectionDataset
 from detect.evaluation.coco import evaluate_by_size, evaluate_coco, precision_curves
 from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
 from detect.evaluation.recall import IOU_THRESHOLDS, proposal_recall
 from detect.evaluation.voc import evaluate_voc
-from detect.postprocess import above_score
+from detect.media.drawing import draw_detections, gallery
+from detect.rcnn.postprocess import above_score
 
 WORST_IMAGES = 8
 """Pictures in the gallery."""
@@ -50,7 +50,7 @@ def write_report(
         folder: made where missing.
         title: heading of the page.
         score_thresh: for the confusion matrix and the gallery, which show what a user would see.
-        cost: figures of a `detect.scoring.Cost`, where a detector of ours was run.
+        cost: figures of a `detect.inference.score.Cost`, where a detector of ours was run.
         regions: for each image the boxes that were looked at, likewise, best first.
 
     Returns:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.errors import UserError
-from backbones.memory import garbage_collection_paused
-from detect.datasets import DetectionDataset
-from detect.results_file import read_results
+from backbones.common.errors import UserError
+from backbones.common.memory import garbage_collection_paused
+from detect.data import DetectionDataset
+from detect.data.results_file import read_results
 
 
 def coco_results(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from detect.datasets import DetectionDataset
+from detect.data import DetectionDataset
 from detect.evaluation.results import check_one_per_image
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from backbones.errors import UserError
+from backbones.common.errors import UserError
 from detect.proposals.base import Proposals, Proposer
 
 

@@ -18,8 +18,8 @@ from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.transforms.v2.functional import resize
 
 from backbones import create_backbone
-from backbones.errors import UserError
-from backbones.stems import stage_geometry
+from backbones.common.errors import UserError
+from backbones.networks.stems import stage_geometry
 from detect.proposals.base import Proposals, Proposer
 from detect.proposals.rpn import ProposalHead, ProposalNetwork, TrunkAnchors
 

@@ -1,15 +1,17 @@
 """Proposals made beforehand, by another program or a detector: files in COCO results format."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torchvision.ops import clip_boxes_to_image
 
-from backbones.errors import UserError
-from backbones.files import atomic_write
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write
+from detect.data import DetectionDataset
+from detect.data.results_file import read_results
 from detect.proposals.base import Proposals
-from detect.results_file import read_results
 
 
 def load_proposals(path: str | Path) -> dict[int, Proposals]:
@@ -44,8 +46,7 @@ def _sorted(rows: list[tuple[float, list[float]]]) -> Proposals:
 def save_proposals(path: str | Path, proposals: Mapping[int, Proposals]) -> None:
     """Write proposals by image id as `load_proposals` reads them; a file there is replaced.
 
-    An image without proposals leaves no trace in the file, and `detect.batches.proposals_for` then
-    refuses it.
+    An image without proposals leaves no trace in the file, and `proposals_for` then refuses it.
     """
     entries = []
     for image_id, (boxes, scores) in proposals.items():
@@ -55,3 +56,38 @@ def save_proposals(path: str | Path, proposals: Mapping[int, Proposals]) -> None
             entries.append({"image_id": image_id, "bbox": box, "score": score})
     with atomic_write(path, "w") as file:
         json.dump(entries, file)
+
+
+def proposals_for(
+    proposals: Mapping[int, Proposals], datasets: Sequence[DetectionDataset]
+) -> dict[int, Proposals]:
+    """The precomputed proposals of all images of some datasets, cut off at their images' borders.
+
+    What lies outside its image altogether is dropped.
+
+    Args:
+        proposals: by image id, from `load_proposals`.
+        datasets: splits that the proposals were made for.
+
+    Raises:
+        UserError: an image has no entry, which is more likely a wrong file than an image without
+            any proposal; or two different images have the same id, and so the same proposals.
+    """
+    owners: dict[int, str] = {}
+    found: dict[int, Proposals] = {}
+    for sample in (sample for dataset in datasets for sample in dataset):
+        if sample.image_id not in proposals:
+            raise UserError(
+                f"{sample.path}: no precomputed proposals for image id {sample.image_id}"
+            )
+        owner = owners.setdefault(sample.image_id, sample.path)
+        if owner != sample.path:
+            raise UserError(
+                f"{sample.path} and {owner} both have the image id {sample.image_id}: precomputed "
+                "proposals need ids that are unique across the splits"
+            )
+        boxes, scores = proposals[sample.image_id]
+        boxes = clip_boxes_to_image(boxes, (sample.height, sample.width))
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        found[sample.image_id] = Proposals(boxes[inside], scores[inside])
+    return found

@@ -16,10 +16,10 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_p
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 from torchvision.ops.boxes import remove_small_boxes
 
-from backbones.errors import UserError
+from backbones.common.errors import UserError
+from detect.boxes.coding import paired_iou
+from detect.boxes.suppression import hard_nms
 from detect.proposals.base import Proposals
-from detect.sampling import paired_iou
-from detect.suppression import hard_nms
 
 PRIOR = 0.01
 """Objectness of every anchor before training."""

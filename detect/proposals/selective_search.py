@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.errors import MissingPackageError, UserError
-from backbones.files import atomic_write
+from backbones.common.errors import MissingPackageError, UserError
+from backbones.common.files import atomic_write
 from detect.proposals.base import Proposals, Proposer
 
 logger = logging.getLogger(__name__)

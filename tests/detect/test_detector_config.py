@@ -4,15 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.config import from_dict, parse_config, to_dict
-from backbones.errors import UserError
-from backbones.pretraining import PretrainConfig
+from backbones.classification.pretraining import PretrainConfig
+from backbones.common.config import from_dict, parse_config, to_dict
+from backbones.common.errors import UserError
+from detect.benchmarks.crop_networks import ComparisonConfig
+from detect.benchmarks.speed_accuracy import FrontConfig
 from detect.build import build_detector
-from detect.comparison import ComparisonConfig
 from detect.config import DataConfig, DetectorConfig, ModelConfig
-from detect.front import FrontConfig
-from detect.proposals import LearnedConfig
-from detect.rcnn_config import RCNNConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -38,10 +36,6 @@ def test_every_config_reads_and_builds(path):
         ({"proposer": "precomputed"}, "model.precomputed must name a file"),
         ({"proposer": "grid", "proposals_per_image": 5}, "proposals_per_image is for .* learned"),
         ({"proposer": "grid", "proposal_score_thresh": 0.1}, "proposal_score_thresh is for"),
-        (
-            {"learned": LearnedConfig(images_per_step=2), "rcnn": RCNNConfig(hard_negatives=0.5)},
-            "model.rcnn.hard_negatives must be 0 where model.learned.images_per_step is set",
-        ),
         ({"freeze": "stem"}, "model.freeze stem would keep random weights: set model.weights"),
         ({"proposals_per_image": 0}, "must be at least 1"),
         ({"proposal_score_thresh": 2.0}, "model.proposal_score_thresh must be in"),

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from config_keys import configuration, leaf_keys
-from contrib import needs_contrib
+from helpers.config_keys import configuration, leaf_keys
+from helpers.contrib import needs_contrib
 
 from backbones import create_backbone
-from backbones.errors import UserError
-from backbones.runs import RunFolder
-from backbones.weights import load_weights, save_backbone
+from backbones.common.errors import UserError
+from backbones.networks.weights import load_weights, save_backbone
+from backbones.training.run_folder import RunFolder
 from detect.config import DetectorConfig
-from detect.datasets import make_digits
-from detect.training import train_detector
+from detect.data import make_digits
+from detect.training.train import train_detector
 
 VARIANT = "inception_v3_79_naive"
 
@@ -109,23 +109,15 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.rcnn.negative_iou": (0.1, {}),
     "model.rcnn.crops_per_image": (5, {}),
     "model.rcnn.positive_fraction": (0.75, {}),
-    # Few positives of several classes to choose from, and backgrounds to prefer.
-    "model.rcnn.balance_classes": (True, {"model.rcnn.jitter_copies": 8}),
-    "model.rcnn.hard_negatives": (1.0, {}),
     "model.rcnn.jitter_copies": (0, {}),
     "model.rcnn.jitter_strength": (0.1, {}),
     "model.rcnn.regression_iou": (0.8, {}),
     "model.rcnn.delta_std": ([1.0, 1.0, 1.0, 1.0], {}),
     "model.rcnn.regression_weight": (0.1, {}),
-    "model.rcnn.class_agnostic": (True, {}),
-    "model.rcnn.refine_steps": (2, {}),
-    "model.rcnn.merge_proposal": (0.5, {}),
-    "model.rcnn.flip_test": (True, {}),
     "model.rcnn.objectness_weight": (0.5, {}),
     "model.rcnn.score_thresh": (0.1, {}),
     "model.rcnn.nms_thresh": (0.01, {}),
     "model.rcnn.soft_nms_sigma": (0.5, {}),
-    "model.rcnn.box_voting_iou": (0.5, {}),
     "model.rcnn.detections_per_image": (3, {}),
     "optim.optimizer": ("adamw", {}),
     "optim.lr": (0.01, {}),
@@ -143,7 +135,6 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "optim.ema_decay": (0.9, {}),
     "epochs": (3, {}),
     "batch_size": (3, {}),
-    "crop_sizes": ([[0.5, 76]], {}),
     "eval_every": (2, {"data.val": "val"}),
     "seed": (1, {}),
     "precision": ("bf16", {}),
@@ -159,7 +150,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 ELSEWHERE = {
     "run": "names the folder that every run here is read from",
-    "data.cache_gb": "changes no result; test_detector_training.py sees it used",
     "model.selective_search.cache": "changes no result; test_selective_search.py sees it used",
     "resume": "test_detector_training.py resumes runs",
 }

@@ -71,7 +71,7 @@ def test_cocos_training_annotations_load(tmp_path):
     write_coco(tmp_path / "train.json", IMAGES, BOXES)
     found = measured(
         "annotations of 118,000 images and 860,000 boxes",
-        "from detect.datasets import load_coco",
+        "from detect.data import load_coco",
         "d = load_coco(*sys.argv[1:]); result = [len(d), sum(len(s.labels) for s in d)]",
         *(str(tmp_path / "train.json"), str(tmp_path)),
     )
@@ -100,7 +100,7 @@ def test_results_of_cocos_validation_split_are_scored(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     found = measured(
         "AP of 5,000 x 100 detections",
-        "from detect.datasets import load_coco\n"
+        "from detect.data import load_coco\n"
         "from detect.evaluation import evaluate_coco, load_results\n"
         "d = load_coco(*sys.argv[1:3])",
         "result = evaluate_coco(d, load_results(sys.argv[3], d))['AP']",
@@ -128,7 +128,7 @@ def test_annotations_of_voc_2012_load(tmp_path):
     (tmp_path / "ImageSets/Main/train.txt").write_text("\n".join(names[:5717]))
     found = measured(
         "annotations of VOC 2012",
-        "from detect.datasets import load_voc",
+        "from detect.data import load_voc",
         "result = len(load_voc(sys.argv[1], 'train'))",
         str(tmp_path),
     )

@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
+from helpers.tool_runs import error_of, run
 from PIL import Image
-from tool_runs import error_of, run
 
-from backbones.contenders import inference_contenders
+from backbones.benchmarks.peers import inference_contenders
 from tools import benchmark
 
 CPU = torch.device("cpu")
@@ -13,9 +13,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    monkeypatch.setattr("backbones.timing.MIN_SECONDS", 0.0)
-    monkeypatch.setattr("backbones.benchmark.PEAK_SIZES", (64,))
-    monkeypatch.setattr("backbones.benchmark.INPUT_IMAGES", 3)
+    monkeypatch.setattr("backbones.benchmarks.timing.MIN_SECONDS", 0.0)
+    monkeypatch.setattr("backbones.benchmarks.tables.PEAK_SIZES", (64,))
+    monkeypatch.setattr("backbones.benchmarks.tables.INPUT_IMAGES", 3)
 
 
 def test_all_parts_side_by_side(tmp_path, monkeypatch, capsys):
@@ -42,7 +42,7 @@ def test_all_parts_side_by_side(tmp_path, monkeypatch, capsys):
 
 def test_memory_of_each_contender(tmp_path, monkeypatch):
     first = inference_contenders("inception_v3_79_naive", 0.25, 1, CPU, compiled=False)[:1]
-    monkeypatch.setattr("backbones.benchmark.inference_contenders", lambda *a, **k: first)
+    monkeypatch.setattr("backbones.benchmarks.tables.inference_contenders", lambda *a, **k: first)
     arguments = ["--networks", '["inception_v3_79_naive"]', "--width", "0.25"]
     arguments += ["--parts", '["memory"]', "--output", str(tmp_path)]
     assert run(benchmark, *arguments, monkeypatch=monkeypatch) == 0

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.tool_runs import error_of, run
+from helpers.untrained_detector import save_untrained
 from PIL import Image
-from tool_runs import error_of, run
-from untrained_detector import save_untrained
 
-from detect.datasets import make_digits
-from detect.pipeline import IMAGES_PER_BATCH
+from detect.data import make_digits
+from detect.streaming import IMAGES_PER_BATCH
 from tools import benchmark_detector
 
 
@@ -35,9 +35,9 @@ def base(tmp_path_factory) -> dict:
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    monkeypatch.setattr("backbones.timing.MIN_SECONDS", 0.0)
-    monkeypatch.setattr("detect.front.CROP_COUNTS", (1, 3))
-    monkeypatch.setattr("detect.front.IMAGE_COUNTS", (1, 2))
+    monkeypatch.setattr("backbones.benchmarks.timing.MIN_SECONDS", 0.0)
+    monkeypatch.setattr("detect.benchmarks.speed_accuracy.CROP_COUNTS", (1, 3))
+    monkeypatch.setattr("detect.benchmarks.speed_accuracy.IMAGE_COUNTS", (1, 2))
 
 
 def write(folder, values) -> str:

@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.tool_runs import error_of, run
 from PIL import Image
-from tool_runs import error_of, run
 
-from backbones.config import from_dict
-from backbones.runs import RunFolder
-from backbones.weights import load_weights
-from detect.comparison import (
+from backbones.common.config import from_dict
+from backbones.networks.weights import load_weights
+from backbones.training.run_folder import RunFolder
+from detect.benchmarks.crop_networks import (
     ComparisonConfig,
     comparison_table,
     multiply_adds,
     propose_splits,
 )
-from detect.datasets import load_coco, make_digits
-from detect.deploy import deploy_detector
-from detect.detector import load_detector
+from detect.checkpoint import load_detector
+from detect.data import load_coco, make_digits
+from detect.deployment.detector import deploy_detector
 from detect.evaluation import evaluate_coco
 from detect.proposals import load_proposals
 from tools import compare_crops as tool
@@ -195,8 +195,7 @@ def test_the_table_shows_sizes_that_there_are():
     [
         (["--variants", "[]"], "variants must be different networks"),
         (["--data.test", "null"], "data.test must name the split to compare on"),
-        (["--model.rcnn.crop_size", "79"], "remove model.rcnn.crop_size and crop_sizes"),
-        (["--crop_sizes", "[[0.5, 48]]"], "remove model.rcnn.crop_size and crop_sizes"),
+        (["--model.rcnn.crop_size", "79"], "remove model.rcnn.crop_size:"),
         (["--variants", "[inception_v9]"], "unknown backbone 'inception_v9'"),
     ],
 )

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tool_runs import error_of, run
+from helpers.tool_runs import error_of, run
 
 from backbones import create_backbone, save_backbone
-from backbones.errors import UserError
-from backbones.files import write_image
-from backbones.weights import load_weights, save_weights
-from detect.datasets import load_coco, make_digits
-from detect.detector import load_detector
-from detect.inference import _targets
-from detect.inference import infer as infer_inputs
-from detect.scoring import Cost, detect_dataset
-from detect.sources import Source
-from detect.video import VideoReader, slideshow
+from backbones.common.errors import UserError
+from backbones.common.images import write_image
+from backbones.networks.weights import load_weights, save_weights
+from detect.checkpoint import load_detector
+from detect.data import load_coco, make_digits
+from detect.inference.annotate import _targets
+from detect.inference.annotate import infer as infer_inputs
+from detect.inference.score import Cost, detect_dataset
+from detect.media.sources import Source
+from detect.media.video import VideoReader, slideshow
 from tools import demo, infer, make_video, train_detector
 
 TINY = {
@@ -279,7 +279,7 @@ def test_an_interrupted_inference_keeps_what_it_found(
             raise KeyboardInterrupt
         return image
 
-    monkeypatch.setattr("detect.inference.draw_detections", interrupted)
+    monkeypatch.setattr("detect.inference.annotate.draw_detections", interrupted)
     detector = load_detector(trained / "best.safetensors")
     with pytest.raises(KeyboardInterrupt):
         infer_inputs(detector, Source(paths, []), tmp_path, score_thresh=0.0)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tool_runs import error_of, run
+from helpers.tool_runs import error_of, run
 
 from detect.build import build_detector
+from detect.checkpoint import save_detector
 from detect.config import ModelConfig
-from detect.datasets import load_coco, make_digits
-from detect.detector import save_detector
+from detect.data import load_coco, make_digits
 from detect.evaluation import evaluate_coco, to_coco_results
 from detect.proposals import LearnedConfig
 from tools import evaluate
@@ -105,13 +105,6 @@ def test_a_report_on_a_detector(digits, tmp_path, monkeypatch, capsys):
     assert f"5.0 crops and {shown} an image" in capsys.readouterr().out
     page = " ".join((tmp_path / "report.html").read_text().split())
     assert f"looked at 5.0 crops an image and took {shown}," in page
-    second = tmp_path / "second.safetensors"
-    save_detector(second, build_detector(config, 10), config, names, range(1, 11), {})
-    arguments += ["--ensemble.weights", str(second), "--ensemble.below", "1"]
-    assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
-    assert json.loads((tmp_path / "results.json").read_text()) != written
-    assert "10.0 crops and" in capsys.readouterr().out  # each of five was looked at twice
-    assert f"with {second} below 1" in (tmp_path / "report.html").read_text()
 
 
 def test_precomputed_proposals_must_be_named_and_only_then(digits, tmp_path, monkeypatch, capsys):
@@ -179,9 +172,6 @@ def test_the_page_opens_in_a_browser(report, tmp_path):
         (["--results", "a.json", "--precomputed", "p.json"], "precomputed is for weights"),
         (["--results", "a.json", "--precision", "bf16"], "precision is for weights"),
         (["--results", "a.json", "--model.proposals_per_image", "3"], "model is for weights"),
-        (["--results", "a.json", "--ensemble.weights", "b"], "ensemble is for weights"),
-        (["--weights", "a", "--ensemble.below", "0.5"], "ensemble.below is for ensemble.weights"),
-        (["--weights", "a", "--ensemble.below", "7"], r"ensemble.below must be in [0, 1], got 7"),
         (["--results", "a.json", "--engine", "torch"], "engine is for weights"),
         (["--results", "a.json", "--score_thresh", "2"], r"score_thresh must be in"),
         (["--weights", "a", "--precision", "int8"], "int8 and calibration_split belong together"),

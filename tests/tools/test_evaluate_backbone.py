@@ -4,16 +4,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers.tool_runs import error_of, run
 from PIL import Image
-from tool_runs import error_of, run
 
 from backbones import create_backbone
-from backbones.checkpoints import save_checkpoint
-from backbones.evaluation import average, predict, top_scores
-from backbones.image_sources import open_split
-from backbones.recipe import OptimConfig, classification_loss
-from backbones.stepping import StepConfig, Stepper
-from backbones.weights import load_backbone, save_backbone
+from backbones.classification.evaluation import average, predict, top_scores
+from backbones.data.sources import open_split
+from backbones.networks.weights import load_backbone, save_backbone
+from backbones.training.checkpoints import save_checkpoint
+from backbones.training.recipe import OptimConfig, classification_loss
+from backbones.training.step import StepConfig, Stepper
 from tools import evaluate_backbone
 
 NAMES = ["dark", "light", "middle"]

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from tool_runs import error_of, run
-from trained_network import trained
+from helpers.tool_runs import error_of, run
+from helpers.trained_network import trained
 
 from backbones import save_backbone
-from backbones.normalization import normalize
+from backbones.networks.normalization import normalize
 from detect import RCNN, RCNNConfig, load_detector, save_detector
 from detect.config import ModelConfig
 from detect.proposals import GridProposer
@@ -31,7 +31,7 @@ def test_backbone(tmp_path, monkeypatch, capsys):
 
 
 def test_crop_network_of_a_detector(tmp_path, monkeypatch):
-    rcnn = RCNNConfig(crop_size=64, context=0.1, class_agnostic=True)
+    rcnn = RCNNConfig(crop_size=64, context=0.1)
     config = ModelConfig(width=0.25, proposer="grid", rcnn=rcnn)
     model = RCNN(trained("inception_v3_79"), GridProposer(GridConfig()), 3, config.rcnn)
     torch.nn.init.normal_(model.bbox_pred.weight, std=0.1)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from untrained_detector import save_untrained
+from helpers.untrained_detector import save_untrained
 
-from backbones.files import write_image
-from detect.video import slideshow
+from backbones.common.images import write_image
+from detect.media.video import slideshow
 
 pytestmark = pytest.mark.large
 

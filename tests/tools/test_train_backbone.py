@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from backbones import load_backbone
-from backbones.config import parse_config
-from backbones.pretraining import PretrainConfig
-from backbones.recipe import paper
-from backbones.runs import read_curves
+from backbones.classification.pretraining import PretrainConfig
+from backbones.common.config import parse_config
+from backbones.training.recipe import paper
+from backbones.training.run_folder import read_curves
 from tools import evaluate_backbone
 from tools.train_backbone import main
 

@@ -1,0 +1,78 @@
+"""The most memory that a network needs, measured in a process of its own."""
+
+import multiprocessing
+import resource
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from backbones.benchmarks.peers import inference_contenders
+from backbones.common.errors import UserError
+from backbones.common.memory import keep_freed_memory
+
+PASSES = 3
+
+
+def peak_memory(
+    variant: str, width: float, batch_size: int, device: torch.device, index: int
+) -> int:
+    """Bytes that the process of a contender had at most, or on CUDA that its tensors had.
+
+    The process has built the network and made some forward passes. What importing the packages
+    takes is counted; OpenVINO is imported for its own alone.
+
+    Args:
+        variant: with the next three, what `inference_contenders` takes.
+        width: multiplier.
+        batch_size: images.
+        device: where it runs.
+        index: of the contender among these.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (sender, variant, width, batch_size, device, index)
+    process = context.Process(target=_measure, args=arguments)
+    process.start()
+    sender.close()
+    try:
+        found: int = receiver.recv()
+    except EOFError as error:
+        contenders = inference_contenders(variant, width, batch_size, device, compiled=False)
+        raise UserError(
+            f"{contenders[index].name} {contenders[index].precision}: its process died, perhaps "
+            "for lack of memory: take a smaller batch_size"
+        ) from error
+    finally:
+        process.join()
+    return found
+
+
+def _measure(
+    sender: Connection,
+    variant: str,
+    width: float,
+    batch_size: int,
+    device: torch.device,
+    index: int,
+) -> None:
+    keep_freed_memory()
+    contenders = inference_contenders(variant, width, batch_size, device, compiled=False)
+    call = contenders[index].make()
+    for _ in range(PASSES):
+        call()
+    if device.type == "cuda":
+        sender.send(torch.cuda.max_memory_allocated(device))
+    else:
+        sender.send(_peak_of_process())
+
+
+def _peak_of_process() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux's ru_maxrss begins with the peak of the process that started this one.
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,285 @@
+"""Networks to be timed side by side: ours in each of their forms, torchvision's and timm's.
+
+A peer is the same network as the variant: for the receptive fields that torchvision and timm do not
+have, their stem loses the stride and the pool that the variant's does not have either.
+"""
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import timm
+import torch
+import torch._inductor.config
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.common.device import autocast
+from backbones.deployment.folding import fold_batch_norm
+from backbones.deployment.openvino import convert, core, quantize
+from backbones.deployment.pytorch import deploy
+from backbones.networks.inception import InceptionV3, create_backbone
+from backbones.networks.specs import SPECS
+
+CLASSES = 1000
+
+Layout = Literal["default", "channels_last"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run one network.
+
+    Attributes:
+        name: of the package and of the form.
+        precision: of its arithmetic.
+        make: builds it; the function that comes back makes a forward pass, or a training step.
+    """
+
+    name: str
+    precision: Literal["fp32", "bf16", "int8"]
+    make: Callable[[], Callable[[], Any]]
+
+
+def peer_network(package: Literal["torchvision", "timm"], variant: str) -> nn.Module:
+    """Their `inception_v3` without auxiliary head, with the receptive field of a variant.
+
+    Raises:
+        ValueError: a variant of another layout, which they cannot be made into.
+    """
+    spec = SPECS[variant]
+    if spec.layout != "released":
+        raise ValueError(f"{package} has no network of the layout of {variant}")
+    if package == "torchvision":
+        network = torchvision.models.inception_v3(
+            weights=None, num_classes=CLASSES, aux_logits=False, init_weights=False
+        )
+        pool = "maxpool1"
+    else:
+        network = timm.create_model("inception_v3", num_classes=CLASSES, aux_logits=False)
+        pool = "Pool1"
+    if spec.receptive_field in ("151", "79"):
+        network.get_submodule("Conv2d_1a_3x3.conv").stride = (1, 1)
+    if spec.receptive_field == "79":
+        setattr(network, pool, nn.Identity())
+    return network
+
+
+def inference_contenders(
+    variant: str, width: float, batch_size: int, device: torch.device, *, compiled: bool
+) -> list[Contender]:
+    """Forward passes in fp32, bf16 and int8; first torchvision's as its users run it.
+
+    Args:
+        variant: a name in `SPECS`.
+        width: of our network; the peers' have theirs, and are left out at another.
+        batch_size: images of the variant's input size in a batch.
+        device: where to run; OpenVINO and int8 are for the CPU.
+        compiled: also torchvision's and ours compiled by `torch.compile`, which takes minutes.
+    """
+    on_cpu = device.type == "cpu"
+    size = SPECS[variant].input_size
+
+    def forward(network: Callable[[Tensor], Any], like: Tensor) -> Callable[[], Any]:
+        return torch.inference_mode()(lambda: network(like))
+
+    def batch(dtype: torch.dtype = torch.float32, layout: Layout = "channels_last") -> Tensor:
+        images = torch.randn(batch_size, 3, size, size, device=device).to(dtype)
+        return images.contiguous(memory_format=_FORMATS[layout])
+
+    def ours() -> InceptionV3:
+        return create_backbone(variant, num_classes=CLASSES, width=width).eval().to(device)
+
+    def as_it_is(network: nn.Module, layout: Layout, bf16: bool = False) -> Callable[[], Any]:
+        network = network.eval().to(device).to(memory_format=_FORMATS[layout])  # type: ignore[call-overload]
+        if not bf16:
+            return forward(network, batch(layout=layout))
+        mixed = autocast(device, "bf16")(network)
+        return forward(mixed, batch(layout=layout))
+
+    def pure(network: nn.Module) -> Callable[[], Any]:
+        network = fold_peer(network.eval()).to(device, torch.bfloat16)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return forward(network, batch(torch.bfloat16))
+
+    def frozen(network: nn.Module) -> Callable[[], Any]:
+        network = network.eval().to(device, torch.bfloat16)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        call = forward(torch.compile(network, dynamic=False), batch(torch.bfloat16))
+        # It folds what can be folded by itself; compiled here, at its first call.
+        with torch._inductor.config.patch(freezing=True):
+            call()
+        return call
+
+    found: list[Contender] = []
+    if SPECS[variant].layout == "released" and width == 1:
+        peer = lambda package: lambda: peer_network(package, variant)  # noqa: E731
+        torchvisions, timms = peer("torchvision"), peer("timm")
+        found += [
+            Contender("torchvision", "fp32", lambda: as_it_is(torchvisions(), "default")),
+            Contender(
+                "torchvision, channels_last",
+                "fp32",
+                lambda: as_it_is(torchvisions(), "channels_last"),
+            ),
+            Contender(
+                "torchvision, channels_last, autocast",
+                "bf16",
+                lambda: as_it_is(torchvisions(), "channels_last", bf16=True),
+            ),
+            Contender("timm", "fp32", lambda: as_it_is(timms(), "default")),
+            Contender("timm, channels_last, folded", "bf16", lambda: pure(timms())),
+        ]
+        if on_cpu and _has("openvino"):
+            found += [
+                Contender(
+                    "torchvision in OpenVINO",
+                    "fp32",
+                    lambda: _openvino(torchvisions(), batch(layout="default"), "f32"),
+                ),
+                Contender(
+                    "torchvision in OpenVINO",
+                    "bf16",
+                    lambda: _openvino(torchvisions(), batch(layout="default"), "bf16"),
+                ),
+            ]
+            if _has("nncf"):
+                found.append(
+                    Contender(
+                        "torchvision in OpenVINO, NNCF",
+                        "int8",
+                        lambda: _openvino(torchvisions(), batch(layout="default"), "int8"),
+                    )
+                )
+    found += [
+        Contender("ours as trained", "fp32", lambda: as_it_is(ours(), "default")),
+        Contender(
+            "ours as trained, channels_last", "fp32", lambda: as_it_is(ours(), "channels_last")
+        ),
+        Contender(
+            "ours as trained, channels_last, autocast",
+            "bf16",
+            lambda: as_it_is(ours(), "channels_last", bf16=True),
+        ),
+        Contender("ours deployed", "fp32", lambda: forward(deploy(ours(), "fp32"), batch())),
+        Contender(
+            "ours deployed",
+            "bf16",
+            lambda: forward(deploy(ours(), "bf16"), batch(torch.bfloat16)),
+        ),
+    ]
+    if compiled:
+        if found[0].name == "torchvision":
+            found.append(Contender("torchvision, compiled", "bf16", lambda: frozen(torchvisions())))
+        found.append(Contender("ours, compiled", "bf16", lambda: frozen(fold_batch_norm(ours()))))
+    if on_cpu and _has("openvino"):
+        found += [
+            Contender(
+                "ours in OpenVINO",
+                "fp32",
+                lambda: forward(convert(ours(), "fp32"), batch(layout="default")),
+            ),
+            Contender(
+                "ours in OpenVINO",
+                "bf16",
+                lambda: forward(convert(ours(), "bf16"), batch(layout="default")),
+            ),
+        ]
+        if _has("nncf"):
+            found.append(
+                Contender(
+                    "ours in OpenVINO",
+                    "int8",
+                    lambda: forward(
+                        quantize(ours(), [batch(layout="default")]), batch(layout="default")
+                    ),
+                )
+            )
+    return found
+
+
+def training_contenders(
+    variant: str, width: float, batch_size: int, device: torch.device
+) -> list[Contender]:
+    """Training steps without auxiliary head, by SGD with momentum; arguments as above."""
+    size = SPECS[variant].input_size
+
+    def make(
+        build: Callable[[], nn.Module], layout: Layout, precision: Literal["fp32", "bf16"]
+    ) -> Callable[[], Any]:
+        network = build().train().to(device).to(memory_format=_FORMATS[layout])  # type: ignore[call-overload]
+        images = torch.randn(batch_size, 3, size, size, device=device)
+        images = images.contiguous(memory_format=_FORMATS[layout])
+        labels = torch.randint(0, CLASSES, (batch_size,), device=device)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(device, precision):
+                loss = F.cross_entropy(network(images), labels)
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    networks: dict[str, Callable[[], nn.Module]] = {}
+    if SPECS[variant].layout == "released" and width == 1:
+        networks["torchvision"] = lambda: peer_network("torchvision", variant)
+        networks["timm"] = lambda: peer_network("timm", variant)
+    networks["ours"] = lambda: create_backbone(variant, num_classes=CLASSES, width=width)
+    forms: tuple[tuple[Layout, Literal["fp32", "bf16"]], ...] = (
+        ("default", "fp32"),
+        ("channels_last", "fp32"),
+        ("channels_last", "bf16"),
+    )
+    return [
+        Contender(
+            name if layout == "default" else f"{name}, {layout}",
+            precision,
+            partial(make, build, layout, precision),
+        )
+        for layout, precision in forms
+        for name, build in networks.items()
+    ]
+
+
+def fold_peer(network: nn.Module) -> nn.Module:
+    """A copy of a peer's network with its normalisation folded into the convolutions."""
+    network = copy.deepcopy(network)
+    for layer in list(network.modules()):
+        conv, bn = getattr(layer, "conv", None), getattr(layer, "bn", None)
+        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+            layer.conv = nn.utils.fuse_conv_bn_eval(conv, bn)
+            layer.bn = getattr(bn, "act", nn.Identity())  # timm's holds the activation
+    return network
+
+
+def _openvino(network: nn.Module, images: Tensor, precision: str) -> Callable[[], Any]:
+    """OpenVINO's own conversion of a network, for this size of image and any batch."""
+    import openvino
+
+    shape = [-1, *images.shape[1:]]
+    # Two images, and no gradients: what the tracing keeps would count as OpenVINO's memory.
+    network = network.eval().requires_grad_(False)
+    model = openvino.convert_model(network, example_input=images[:2], input=shape)
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    if precision == "int8":
+        import nncf
+
+        model = nncf.quantize(model, nncf.Dataset([images.numpy()]))
+    else:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    compiled = core().compile_model(model, "CPU", settings)
+    array = images.numpy()
+    return lambda: compiled(array)
+
+
+def _has(*packages: str) -> bool:
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+_FORMATS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -1,0 +1,163 @@
+"""Tables and a figure of what networks and input pipelines cost, ours beside the peers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from backbones.benchmarks.input_pipelines import input_rates, make_jpegs
+from backbones.benchmarks.peak_memory import peak_memory
+from backbones.benchmarks.peers import Contender, inference_contenders, training_contenders
+from backbones.benchmarks.timing import matrix_peak, time_interleaved
+from backbones.common.figures import new_figure, save_figure
+from backbones.networks.cost import count_multiply_adds
+from backbones.networks.inception import create_backbone
+
+PEAK_SIZES = (512, 1024, 2048)
+LARGER_SIZES = (4096, 8192)
+"""Of the products that a GPU needs to show what it can do."""
+INPUT_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        part: `inference`, `training`, `memory` or `input`.
+        network: the variant, or the side of the crops in pixels.
+        name: of what was measured, ours or a peer's.
+        precision: of the arithmetic.
+        batch_size: images.
+        value: images a second, or for `memory` megabytes.
+        ratio: to the first row of its table; more is better, but for `memory`.
+        peak_share: of the machine's measured bf16 matrix product, for bf16 forward passes.
+    """
+
+    part: Literal["inference", "training", "memory", "input"]
+    network: str
+    name: str
+    precision: str
+    batch_size: int
+    value: float
+    ratio: float
+    peak_share: float | None = None
+
+
+def measure_inference(
+    variant: str,
+    width: float,
+    batch_size: int,
+    device: torch.device,
+    repeats: int,
+    *,
+    compiled: bool,
+) -> list[Row]:
+    """Images a second of forward passes, and the share of the matrix peak that bf16 reaches."""
+    contenders = inference_contenders(variant, width, batch_size, device, compiled=compiled)
+    rates = _rates(contenders, batch_size, repeats, device)
+    sizes = PEAK_SIZES + (LARGER_SIZES if device.type == "cuda" else ())
+    peak = matrix_peak(torch.bfloat16, device, sizes)
+    network = create_backbone(variant, num_classes=0, width=width).eval()
+    cost = count_multiply_adds(network, network.input_size)
+    return [
+        Row(
+            *("inference", variant, one.name, one.precision, batch_size, rate, rate / rates[0]),
+            peak_share=rate * cost / peak if one.precision == "bf16" else None,
+        )
+        for one, rate in zip(contenders, rates, strict=True)
+    ]
+
+
+def measure_training(
+    variant: str, width: float, batch_size: int, device: torch.device, repeats: int
+) -> list[Row]:
+    """Images a second of training steps."""
+    contenders = training_contenders(variant, width, batch_size, device)
+    rates = _rates(contenders, batch_size, repeats, device)
+    return [
+        Row("training", variant, one.name, one.precision, batch_size, rate, rate / rates[0])
+        for one, rate in zip(contenders, rates, strict=True)
+    ]
+
+
+def measure_memory(variant: str, width: float, batch_size: int, device: torch.device) -> list[Row]:
+    """Peak memory of forward passes, each in a process of its own."""
+    contenders = inference_contenders(variant, width, batch_size, device, compiled=False)
+    peaks = [
+        peak_memory(variant, width, batch_size, device, index) / 1e6
+        for index in range(len(contenders))
+    ]
+    return [
+        Row("memory", variant, one.name, one.precision, batch_size, peak, peak / peaks[0])
+        for one, peak in zip(contenders, peaks, strict=True)
+    ]
+
+
+def measure_input(size: int, images: Path | None, made: Path, repeats: int) -> list[Row]:
+    """Images a second and core that are read and augmented to crops of `size` pixels.
+
+    Args:
+        size: of the crops.
+        images: folder CLASS/* of images, or None.
+        made: where images are made if there are none.
+        repeats: measurements of each.
+    """
+    if images is None:
+        make_jpegs(made / "made", INPUT_IMAGES)
+    rates = input_rates(images or made, size, INPUT_IMAGES, repeats)
+    first = next(iter(rates.values()))
+    return [
+        Row("input", f"{size} px", name, "uint8", 1, rate, rate / first)
+        for name, rate in rates.items()
+    ]
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """A Markdown table of measurements of one part and network."""
+    part, network = rows[0].part, rows[0].network
+    unit = "MB" if part == "memory" else "images/s"
+    shares = any(row.peak_share is not None for row in rows)
+    lines = [
+        f"| {part}, {network}, batch {rows[0].batch_size} | | {unit} | ratio |"
+        + (" of the matrix peak |" if shares else ""),
+        "| --- | --- | ---: | ---: |" + (" ---: |" if shares else ""),
+    ]
+    for row in rows:
+        share = "" if row.peak_share is None else f"{row.peak_share:.2f}"
+        lines.append(
+            f"| {row.name} | {row.precision} | {row.value:.4g} | {row.ratio:.2f} |"
+            + (f" {share} |" if shares else "")
+        )
+    return "\n".join(lines)
+
+
+def draw_rows(rows: Sequence[Row], path: Path) -> None:
+    """Bars of the ratios, a panel for each part and network."""
+    tables: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        tables.setdefault((row.part, row.network), []).append(row)
+    heights = [len(table) for table in tables.values()]
+    figure = new_figure(8, 0.28 * sum(heights) + 0.9 * len(heights))
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, ((part, network), table) in zip(panels, tables.items(), strict=True):
+        labels = [f"{row.name} ({row.precision})" for row in table]
+        colours = ["C1" if row.name.startswith("ours") else "C7" for row in table]
+        bars = panel.barh(range(len(table)), [row.ratio for row in table], color=colours)
+        panel.bar_label(bars, fmt="%.2f", padding=3)
+        panel.set_yticks(range(len(table)), labels)
+        panel.invert_yaxis()
+        panel.margins(x=0.1)
+        unit = "memory" if part == "memory" else "speed"
+        panel.set_title(f"{part}, {network}: {unit} relative to the first", fontsize=10)
+    save_figure(figure, path)
+
+
+def _rates(
+    contenders: Sequence[Contender], batch_size: int, repeats: int, device: torch.device
+) -> list[float]:
+    calls = {str(index): one.make() for index, one in enumerate(contenders)}
+    seconds = time_interleaved(calls, repeats, device)
+    return [batch_size / taken for taken in seconds.values()]

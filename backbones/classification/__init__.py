@@ -1,0 +1,4 @@
+"""Networks as image classifiers: trained (`pretraining`) and scored (`evaluation`, `classifiers`).
+
+`receptive_fields` compares variants as the paper's Table 2 does.
+"""

@@ -1,0 +1,200 @@
+"""Training a backbone as an image classifier: what `tools/train_backbone.py` runs."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from backbones import InceptionV3, create_backbone
+from backbones.classification.evaluation import evaluate_classifier
+from backbones.common import distributed
+from backbones.common.config import to_dict
+from backbones.common.device import Precision, resolve_precision
+from backbones.common.errors import UserError
+from backbones.data.datasets import ImageBatch
+from backbones.data.loaders import (
+    ImagesConfig,
+    build_train_loader,
+    build_val_loader,
+    open_sources,
+)
+from backbones.data.sampler import EpochSampler, derive_seed
+from backbones.networks.normalization import normalize
+from backbones.networks.weights import load_weights, save_backbone, warm_start
+from backbones.training.loop import fit
+from backbones.training.recipe import OptimConfig, classification_loss
+from backbones.training.run_folder import RunFolder
+from backbones.training.step import StepConfig, TrainingState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network."""
+
+    variant: str = "inception_v3"
+    """A name that `create_backbone` knows; the image size follows it."""
+    width: float = 1.0
+    """Width multiplier."""
+    aux: Literal["none", "plain", "batch_norm"] = "batch_norm"
+    """Auxiliary classifier in training: none, as in Inception-v2, or with batch normalisation."""
+    dropout: float = 0.2
+    """Dropout before the classifier."""
+    weights: str | None = None
+    """Checkpoint (.safetensors) of any variant to start from; null starts at random."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One classification training run."""
+
+    run: str = "runs/backbone"
+    """Folder for checkpoints, log, curves and weights."""
+    data: ImagesConfig = field(default_factory=ImagesConfig)
+    """Which images."""
+    model: NetworkConfig = field(default_factory=NetworkConfig)
+    """Which network."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over the classes."""
+    aux_weight: float = 0.3
+    """Weight of the auxiliary classifier's loss."""
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images in a step, of each process."""
+    precision: Precision = "auto"
+    """Of the convolutions in training: `bf16` or `fp16` (autocast, weights stay fp32), `fp32`;
+    `auto` takes bf16 where the device has instructions for it."""
+    step: StepConfig = field(default_factory=StepConfig)
+    """How a step is taken."""
+    workers: int = 1
+    """Processes that read and augment images; 0 does it in the training process."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    checkpoint_minutes: float = 10.0
+    """Longest time between two checkpoints; every epoch writes one too."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one, with several processes each
+    its own."""
+    resume: bool = False
+    """Continue the run in the run folder from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "eval_every", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
+        self.step.check_batch_size(self.batch_size)
+        if self.checkpoint_minutes < 0:
+            raise UserError(f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}")
+        if self.workers < 0:
+            raise UserError(f"workers must be 0 or more, got {self.workers}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.aux_weight < 0:
+            raise UserError(f"aux_weight must be 0 or more, got {self.aux_weight}")
+
+
+def build_network(config: NetworkConfig, num_classes: int) -> InceptionV3:
+    """The network that a configuration names, on the CPU.
+
+    Raises:
+        UserError: an unknown variant, a setting out of range, weights that do not fit.
+    """
+    model = create_backbone(
+        config.variant,
+        num_classes=num_classes,
+        width=config.width,
+        aux=config.aux,
+        dropout=config.dropout,
+    )
+    if config.weights is not None:
+        warm_start(model, load_weights(config.weights)[0])
+    return model
+
+
+def pretrain(config: PretrainConfig) -> TrainingState:
+    """Train as configured; leaves `best.safetensors` and `last.safetensors` in the run folder.
+
+    Under torchrun or srun (see `backbones.common.distributed`) this is one of the processes.
+
+    Raises:
+        UserError: data, weights, device or run folder are not as the config says.
+    """
+    with distributed.processes(config.device) as device:
+        return _pretrain(config, device)
+
+
+def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
+    sources = open_sources(config.data)
+    class_names = sources.class_names
+    torch.manual_seed(derive_seed(config.seed))
+    model = build_network(config.model, len(class_names))
+    # channels_last: convolutions on both CPU and GPU are faster in it.
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    spec = model.spec
+
+    plan = EpochSampler(
+        sources.num_train,
+        config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    pin = device.type == "cuda"
+    train_loader = build_train_loader(
+        sources, spec, config.data.augment, plan, workers=config.workers, pin_memory=pin
+    )
+    val_loader = build_val_loader(sources, spec, plan, workers=config.workers, pin_memory=pin)
+
+    def classify(model: nn.Module, images: Tensor) -> Any:
+        images = normalize(images.to(device, non_blocking=True), spec.mean, spec.std)
+        return model(images.contiguous(memory_format=torch.channels_last))
+
+    def loss_fn(model: nn.Module, batch: ImageBatch) -> Mapping[str, Tensor]:
+        labels = batch.labels.to(device, non_blocking=True)
+        output = classify(model, batch.images)
+        return classification_loss(output, labels, config.label_smoothing, config.aux_weight)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return evaluate_classifier(lambda images: classify(model, images), val_loader)
+
+    def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
+        save_backbone(
+            path, cast(InceptionV3, model), class_names, metrics=metrics, training=to_dict(config)
+        )
+
+    precision = resolve_precision(config.precision, device)
+    with RunFolder(config.run, config, resume=config.resume) as run:
+        logger.info(
+            "%s: %d training and %d validation images, %d classes, %d px, %s on %s",
+            *(config.model.variant, sources.num_train, len(sources.val)),
+            *(len(class_names), spec.input_size, precision, device),
+        )
+        return fit(
+            model,
+            train_loader,
+            loss_fn,
+            config.optim,
+            run,
+            evaluate=evaluate,
+            evaluate_raw=True,
+            eval_every=config.eval_every,
+            best_metric="top1",
+            save=save,
+            precision=precision,
+            step_config=config.step,
+            checkpoint_minutes=config.checkpoint_minutes,
+            keep_checkpoints=config.keep_checkpoints,
+        )

@@ -1,0 +1,184 @@
+"""The paper's receptive-field experiment (section 9, Table 2) on any data.
+
+Networks of equal compute with receptive fields of 299, 151 and 79 pixels, and the 299 network fed
+79 pixels ("naive"), are trained in the same way and compared.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backbones.classification.pretraining import PretrainConfig, pretrain
+from backbones.common import distributed
+from backbones.common.config import as_base
+from backbones.common.device import autocast, resolve_device, resolve_precision
+from backbones.common.errors import UserError
+from backbones.common.figures import new_figure, save_figure
+from backbones.common.files import atomic_write, make_folder
+from backbones.networks.cost import count_multiply_adds
+from backbones.networks.inception import InceptionV3
+from backbones.networks.specs import SPECS
+from backbones.networks.weights import load_backbone
+from backbones.training.run_folder import read_curves
+
+VARIANTS = ("inception_v3", "inception_v3_151", "inception_v3_79", "inception_v3_79_naive")
+
+PUBLISHED = {"inception_v3": 0.766, "inception_v3_151": 0.764, "inception_v3_79": 0.752}
+"""Top-1 on ImageNet in the paper's Table 2."""
+
+SPEED_BATCH, SPEED_ROUNDS = 16, 7
+
+
+@dataclass(frozen=True)
+class ReceptiveFieldConfig(PretrainConfig):
+    """One training for each variant; `model.variant` is set by `variants`."""
+
+    run: str = "runs/receptive_fields"
+    """Folder for the comparison, with one run folder for each variant in it."""
+    variants: tuple[str, ...] = VARIANTS
+    """Names of the networks to compare."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [name for name in self.variants if name not in SPECS]:
+            raise UserError(f"variants: unknown backbone {unknown[0]!r}: known: {', '.join(SPECS)}")
+        if not self.variants or len(set(self.variants)) < len(self.variants):
+            raise UserError(f"variants must be different names, got {list(self.variants)}")
+
+
+@dataclass(frozen=True)
+class ReceptiveFieldRow:
+    """One network of the comparison."""
+
+    variant: str
+    receptive_field: int
+    """Side of its input, pixels."""
+    multiply_adds: int
+    """Of one image."""
+    images_per_second: float
+    """In evaluation, batches of 16, median; of this machine."""
+    top1: float
+    top5: float
+    published_top1: float | None
+    """On ImageNet in the paper, for comparison."""
+
+
+def compare_receptive_fields(config: ReceptiveFieldConfig) -> list[ReceptiveFieldRow]:
+    """Train and compare; leaves `receptive_fields.json` and `.png` in the run folder.
+
+    All networks have the same data, recipe, seed and number of epochs; the figures are those of the
+    last epoch. With `resume`, networks that are trained already are not trained again.
+
+    Raises:
+        UserError: see `pretrain`; or several processes were started.
+    """
+    distributed.require_one_process("this comparison")
+    folder = make_folder(config.run)
+    metrics, models = {}, {}
+    # The cheapest, which the paper lists last, first: mistakes show within minutes.
+    for variant in reversed(config.variants):
+        run = folder / variant
+        state = pretrain(_for_variant(config, variant, run))
+        metrics[variant] = state.metrics
+        models[variant] = load_backbone(run / "last.safetensors")
+    speeds = _images_per_second(models, config)
+    rows = [
+        ReceptiveFieldRow(
+            variant=variant,
+            receptive_field=models[variant].input_size,
+            multiply_adds=count_multiply_adds(models[variant], models[variant].input_size),
+            images_per_second=speeds[variant],
+            top1=metrics[variant]["top1"],
+            top5=metrics[variant]["top5"],
+            published_top1=PUBLISHED.get(variant),
+        )
+        for variant in config.variants
+    ]
+    with atomic_write(folder / "receptive_fields.json", "w") as file:
+        json.dump([asdict(row) for row in rows], file, indent=2)
+    draw_comparison(rows, folder)
+    return rows
+
+
+def format_table(rows: Sequence[ReceptiveFieldRow]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| network | input | multiply-adds (G) | images/s | top-1 | top-5 | paper (ImageNet) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        published = "" if row.published_top1 is None else f"{100 * row.published_top1:.1f} %"
+        lines.append(
+            f"| `{row.variant}` | {row.receptive_field} | {row.multiply_adds / 1e9:.3f} "
+            f"| {row.images_per_second:.0f} | {100 * row.top1:.1f} % | {100 * row.top5:.1f} % "
+            f"| {published} |"
+        )
+    return "\n".join(lines)
+
+
+def draw_comparison(rows: Sequence[ReceptiveFieldRow], folder: Path) -> None:
+    """Draw `receptive_fields.png`: top-1 of each network, and how it came about."""
+    figure = new_figure(10, 3.8)
+    bars, curves = figure.subplots(1, 2)
+    for index, row in enumerate(rows):
+        colour = f"C{index}"
+        bars.bar(index, 100 * row.top1, color=colour)
+        bars.text(index, 100 * row.top1, f"{100 * row.top1:.1f}", ha="center", va="bottom")
+        points = [
+            point
+            for point in read_curves(folder / row.variant / "curves.csv")
+            if point.name == "val/top1"
+        ]
+        label = row.variant.removeprefix("inception_v3_").removeprefix("inception_v3") or "299"
+        epochs = [point.epoch for point in points]
+        curves.plot(epochs, [100 * point.value for point in points], color=colour, label=label)
+    bars.set_xticks(range(len(rows)))
+    bars.set_xticklabels(
+        [
+            f"{row.receptive_field} px{' naive' if row.variant.endswith('naive') else ''}\n"
+            f"{row.multiply_adds / 1e9:.2f} G"
+            for row in rows
+        ]
+    )
+    bars.set_xlabel("input and multiply-adds")
+    bars.margins(y=0.12)
+    curves.set_xlabel("epoch")
+    curves.legend(frameon=False)
+    curves.grid(alpha=0.3)
+    for panel in (bars, curves):
+        panel.set_ylabel("top-1, %")
+    save_figure(figure, folder / "receptive_fields.png")
+
+
+def _for_variant(config: ReceptiveFieldConfig, variant: str, run: Path) -> PretrainConfig:
+    model = replace(config.model, variant=variant)
+    return as_base(config, PretrainConfig, run=str(run), model=model)
+
+
+@torch.no_grad()
+def _images_per_second(
+    models: Mapping[str, InceptionV3], config: ReceptiveFieldConfig
+) -> dict[str, float]:
+    """Median speed, taken in turns so that what else the machine does meets all of them."""
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    batches: dict[str, Tensor] = {}
+    for variant, model in models.items():
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batch = torch.zeros(SPEED_BATCH, 3, model.input_size, model.input_size, device=device)
+        batches[variant] = batch.contiguous(memory_format=torch.channels_last)
+    seconds: dict[str, list[float]] = {variant: [] for variant in models}
+    for _ in range(1 + SPEED_ROUNDS):
+        for variant, model in models.items():
+            began = time.perf_counter()
+            with autocast(device, precision):
+                model(batches[variant]).sum().item()
+            seconds[variant].append(time.perf_counter() - began)
+    # The first round allocates and compiles.
+    return {name: SPEED_BATCH / statistics.median(times[1:]) for name, times in seconds.items()}

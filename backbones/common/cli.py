@@ -1,0 +1,42 @@
+"""What every command-line tool does around its work: one-line errors and exit codes."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import cv2
+import torch
+
+from backbones.common.errors import UserError
+from backbones.common.memory import keep_freed_memory
+from backbones.common.progress import console_handler
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool: what the user can mend becomes one line on stderr instead of a traceback.
+
+    A `UserError` exits with code 2 and Ctrl-C with 130, as shells expect. Anything else is a
+    defect of this package and keeps its traceback. Log messages go to stderr.
+    """
+    keep_freed_memory()
+    # One setting for the threads of both, OMP_NUM_THREADS or what torchrun says.
+    cv2.setNumThreads(torch.get_num_threads())
+    logging.basicConfig(level=logging.INFO, handlers=[console_handler()])
+    try:
+        main()
+    except UserError as error:
+        exit_with_error(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def exit_with_error(error: UserError) -> NoReturn:
+    """Print the error as one line on stderr and exit with code 2."""
+    # Set by torchrun and srun; the main process needs no name.
+    number = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    where = "" if number == "0" else f"process {number}: "
+    print(f"{where}error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,290 @@
+"""Typed configuration: dataclasses filled from one YAML file plus dotted command-line overrides."""
+
+import dataclasses
+import difflib
+import itertools
+import json
+import os
+import re
+import sys
+import types
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from backbones.common.cli import exit_with_error
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write
+
+Config = TypeVar("Config")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse_config(
+    config_class: type[Config], argv: list[str] | None = None, description: str = ""
+) -> Config:
+    """Read a configuration from the command line.
+
+    `--config FILE.yaml` is applied first wherever it stands, then `--key value` and
+    `--group.key value` in their order. A list of strings may be written as several values,
+    `--inputs a.jpg b.jpg`. A run that is resumed, `--run RUN --resume true`, has its own
+    `RUN/config.yaml` where no other is named. `--help` explains every key from the string below the
+    dataclass field. A mistake prints one line to stderr that names the key and what was expected,
+    and exits with code 2.
+
+    Args:
+        config_class: a dataclass; fields may be dataclasses themselves, or tuples of them.
+        argv: arguments without the program name; None takes those of the process.
+        description: what the tool does, for `--help`.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        arguments = _config_file_first(_gather_lists(config_class, arguments))
+        arguments = _own_config(arguments)
+        for path in arguments[1:2] if arguments[:1] == ["--config"] else ():
+            _check_keys(config_class, read_yaml(path), where=path)
+        return _parse(config_class, description, arguments)
+    except UserError as error:
+        exit_with_error(error)
+
+
+def from_dict(config_class: type[Config], values: Mapping[str, Any]) -> Config:
+    """The configuration that `to_dict` was given; missing keys take their defaults.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type.
+    """
+    _check_keys(config_class, values, where="configuration")
+    parser = _parser(config_class, "")
+    try:
+        namespace = parser.parse_object(dict(values))
+    except ArgumentError as error:
+        raise UserError(_one_line(error)) from error
+    return _build(config_class, namespace, "")
+
+
+def as_base(config: Any, base: type[Config], **changes: Any) -> Config:
+    """A configuration as the dataclass that its own extends, with other values for some keys."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(base)}  # type: ignore[arg-type]
+    return base(**(values | changes))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts, lists, numbers and strings, fit for YAML and JSON."""
+    return {
+        field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)
+    }
+
+
+def save_config(path: str | os.PathLike[str], config: Any) -> None:
+    """Write a configuration as YAML that `--config` reads back."""
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(to_dict(config), file, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UserError: the file is missing, empty, not YAML, no mapping, or has a key twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read config file: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a YAML file: it is not UTF-8 text") from error
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {error.problem or 'not valid YAML'}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not a YAML file: {_one_line(error)}") from error
+    if values is None:
+        raise UserError(f"{path}: the config file is empty: expected lines `key: value`")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected lines `key: value`, got a {type(values).__name__}")
+    return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; PyYAML would take the last."""
+
+
+def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.value in seen:
+            problem = f"key {key_node.value!r} stands twice, keep one"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        seen.add(key_node.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
+
+
+def _gather_lists(config_class: type, arguments: list[str]) -> list[str]:
+    """`--inputs a b` as `--inputs ["a", "b"]`; what begins with a bracket stays as it is."""
+    options = {
+        f"--{key}" for key, hint in get_type_hints(config_class).items() if hint == list[str]
+    }
+    gathered: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        gathered.append(remaining.pop(0))
+        if gathered[-1] in options and not (remaining and remaining[0].startswith("[")):
+            values = list(itertools.takewhile(lambda value: not value.startswith("--"), remaining))
+            remaining = remaining[len(values) :]
+            gathered += [json.dumps(values)] if values else []
+    return gathered
+
+
+def _config_file_first(arguments: list[str]) -> list[str]:
+    """Move `--config FILE` to the front, so that overrides win wherever it was written."""
+    files, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--config":
+            path = next(remaining, None)
+            if path is None:
+                raise UserError("--config: expected a YAML file after it")
+            files.append(path)
+        elif argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+        else:
+            rest.append(argument)
+    if len(files) > 1:
+        raise UserError(f"--config: expected one file, got {len(files)}: {', '.join(files)}")
+    return [*(["--config", files[0]] if files else []), *rest]
+
+
+def _own_config(arguments: list[str]) -> list[str]:
+    """A run that is resumed without `--config` has the configuration in its folder."""
+    given = dict(itertools.pairwise(arguments))
+    own = Path(given.get("--run", "")) / "config.yaml"
+    is_resumed = given.get("--resume") == "true" and "--run" in given
+    if is_resumed and "--config" not in given and own.is_file():
+        return ["--config", str(own), *arguments]
+    return arguments
+
+
+def _parser(config_class: type, description: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False, default_env=False, allow_abbrev=False, description=description
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    parser.add_class_arguments(config_class)
+    return parser
+
+
+def _parse(config_class: type[Config], description: str, arguments: list[str]) -> Config:
+    parser = _parser(config_class, description)
+    try:
+        namespace = parser.parse_args(arguments)
+    except ArgumentError as error:
+        message = _one_line(error)
+        if "unrecognized arguments" in message:
+            hint = _hint(message, list(parser.get_defaults().keys()))
+            message += f": {hint}--help lists all keys"
+        raise UserError(message) from error
+    return _build(config_class, namespace, "")
+
+
+def _hint(message: str, keys: Sequence[str]) -> str:
+    """The keys that may be meant by the first option of a message, where some are near."""
+    option = re.search(r"--([\w.-]+)", message)
+    if option is None:
+        return ""
+    name = option[1].replace("-", "_")
+    of_group = [key for key in keys if key.endswith(f".{name}")]
+    near = of_group or difflib.get_close_matches(name, keys, n=1, cutoff=0.75)
+    return f"did you mean {' or '.join(f'--{key}' for key in near)}? " if near else ""
+
+
+def _build(config_class: type[Config], values: Namespace, prefix: str) -> Config:
+    """Make the dataclass, refusing the `null` that jsonargparse lets through for any key."""
+    hints = get_type_hints(config_class)
+    arguments = {}
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        key, hint = prefix + field.name, hints[field.name]
+        if field.name not in values:  # of an item in a list, which keeps its default
+            if field.default is field.default_factory is dataclasses.MISSING:
+                raise UserError(f"{key}: expected {_type_name(hint)}, but the key is missing")
+            continue
+        value = values[field.name]
+        if value is None and not _accepts_none(hint):
+            expected = "a group of keys" if dataclasses.is_dataclass(hint) else _type_name(hint)
+            raise UserError(f"{key}: expected {expected}, got null")
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            value = _build(hint, value, f"{key}.")
+        elif get_origin(hint) is tuple and dataclasses.is_dataclass(item := get_args(hint)[0]):
+            assert isinstance(item, type)
+            value = tuple(_build(item, one, f"{key}[{i}].") for i, one in enumerate(value))
+        arguments[field.name] = value
+    return config_class(**arguments)
+
+
+def _check_keys(
+    config_class: type, values: Mapping[str, Any], where: str, prefix: str = ""
+) -> None:
+    """Name an unknown key in full, and a group that is not one, before jsonargparse does."""
+    hints = get_type_hints(config_class)
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(
+                f"{where}: unknown key {prefix}{key}: expected one of {', '.join(known)}"
+            )
+        hint = hints[key]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                got = "null" if value is None else repr(value)
+                raise UserError(f"{where}: {prefix}{key}: expected a group of keys, got {got}")
+            _check_keys(hint, value, where, f"{prefix}{key}.")
+        elif get_origin(hint) is tuple and dataclasses.is_dataclass(item := get_args(hint)[0]):
+            assert isinstance(item, type)
+            for i, one in enumerate(value if isinstance(value, list | tuple) else ()):
+                if isinstance(one, Mapping):
+                    _check_keys(item, one, where, f"{prefix}{key}[{i}].")
+
+
+def _accepts_none(hint: Any) -> bool:
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_accepts_none(choice) for choice in get_args(hint))
+    return hint is Any or hint is types.NoneType
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _one_line(error: Exception) -> str:
+    """The parser's message on one line, in the words of YAML rather than of Python."""
+    text = " ".join(str(error).split())
+    for name in ("str", "int", "float", "bool", "tuple", "list", "dict"):
+        text = text.replace(f"<class '{name}'>", name)
+    text = re.sub(r"Problem with given class_path '[^']*': ", "", text)  # of an item in a list
+    text = text.replace("typing.", "").replace("Expected a ", "expected ")
+    if text.startswith('Parser key "'):
+        key, _, rest = text.removeprefix('Parser key "').partition('":')
+        text = f"{key}: {rest.strip()}"
+    return text.replace(". Got value: ", ", got ")
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, list | tuple):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _to_plain(item) for key, item in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value

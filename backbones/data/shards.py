@@ -1,0 +1,223 @@
+"""Reading WebDataset shards from beginning to end, from URLs and files."""
+
+import functools
+import io
+import itertools
+import logging
+import re
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple, cast
+
+from backbones.common.errors import UserError
+from backbones.common.images import IMAGE_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
+"""Waits before a server is asked again; what arrives in between starts them anew."""
+TIMEOUT_SECONDS = 60.0
+"""Longest silence of a server."""
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP codes that say to come again later."""
+
+
+class Sample(NamedTuple):
+    """An encoded image, its label, and `SHARD:MEMBER` for messages."""
+
+    data: bytes
+    label: int
+    name: str
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Names of a pattern: `{000..127}` stands for numbers of as many digits, `{a,b}` for parts.
+
+    Raises:
+        UserError: a brace holds neither, or is not closed.
+    """
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    if any(brace in piece for piece in pieces[::2] for brace in "{}"):
+        raise UserError(f"{pattern}: expected braces in pairs, as in train-{{0000..0127}}.tar")
+    choices = [
+        _alternatives(piece, pattern) if index % 2 else [piece]
+        for index, piece in enumerate(pieces)
+    ]
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _alternatives(text: str, pattern: str) -> list[str]:
+    if "," in text:
+        return text.split(",")
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if numbers is None or int(numbers[1]) > int(numbers[2]):
+        raise UserError(f"{pattern}: expected {{0000..0127}} or {{a,b}}, got {{{text}}}")
+    first, last = numbers.groups()
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+
+
+def is_url(location: str) -> bool:
+    """Whether a shard or list of classes is to be fetched from a server."""
+    return location.startswith(("http://", "https://"))
+
+
+def open_stream(location: str) -> IO[bytes]:
+    """Open a file or URL for reading from its beginning.
+
+    Raises:
+        UserError: no such file; the server refuses, or cannot be reached for some time.
+    """
+    if is_url(location):
+        return cast(IO[bytes], _UrlStream(location))
+    try:
+        return Path(location).open("rb")
+    except OSError as error:
+        raise UserError(f"{location}: cannot read shard: {error.strerror}") from error
+
+
+def read_shard(location: str) -> Iterator[Sample]:
+    """The pairs of `NAME.jpg` and `NAME.cls` of a shard, in the order in which they are whole.
+
+    A shard cut off in the middle ends there with a warning.
+
+    Raises:
+        UserError: cannot be opened, is no tar file, holds no pair, or a label is no number.
+    """
+    images: dict[str, tuple[bytes, str]] = {}
+    labels: dict[str, int] = {}
+    count = 0
+    with open_stream(location) as stream:
+        tail = _Tail(stream)
+        try:
+            with tarfile.open(fileobj=cast(IO[bytes], tail), mode="r|") as tar:
+                for info in tar:
+                    path = PurePosixPath(info.name)
+                    key, name = str(path.with_suffix("")), f"{location}:{info.name}"
+                    file = tar.extractfile(info) if info.isfile() else None
+                    if file is None:
+                        continue
+                    if path.suffix.lower() in IMAGE_SUFFIXES:
+                        images[key] = file.read(), name
+                    elif path.suffix == ".cls":
+                        labels[key] = parse_label(file.read(), name)
+                    if key in images and key in labels:
+                        count += 1
+                        data, name = images.pop(key)
+                        yield Sample(data, labels.pop(key), name)
+            if not tail.is_zeros:
+                # tarfile takes a file that ends between or in headers for a whole one.
+                raise tarfile.ReadError("unexpected end of data")
+        except tarfile.TarError as error:
+            if count == 0:
+                raise UserError(f"{location}: not a tar file, or damaged: {error}") from error
+            _warn_once(f"{location}: damaged after {count} images: {error}")
+            return
+    if count == 0:
+        raise UserError(f"{location}: expected members NAME.jpg and NAME.cls, found none")
+    if unpaired := len(images) + len(labels):
+        _warn_once(f"{location}: {unpaired} members lack their .jpg or .cls and are left out")
+
+
+def parse_label(text: bytes, name: str) -> int:
+    """The number in a `.cls` file; UserError where it is none."""
+    if not text[:32].strip().isdigit():
+        raise UserError(f"{name}: expected a label of 0 or more, got {text[:32]!r}")
+    return int(text)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Each shard is read again in every pass."""
+    logger.warning("%s", message)
+
+
+class _Tail:
+    """A stream that remembers its last block, which is zeros at the end of a whole tar file."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._last = b""
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._last = (self._last + data)[-tarfile.BLOCKSIZE :]
+        return data
+
+    @property
+    def is_zeros(self) -> bool:
+        return self._last == bytes(tarfile.BLOCKSIZE)
+
+
+class _UrlStream(io.RawIOBase):
+    """The bytes of a URL; where the connection breaks, they go on from the same byte."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._position = 0
+        self._length: int | None = None
+        self._response: IO[bytes] | None = None
+        self._waits = iter(RETRY_SECONDS)
+        self._fetch(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._fetch(size)
+        if data:
+            self._position += len(data)
+            self._waits = iter(RETRY_SECONDS)
+        return data
+
+    def close(self) -> None:
+        if self._response is not None:
+            self._response.close()
+        super().close()
+
+    def _fetch(self, size: int) -> bytes:
+        while True:
+            try:
+                if self._response is None:
+                    self._response = self._connect()
+                data = self._response.read(size)
+                if data or size == 0 or self._length in (None, self._position):
+                    return data
+                problem = f"connection closed after {self._position} of {self._length} bytes"
+            except urllib.error.HTTPError as error:
+                problem = f"{error.code} {error.reason}"
+                if error.code not in _BUSY:
+                    raise UserError(f"{self._url}: the server says {problem}") from error
+            except (OSError, HTTPException) as error:
+                problem = str(getattr(error, "reason", error)) or type(error).__name__
+            if self._response is not None:
+                self._response.close()
+                self._response = None
+            wait = next(self._waits, None)
+            if wait is None:
+                tries = len(RETRY_SECONDS) + 1
+                raise UserError(f"{self._url}: cannot be read, tried {tries} times: {problem}")
+            logger.info("%s: %s: trying again in %g s", self._url, problem, wait)
+            time.sleep(wait)
+
+    def _connect(self) -> IO[bytes]:
+        """Ask for the bytes from the present position on."""
+        headers = {"Range": f"bytes={self._position}-"} if self._position else {}
+        request = urllib.request.Request(self._url, headers=headers)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        missing = self._position
+        if response.status == 206:
+            missing = 0
+        elif "Content-Length" in response.headers:
+            self._length = int(response.headers["Content-Length"])
+        # A server without ranges begins anew.
+        while missing:
+            skipped = len(response.read(min(missing, 1 << 20)))
+            if skipped == 0:
+                raise ConnectionError(f"connection closed before byte {self._position}")
+            missing -= skipped
+        return cast(IO[bytes], response)

@@ -1,0 +1,231 @@
+"""Where labelled images come from: class folders and WebDataset shards."""
+
+import json
+import logging
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+from backbones.common.errors import ImageError, UserError
+from backbones.common.images import IMAGE_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+
+class ImageSource(Protocol):
+    """Encoded images with labels 0..K-1, in a fixed order."""
+
+    class_names: tuple[str, ...]
+    labels: list[int]
+    """Of every image."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        """The encoded image, its label, and a name for messages.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+
+
+def open_split(
+    root: str | Path, split: str, class_names: Sequence[str] | None = None
+) -> ImageSource:
+    """The images of `ROOT/SPLIT/CLASS/*` or of the shards `ROOT/SPLIT-*.tar`.
+
+    Args:
+        root: folder of the dataset.
+        split: `train` or `val`, usually.
+        class_names: of the training split, for another split to be labelled by; None reads them.
+
+    Raises:
+        UserError: neither is there, there are no images, or a class or label is unknown.
+    """
+    root = Path(root)
+    shards = sorted(root.glob(f"{split}-*.tar"))
+    if (root / split).is_dir():
+        return ClassFolders(root / split, class_names)
+    if shards:
+        return Shards(shards, class_names)
+    raise UserError(f"{root}: found neither a folder {split}/CLASS nor shards {split}-*.tar in it")
+
+
+class ClassFolders:
+    """Images in one folder for each class; labels follow the folders' sorted names."""
+
+    def __init__(self, root: Path, class_names: Sequence[str] | None = None) -> None:
+        found = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+        self.class_names = tuple(found if class_names is None else class_names)
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        self._files: list[tuple[Path, int]] = []
+        for name in found:
+            if name not in labels:
+                raise UserError(f"{root / name}: class {name!r} is not in the training split")
+            files = sorted(
+                file for file in (root / name).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
+            )
+            self._files += [(file, labels[name]) for file in files]
+        if not self._files:
+            raise UserError(f"{root}: expected images in CLASS folders, found none")
+        self.labels = [label for _, label in self._files]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        """As `ImageSource.read`."""
+        path, label = self._files[index]
+        try:
+            return path.read_bytes(), label, str(path)
+        except OSError as error:
+            raise ImageError(f"{path}: cannot read image: {error.strerror}") from error
+
+
+class Shards:
+    """Local WebDataset shards: tar files of `NAME.jpg` and `NAME.cls`, the label as a number.
+
+    The members are indexed once, so that examples are read in any order. A shard cut off in the
+    middle costs its tail only. Class names come from `classes.json` beside the shards (a list of
+    names, or of objects with `index` and `name`), else they are the numbers.
+    """
+
+    def __init__(self, shards: Sequence[Path], class_names: Sequence[str] | None = None) -> None:
+        self._members: list[_Member] = []
+        for shard in shards:
+            self._members += _index_shard(shard)
+        if not self._members:
+            raise UserError(f"{shards[0]}: expected members NAME.jpg and NAME.cls, found none")
+        largest = max(self._members, key=lambda member: member.label)
+        if class_names is None:
+            class_names = _read_class_names(shards[0].parent / "classes.json")
+        if class_names is None:
+            class_names = [str(label) for label in range(largest.label + 1)]
+        if largest.label >= len(class_names):
+            raise UserError(
+                f"{largest.name}: label {largest.label} but there are {len(class_names)} classes"
+            )
+        self.class_names = tuple(class_names)
+        self.labels = [member.label for member in self._members]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        """As `ImageSource.read`."""
+        member = self._members[index]
+        try:
+            with member.shard.open("rb") as file:
+                file.seek(member.offset)
+                return file.read(member.size), member.label, member.name
+        except OSError as error:
+            raise ImageError(f"{member.name}: cannot read image: {error.strerror}") from error
+
+
+class FirstClasses:
+    """The images of the first `count` classes of another source, for experiments in little time.
+
+    Raises:
+        UserError: `count` is more than there are, or no image is left.
+    """
+
+    def __init__(self, source: ImageSource, count: int) -> None:
+        if count > len(source.class_names):
+            raise UserError(
+                f"data.max_classes is {count} but there are {len(source.class_names)} classes"
+            )
+        self._source = source
+        self._indices = [index for index, label in enumerate(source.labels) if label < count]
+        if not self._indices:
+            raise UserError(f"data.max_classes: the first {count} classes have no image")
+        self.class_names = tuple(source.class_names[:count])
+        self.labels = [source.labels[index] for index in self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> tuple[bytes, int, str]:
+        """As `ImageSource.read`."""
+        return self._source.read(self._indices[index])
+
+
+class _Member(NamedTuple):
+    shard: Path
+    offset: int
+    size: int
+    label: int
+    name: str
+
+
+def _index_shard(shard: Path) -> list[_Member]:
+    places: dict[str, tuple[int, int, str]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for info in tar:
+                if not info.isfile():
+                    continue
+                path = PurePosixPath(info.name)
+                key = str(path.with_suffix(""))
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    places[key] = (info.offset_data, info.size, f"{shard}:{info.name}")
+                elif path.suffix == ".cls":
+                    file = tar.extractfile(info)
+                    text = file.read(32) if file is not None else b""
+                    if not text.strip().isdigit():
+                        raise UserError(
+                            f"{shard}:{info.name}: expected a label of 0 or more, got {text!r}"
+                        )
+                    labels[key] = int(text)
+            if not _ends_properly(shard, tar.getmembers()):
+                # tarfile takes a file that ends between or in headers for a whole one.
+                raise tarfile.ReadError("unexpected end of data")
+    except tarfile.ReadError as error:
+        if not places:
+            raise UserError(f"{shard}: not a tar file, or damaged: {error}") from error
+        logger.warning("%s: damaged after %d images: %s", shard, len(places), error)
+    except OSError as error:
+        raise UserError(f"{shard}: cannot read shard: {error.strerror}") from error
+    if unpaired := len(places.keys() ^ labels.keys()):
+        logger.warning("%s: %d members lack their .jpg or .cls and are left out", shard, unpaired)
+    return [
+        _Member(shard, *place[:2], labels[key], place[2])
+        for key, place in places.items()
+        if key in labels
+    ]
+
+
+def _ends_properly(shard: Path, members: list[tarfile.TarInfo]) -> bool:
+    """Whether a block of zeros follows the last member, as the format has it."""
+    last = max((member.offset_data + member.size for member in members), default=0)
+    with shard.open("rb") as file:
+        file.seek(-(-last // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+        return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+
+
+def parse_class_names(text: bytes, location: str | Path) -> list[str]:
+    """Names from JSON: a list of them, or of objects with `index` and `name`, in any order.
+
+    Raises:
+        UserError: something else, naming `location`.
+    """
+    try:
+        entries = json.loads(text)
+        if all(isinstance(entry, str) for entry in entries):
+            return list(entries)
+        names = {entry["index"]: str(entry["name"]) for entry in entries}
+        return [names[label] for label in range(len(entries))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{location}: expected a list of names, or of objects with index 0..K-1 and name"
+        ) from error
+
+
+def _read_class_names(path: Path) -> list[str] | None:
+    if not path.exists():
+        return None
+    try:
+        return parse_class_names(path.read_bytes(), path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read class names: {error.strerror}") from error

@@ -1,0 +1,70 @@
+"""Checkpoints for resuming a run: tensors and plain values, beside the weights for use."""
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write
+
+_DAMAGE = (
+    *(OSError, RuntimeError, EOFError, KeyError, IndexError, ValueError),
+    pickle.UnpicklingError,
+)
+"""What torch raises for a damaged file, depending on where it breaks."""
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write `step_<step>.pt` atomically, then delete all but the `keep` newest.
+
+    Args:
+        folder: made where it is missing.
+        step: steps taken so far.
+        state: tensors, numbers, strings and containers of them; other objects could not be read
+            back.
+        keep: two, so that one damaged file costs little.
+    """
+    path = folder / f"step_{step:010d}.pt"
+    with atomic_write(path) as file:
+        torch.save(state, file)
+    for old in _checkpoints(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, on the CPU, or None where there is none.
+
+    A damaged one (a disk that filled up, a bad copy) is passed over with a warning, and renamed so
+    that it is not taken for the newest again.
+
+    Raises:
+        UserError: there are checkpoints, but none can be read.
+    """
+    damaged = []
+    for path in _checkpoints(folder):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except _DAMAGE as error:
+            reason = str(error).partition("\n")[0]
+            logger.warning("%s: cannot read checkpoint, trying an older one: %s", path, reason)
+            damaged.append(path)
+            continue
+        for broken in damaged:
+            broken.rename(broken.with_suffix(".damaged"))
+        return state
+    if damaged:
+        raise UserError(
+            f"{folder}: none of the {len(damaged)} checkpoints can be read: "
+            "restore one, or delete them to begin anew"
+        )
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*.pt"), reverse=True)

@@ -1,0 +1,271 @@
+"""The loop that trains any network here."""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from backbones.common import distributed
+from backbones.common.device import ResolvedPrecision
+from backbones.common.errors import UserError
+from backbones.common.progress import TrainingProgress
+from backbones.common.signals import StopSignals
+from backbones.data.sampler import EpochSampler
+from backbones.data.streams import Cursor, StreamedBatch, StreamedTraining
+from backbones.training.checkpoints import load_last_checkpoint, save_checkpoint
+from backbones.training.recipe import OptimConfig, lr_factor, scaled_lr
+from backbones.training.run_folder import RunFolder
+from backbones.training.step import Batch, LossFunction, StepConfig, Stepper, TrainingState
+from backbones.training.validation import Evaluate, Save, Validation
+
+Item = TypeVar("Item")
+
+LOG_STEPS = 50
+"""Steps that one point of the training curves averages over; an epoch's end closes one too."""
+
+DRAW_SECONDS = 60.0
+"""Shortest time between two pictures of the curves; the last epoch draws in any case."""
+
+MAX_SKIPPED = 10
+"""Steps without a finite loss, one after the other, that end a run that skips them."""
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(UserError):
+    """The loss or its gradient became infinite or not a number."""
+
+
+def fit(
+    model: nn.Module,
+    loader: DataLoader | StreamedTraining,
+    loss_fn: LossFunction,
+    optim: OptimConfig,
+    run: RunFolder,
+    *,
+    evaluate: Evaluate | None = None,
+    evaluate_raw: bool = False,
+    eval_every: int = 1,
+    best_metric: str | None = None,
+    save: Save | None = None,
+    precision: ResolvedPrecision = "fp32",
+    step_config: StepConfig | None = None,
+    checkpoint_minutes: float = 10.0,
+    keep_checkpoints: int = 2,
+) -> TrainingState:
+    """Train a model; resume where `run.resume` is set and the run has a checkpoint.
+
+    Before every step torch's generators are seeded by (seed, step, rank), so a resumed run takes
+    the same steps as an unbroken one, bit for bit on the CPU. Checkpoints are written after every
+    epoch, every `checkpoint_minutes`, and on SIGTERM or Ctrl-C, which then end the run.
+
+    With several processes (see `backbones.common.distributed`) all call this alike: each takes its
+    share of every batch, gradients and losses are averaged, and the main process writes the files.
+
+    Args:
+        model: on its device; left there with the raw weights of the last step.
+        loader: as made by `training_loader`: its sampler gives epochs, seed and order. Or shards.
+        loss_fn: see `Stepper`. It moves the batch (see `Batch`) to the model's device, and calls
+            the network that it is given, which is the model or a wrapper around it.
+        optim: optimiser, schedule, weight averaging.
+        run: folder, entered.
+        evaluate: metrics of a model in eval mode (with averaged weights where `optim` averages),
+            the same in all processes, recorded as `val/<name>`; run without gradients.
+        evaluate_raw: where `optim` averages, also evaluate the raw weights and record that as
+            `val/<name>_raw`.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        best_metric: the metric that chooses the best weights, higher is better.
+        save: writes weights for use: `last.safetensors` at each evaluation, `best.safetensors`
+            when it is the best so far. Given the path, the evaluated model and its metrics.
+        precision: `bf16` and `fp16` run the loss function under autocast.
+        step_config: see `StepConfig`; its defaults where None.
+        checkpoint_minutes: longest time between checkpoints.
+        keep_checkpoints: how many of the newest checkpoints stay, at least 1.
+
+    Returns:
+        The state after the last step, with the metrics.
+
+    Raises:
+        NonFiniteLossError: names step, term and files.
+        UserError: the checkpoint does not fit the model, the data or the seed; another process was
+            lost.
+        SystemExit: SIGTERM came; the code is 143.
+        KeyboardInterrupt: Ctrl-C came.
+    """
+    plan = loader.plan if isinstance(loader, StreamedTraining) else loader.batch_sampler
+    if not isinstance(plan, EpochSampler):
+        raise TypeError("fit needs a loader made by training_loader")
+    step_config = StepConfig() if step_config is None else step_config
+    step_config.check_batch_size(plan.batch_size)
+    stepper = Stepper(model, loss_fn, optim, step_config, precision, plan.seed)
+    identity = {key: getattr(plan, key) for key in ("seed", "num_examples", "global_batch")}
+    identity |= {f"optim.{key}": value for key, value in asdict(optim).items()}
+    state = _restore(run, stepper, identity) if run.resume else TrainingState()
+    if isinstance(loader, StreamedTraining):
+        loader.cursors = state.cursors
+    plan.start_step = state.step
+    run.open_curves(state.step)
+    base_lr = scaled_lr(optim, plan.global_batch)
+    validation = Validation(run, stepper, evaluate, evaluate_raw, best_metric, save)
+    skipped: set[str] = set()
+    model.train()
+
+    with (
+        StopSignals() as stop,
+        TrainingProgress("train", plan.total_steps, state.step) as progress,
+        distributed.lost_processes_are_errors(),
+    ):
+        batches = _timed(loader)
+        checkpointed = time.monotonic()
+        drawn = -math.inf
+        while state.step < plan.total_steps:
+            batch, waited = next(batches)
+            lr = base_lr * lr_factor(state.step, optim, plan.steps_per_epoch, plan.total_steps)
+            values = stepper.accumulate_gradients(batch, state.step)
+            overdue = time.monotonic() - checkpointed > 60 * checkpoint_minutes
+            values, stopping, overdue = _agree(values, stop, overdue)
+            if _is_usable(values, stepper, batch, state):
+                stepper.apply_gradients(lr)
+                for name, value in values.items():
+                    state.sums[name] = state.sums.get(name, 0.0) + value
+                state.summed_steps += 1
+            state.step += 1
+            if isinstance(batch, StreamedBatch):
+                state.cursors[batch.cursor["slot"]] = batch.cursor
+
+            _warn_of_skipped(batch, skipped)
+            epoch = state.step / plan.steps_per_epoch
+            ends_epoch = state.step % plan.steps_per_epoch == 0
+            if (ends_epoch or state.step % LOG_STEPS == 0) and state.summed_steps:
+                means = {name: total / state.summed_steps for name, total in state.sums.items()}
+                run.record(state.step, epoch, means | {"lr": lr})
+                state.sums, state.summed_steps = {}, 0
+            notes = f"epoch {math.ceil(epoch)}/{plan.epochs} · loss {values['loss/total']:.4f}"
+            images = len(batch.names) * plan.world_size
+            progress.update(state.step, images, waited, notes)
+
+            if ends_epoch and (round(epoch) % eval_every == 0 or round(epoch) == plan.epochs):
+                validation.after_epoch(state, plan)
+                # A picture takes half a second, which short epochs should not pay each time.
+                if state.step == plan.total_steps or time.monotonic() - drawn > DRAW_SECONDS:
+                    run.draw_curves()
+                    drawn = time.monotonic()
+            if ends_epoch or overdue or stopping:
+                state.cursors = _of_all_processes(state.cursors)
+                if distributed.is_main():
+                    content = {**stepper.state_dict(), **identity, "state": asdict(state)}
+                    save_checkpoint(run.checkpoints, state.step, content, keep_checkpoints)
+                checkpointed = time.monotonic()
+            if stopping:
+                logger.info(
+                    *("stopped at step %d; continue with --run %s --resume true", state.step),
+                    run.path,
+                )
+                stop.leave()
+    if skipped:
+        logger.warning("%d training images could not be read and were skipped", len(skipped))
+    if state.skipped_steps:
+        logger.warning("%d steps had no finite loss and were skipped", state.skipped_steps)
+    return state
+
+
+def _of_all_processes(cursors: dict[int, Cursor]) -> dict[int, Cursor]:
+    """The newest of each slot: a process moves on in its own, and knows others from a resume."""
+    merged: dict[int, Cursor] = {}
+    for part in distributed.gather(cursors):
+        for slot, cursor in part.items():
+            if cursor["batches"] >= merged.get(slot, cursor)["batches"]:
+                merged[slot] = cursor
+    return merged
+
+
+def _agree(
+    values: dict[str, float], stop: StopSignals, overdue: bool
+) -> tuple[dict[str, float], bool, bool]:
+    """The means of the values over all processes; whether any of them stops; whether the main
+    process wants a checkpoint. Processes get signals, and their clocks go, at different steps."""
+    flags = {
+        "stop": float(stop.received is not None),
+        "overdue": float(overdue and distributed.is_main()),
+    }
+    sums = distributed.sum_over_processes(values | flags)
+    stopping, overdue = sums.pop("stop") > 0, sums.pop("overdue") > 0
+    return {k: v / distributed.world_size() for k, v in sums.items()}, stopping, overdue
+
+
+def _is_usable(
+    values: Mapping[str, float], stepper: Stepper, batch: Batch, state: TrainingState
+) -> bool:
+    """Whether loss and gradient are finite; if not, stops or skips as configured.
+
+    All processes decide alike, for the values are means over them.
+    """
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if not bad:
+        state.skipped_in_a_row = 0
+        return True
+    if bad == ["grad_norm"] and stepper.lower_scale():
+        return False
+    stepper.drop_gradients()
+    names = [name for part in distributed.gather(batch.names) for name in part]
+    logger.error("images of step %d: %s", state.step, ", ".join(names))
+    problem = f"step {state.step}: {bad[0]} is {values[bad[0]]}"
+    state.skipped_steps += 1
+    state.skipped_in_a_row += 1
+    if stepper.config.on_non_finite == "skip" and state.skipped_in_a_row <= MAX_SKIPPED:
+        logger.warning("%s: skipped (%d so far)", problem, state.skipped_steps)
+        return False
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    raise NonFiniteLossError(
+        f"{problem} for the images {shown} (all are in log.txt): "
+        "lower optim.lr, set optim.clip_grad, or look at the images and their labels"
+    )
+
+
+def _timed(items: Iterable[Item]) -> Iterator[tuple[Item, float]]:
+    """The items, each with the seconds that it was waited for."""
+    iterator = iter(items)
+    while True:
+        asked = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except UserError as error:
+            # A loader's worker wraps its errors in the text of a traceback.
+            message = str(error).rpartition("backbones.common.errors.UserError: ")[2]
+            raise UserError(message.strip()) from error
+        yield item, time.perf_counter() - asked
+
+
+def _warn_of_skipped(batch: Batch, skipped: set[str]) -> None:
+    for message in batch.skipped:
+        if message not in skipped:
+            skipped.add(message)
+            logger.warning("skipped image %d: %s", len(skipped), message)
+
+
+def _restore(run: RunFolder, stepper: Stepper, identity: Mapping[str, Any]) -> TrainingState:
+    """The state of the last checkpoint, which the main process reads for all."""
+    checkpoint = distributed.call_on_main(lambda: load_last_checkpoint(run.checkpoints))
+    if checkpoint is None:
+        logger.info("%s has no checkpoint yet: starting from the beginning", run.path)
+        return TrainingState()
+    for key, value in identity.items():
+        if checkpoint.get(key) != value:
+            raise UserError(
+                f"cannot resume {run.path}: {key} was {checkpoint.get(key)} and is {value} now: "
+                "give the seed, data, batch size and optimiser that the run began with"
+            )
+    try:
+        stepper.load_state_dict(checkpoint)
+    except UserError as error:
+        raise UserError(f"cannot resume {run.path}: {error}") from error
+    state = TrainingState(**checkpoint["state"])
+    logger.info("resumed %s at step %d", run.path, state.step)
+    return state

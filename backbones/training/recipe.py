@@ -1,0 +1,250 @@
+"""The paper's training recipe: optimiser, schedule, label smoothing, weight averaging.
+
+Szegedy et al., Rethinking the Inception Architecture for Computer Vision, CVPR 2016, sections 7
+and 8: RMSProp with decay 0.9 and ε = 1.0, learning rate 0.045 decayed by 0.94 every two epochs,
+gradient clipping at 2.0, evaluation on a running average of the parameters.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from timm.optim import RMSpropTF, param_groups_weight_decay
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from backbones.common.errors import UserError
+from backbones.networks.finetuning import layer_scales, scale_groups
+from backbones.training.muon import Muon, muon_groups
+
+logger = logging.getLogger(__name__)
+
+_OPTIMIZER_DEFAULTS: dict[str, dict[str, float]] = {
+    "rmsprop_tf": {"momentum": 0.9, "decay": 0.9, "eps": 1.0},
+    "sgd": {"momentum": 0.9},
+    "adamw": {"eps": 1e-8},
+    "muon": {"momentum": 0.9},
+}
+_SCHEDULE_DEFAULTS: dict[str, dict[str, float]] = {
+    "staircase": {"decay_rate": 0.94, "decay_epochs": 2.0},
+    "cosine": {},
+}
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule; the defaults are the paper's.
+
+    An option that is null has the default of the chosen optimizer or schedule, see `value`; one
+    that does not apply to it is refused.
+    """
+
+    optimizer: Literal["rmsprop_tf", "sgd", "adamw", "muon"] = "rmsprop_tf"
+    """`rmsprop_tf` is RMSProp as TensorFlow defines it (eps inside the root, accumulator from
+    one), which with the paper's eps is another algorithm than PyTorch's; `sgd` has momentum;
+    `muon` orthogonalises the momentum and needs the fewest steps from random weights."""
+    lr: float = 0.045
+    """Learning rate after warm-up. The paper's goes with its batch of 32 a replica; it is used as
+    it stands unless scale_lr_from says otherwise."""
+    scale_lr_from: int | None = None
+    """Images in a step, of all processes, that `lr` is meant for: the rate used is lr times the
+    actual number over this (Goyal et al. 2017), and the log says so. Null uses lr as it stands."""
+    momentum: float | None = None
+    """Momentum of rmsprop_tf, sgd and muon; null is 0.9, as in the authors' published code (the
+    paper names it for SGD only)."""
+    decay: float | None = None
+    """Decay of rmsprop_tf's average of squared gradients; null is 0.9."""
+    eps: float | None = None
+    """Added to the average of squared gradients (rmsprop_tf, 1.0 where null) or to its root (adamw,
+    1e-8)."""
+    weight_decay: float = 4e-5
+    """L2 on weights (decoupled in adamw and muon), not on biases and normalisation; the value of
+    the authors' published code."""
+    layer_decay: float | None = None
+    """Each block of the network learns this much slower than the one above it, the classifier at
+    the full rate: for fine-tuning, 0.7 to 0.9; null for one rate. A detector's proposer, which
+    starts at random, keeps the full rate."""
+    clip_grad: float | None = 2.0
+    """Largest norm of the whole gradient; null clips nothing."""
+    schedule: Literal["staircase", "cosine"] = "staircase"
+    """`staircase` multiplies by decay_rate every decay_epochs, `cosine` falls to zero at last."""
+    decay_rate: float | None = None
+    """Factor of staircase; null is 0.94."""
+    decay_epochs: float | None = None
+    """Epochs for one factor of staircase; null is 2."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the learning rate rises in a line from near zero."""
+    ema_decay: float | None = 0.9999
+    """Decay per step of the running average of the weights that is evaluated and saved; it warms
+    up as min(ema_decay, (1 + n) / (10 + n)). Null evaluates the raw weights."""
+
+    def __post_init__(self) -> None:
+        self._refuse_unused("optimizer", ("momentum", "decay", "eps"), _OPTIMIZER_DEFAULTS)
+        self._refuse_unused("schedule", ("decay_rate", "decay_epochs"), _SCHEDULE_DEFAULTS)
+        checks = {
+            "lr": ("more than 0", self.lr > 0),
+            "scale_lr_from": ("at least 1", self.scale_lr_from is None or self.scale_lr_from >= 1),
+            "momentum": ("in [0, 1)", self.momentum is None or 0 <= self.momentum < 1),
+            "decay": ("in [0, 1)", self.decay is None or 0 <= self.decay < 1),
+            "eps": ("more than 0", self.eps is None or self.eps > 0),
+            "weight_decay": ("0 or more", self.weight_decay >= 0),
+            "layer_decay": (
+                "in (0, 1) or null",
+                self.layer_decay is None or 0 < self.layer_decay < 1,
+            ),
+            "clip_grad": ("more than 0 or null", self.clip_grad is None or self.clip_grad > 0),
+            "decay_rate": ("in (0, 1]", self.decay_rate is None or 0 < self.decay_rate <= 1),
+            "decay_epochs": ("more than 0", self.decay_epochs is None or self.decay_epochs > 0),
+            "warmup_epochs": ("0 or more", self.warmup_epochs >= 0),
+            "ema_decay": ("in (0, 1) or null", self.ema_decay is None or 0 < self.ema_decay < 1),
+        }
+        for key, (expected, is_good) in checks.items():
+            if not is_good:
+                raise UserError(f"optim.{key} must be {expected}, got {getattr(self, key)}")
+
+    def value(self, option: str) -> float:
+        """An option of the optimizer or schedule: as set, or its default where that is null."""
+        chosen = getattr(self, option)
+        if chosen is None:
+            chosen = {**_OPTIMIZER_DEFAULTS[self.optimizer], **_SCHEDULE_DEFAULTS[self.schedule]}[
+                option
+            ]
+        return float(chosen)
+
+    def _refuse_unused(
+        self, choice: str, options: tuple[str, ...], defaults: dict[str, dict[str, float]]
+    ) -> None:
+        chosen = getattr(self, choice)
+        if chosen not in defaults:
+            raise UserError(f"optim.{choice} must be one of {', '.join(defaults)}, got {chosen!r}")
+        for option in options:
+            if getattr(self, option) is not None and option not in defaults[chosen]:
+                raise UserError(
+                    f"optim.{option} does not apply to optim.{choice} {chosen!r}: remove it"
+                )
+
+
+def paper() -> OptimConfig:
+    """The recipe as the paper's section 8 states it."""
+    return OptimConfig(lr=0.045, momentum=0.9, decay=0.9, eps=1.0, clip_grad=2.0)
+
+
+def summary() -> OptimConfig:
+    """The figures that circulate in summaries of the paper: ε = 0.1, learning rate 0.0045."""
+    return replace(paper(), lr=0.0045, eps=0.1)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser over the model's trainable parameters; decay only on those of 2+ dimensions.
+
+    With `layer_decay`, each group has `lr_scale`, by which the caller multiplies its rate.
+    """
+    if config.optimizer == "muon":
+        groups = muon_groups(model, config.weight_decay)
+    else:
+        groups = param_groups_weight_decay(model, config.weight_decay)
+    if config.layer_decay is not None:
+        groups = scale_groups(groups, layer_scales(model, config.layer_decay))
+    if config.optimizer == "muon":
+        return Muon(groups, lr=config.lr, momentum=config.value("momentum"))
+    if config.optimizer == "rmsprop_tf":
+        return RMSpropTF(
+            groups,
+            lr=config.lr,
+            alpha=config.value("decay"),
+            eps=config.value("eps"),
+            momentum=config.value("momentum"),
+        )
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.value("momentum"))
+    # fused: one call for all tensors; on CPU the loop over them takes longer than the arithmetic.
+    return torch.optim.AdamW(groups, lr=config.lr, eps=config.value("eps"), fused=True)
+
+
+def scaled_lr(config: OptimConfig, global_batch: int) -> float:
+    """The learning rate after warm-up, for so many images in a step of all processes together."""
+    if config.scale_lr_from is None:
+        return config.lr
+    lr = config.lr * global_batch / config.scale_lr_from
+    logger.info(
+        "learning rate %g: optim.lr %g times %d images a step over optim.scale_lr_from %d",
+        *(lr, config.lr, global_batch, config.scale_lr_from),
+    )
+    return lr
+
+
+def lr_factor(step: int, config: OptimConfig, steps_per_epoch: int, total_steps: int) -> float:
+    """What the learning rate is multiplied by at a step.
+
+    Args:
+        step: steps taken before this one.
+        config: schedule and warm-up.
+        steps_per_epoch: steps in a pass over the data.
+        total_steps: steps in the whole run.
+    """
+    warmup_steps = config.warmup_epochs * steps_per_epoch
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if config.schedule == "cosine":
+        progress = max(0.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps))
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    # The epsilon keeps rounding in the divisions from delaying a stair by one step.
+    decays = math.floor(step / steps_per_epoch / config.value("decay_epochs") + 1e-9)
+    return warmup * config.value("decay_rate") ** decays
+
+
+def build_ema(model: nn.Module, decay: float) -> AveragedModel:
+    """A running average of the weights, to be fed with `update_parameters(model)` after each step.
+
+    The n-th update uses decay min(decay, (1 + n) / (10 + n)), TensorFlow's warm-up, and the first
+    copies. BatchNorm's running statistics are averaged in the same way: they then belong to the
+    averaged weights over the same span of steps. Integer buffers are copied.
+    """
+
+    @torch.no_grad()
+    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        if not averaged[0].is_floating_point():
+            for old, new in zip(averaged, current, strict=True):
+                old.copy_(new)
+            return
+        updates = int(count)
+        weight = 1 - min(decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(list(averaged), list(current), weight)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def classification_loss(
+    output: Tensor | tuple[Tensor, Tensor],
+    labels: Tensor,
+    label_smoothing: float = 0.1,
+    aux_weight: float = 0.3,
+) -> dict[str, Tensor]:
+    """Cross-entropy with label smoothing, and that of the auxiliary head times its weight.
+
+    Smoothing mixes the one-hot target with the uniform distribution over the K classes, as in the
+    paper's section 7: q'(k) = (1 − ε) δ(k, y) + ε / K.
+
+    Args:
+        output: logits `[N, K]`, or the pair (logits, auxiliary logits).
+        labels: `int64 [N]` in 0..K-1.
+        label_smoothing: ε.
+        aux_weight: 0.3 is GoogLeNet's (Szegedy et al. 2015).
+
+    Returns:
+        `class`, and `aux` where there is an auxiliary head; their sum is the loss.
+    """
+    if isinstance(output, Tensor):
+        logits, aux_logits = output, None
+    else:
+        logits, aux_logits = output
+    losses = {
+        "class": functional.cross_entropy(logits, labels, label_smoothing=label_smoothing),
+    }
+    if aux_logits is not None:
+        aux = functional.cross_entropy(aux_logits, labels, label_smoothing=label_smoothing)
+        losses["aux"] = aux_weight * aux
+    return losses

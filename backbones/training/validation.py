@@ -1,0 +1,83 @@
+"""What becomes of a run's weights after an epoch: they are scored, and saved for use."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from backbones.common import distributed
+from backbones.data.sampler import EpochSampler
+from backbones.training.run_folder import RunFolder
+from backbones.training.step import Stepper, TrainingState
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[nn.Module], dict[str, float]]
+Save = Callable[[Path, nn.Module, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores the weights for use, those averaged where there are any, and saves them.
+
+    Attributes:
+        run: folder, entered.
+        stepper: has the model and the running average of its weights.
+        evaluate: metrics of a model, None for no evaluation; see `loop.fit` for this and what
+            follows.
+        evaluate_raw: score the raw weights too where there are averaged ones.
+        best_metric: the metric that chooses the best weights.
+        save: writes weights for use.
+    """
+
+    run: RunFolder
+    stepper: Stepper
+    evaluate: Evaluate | None
+    evaluate_raw: bool
+    best_metric: str | None
+    save: Save | None
+
+    def after_epoch(self, state: TrainingState, plan: EpochSampler) -> None:
+        """Score, record and save; the metrics go into the state. The model is left in train mode.
+
+        Metrics of raw weights end in `_raw`. They are on the curves and in the log alone: the
+        files for use hold the averaged weights.
+        """
+        model, ema = self.stepper.model, self.stepper.ema
+        for_use = model if ema is None else ema.module
+        if self.evaluate is not None:
+            state.metrics = _measure(self.evaluate, for_use)
+            values = dict(state.metrics)
+            if self.evaluate_raw and ema is not None:
+                raw = _measure(self.evaluate, model)
+                values |= {f"{name}_raw": value for name, value in raw.items()}
+            model.train()
+            epoch = state.step / plan.steps_per_epoch
+            self.run.record(state.step, epoch, {f"val/{k}": v for k, v in values.items()})
+            listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            logger.info("epoch %d/%d: %s", round(epoch), plan.epochs, listed)
+        is_best = self.best_metric is not None and _is_better(state, self.best_metric)
+        if is_best:
+            state.best_metrics, state.best_step = state.metrics, state.step
+        if self.save is not None and distributed.is_main():
+            for name in ("last", "best") if is_best else ("last",):
+                self.save(self.run.path / f"{name}.safetensors", for_use, state.metrics)
+
+
+def _measure(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
+    model.eval()
+    # Not inference_mode: what a model caches under it could not take part in training later.
+    with torch.no_grad():
+        return {name: float(value) for name, value in evaluate(model).items()}
+
+
+def _is_better(state: TrainingState, metric: str) -> bool:
+    def rank(metrics: dict[str, float]) -> float:
+        value = metrics.get(metric, math.nan)
+        return -math.inf if math.isnan(value) else value
+
+    return not state.best_metrics or rank(state.metrics) > rank(state.best_metrics)

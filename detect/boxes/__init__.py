@@ -1,0 +1,1 @@
+"""Arithmetic of boxes: `coding` turns them into deltas and back, `suppression` is NMS."""

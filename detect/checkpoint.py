@@ -1,0 +1,164 @@
+"""A trained detector as one file."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbones.common.config import from_dict, to_dict
+from backbones.common.device import resolve_device
+from backbones.common.errors import MissingPackageError, UserError
+from backbones.networks.weights import load_weights, save_weights
+from detect.build import build_detector
+from detect.config import ModelConfig
+from detect.detector import Detector
+from detect.rcnn.model import RCNN
+
+SETTINGS_OF_USE = (
+    "proposals_per_image",
+    "proposal_score_thresh",
+    "learned.nms_thresh",
+    "learned.pre_nms_top_n",
+    "rcnn.crop_size",
+    "rcnn.objectness_weight",
+    "rcnn.score_thresh",
+    "rcnn.nms_thresh",
+    "rcnn.soft_nms_sigma",
+    "rcnn.detections_per_image",
+)
+"""Keys of `ModelConfig` that may have other values in use than in training."""
+
+
+def save_detector(
+    path: str | Path,
+    model: RCNN,
+    config: ModelConfig,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    figures: Mapping[str, float],
+) -> None:
+    """Write one `.safetensors` file: weights, and as metadata all that `load_detector` needs.
+
+    Args:
+        path: file to write; replaced atomically.
+        model: the detector.
+        config: what it was built from.
+        class_names: of labels `1..K`.
+        category_ids: of labels `1..K` in the training data.
+        figures: scores it was measured at, e.g. `{"AP50": 0.81}`.
+    """
+    spec = model.backbone.spec
+    metadata = {
+        "kind": "detector",
+        "config": asdict(config),
+        "class_names": list(class_names),
+        "category_ids": list(category_ids),
+        "variant": spec.name,
+        "input_size": spec.input_size,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "figures": dict(figures),
+    }
+    save_weights(path, model.state_dict(), metadata)
+
+
+def load_detector(
+    path: str | Path, device: str = "auto", settings: Mapping[str, Any] | None = None
+) -> Detector:
+    """Read a file that `save_detector` wrote. Nothing in it is executed.
+
+    Args:
+        path: the file, or a run folder, of which `best.safetensors` is taken, or where nothing
+            chose `last.safetensors`.
+        device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one.
+        settings: keys of `ModelConfig` with other values than in training, groups as mappings, such
+            as `{"proposal_score_thresh": 0.1, "rcnn": {"nms_thresh": 0.4}}`; those in
+            `SETTINGS_OF_USE`, as the weights were trained for the others.
+
+    Raises:
+        UserError: missing, not a detector, or one whose tensors do not fit its own configuration or
+            the settings.
+        MissingPackageError: it needs an optional package that is not there.
+    """
+    if Path(path).is_dir():
+        names = ("best.safetensors", "last.safetensors")
+        files = [Path(path, name) for name in names if Path(path, name).exists()]
+        if not files:
+            raise UserError(f"{path}: neither {names[0]} nor {names[1]} is in this run folder")
+        path = files[0]
+    elif not Path(path).exists():
+        raise UserError(f"{path}: not found: expected a run folder or a .safetensors file")
+    state, metadata = load_weights(path)
+    if metadata.get("kind") != "detector":
+        kind = metadata.get("kind")
+        found = f"this is a {kind}" if kind else "this file does not say what it holds"
+        raise UserError(f"{path}: expected a checkpoint of train_detector, {found}")
+    try:
+        config_dict = dict(metadata["config"])
+        class_names, category_ids = list(metadata["class_names"]), list(metadata["category_ids"])
+        if len(class_names) != len(category_ids) or not class_names:
+            raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
+        # The weights are in this very file; the backbone they once started from need not exist.
+        started_anew = {"weights": None, "freeze": "none"}
+        trained_as = from_dict(ModelConfig, config_dict | started_anew)
+        # Without storage: the sizes in a hostile file cost nothing until they are checked.
+        with torch.device("meta"):
+            outline = build_detector(trained_as, len(class_names)).state_dict()
+    except MissingPackageError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise UserError(f"{path}: detector checkpoint with broken metadata: {reason}") from error
+    _check_fit(outline, state, path)
+    _check_settings(settings or {})
+    config = trained_as
+    if settings:
+        trained_with = to_dict(trained_as)
+        if (settings.get("rcnn") or {}).get("soft_nms_sigma") is not None:
+            # Not used beside it, and so refused with another value than the default.
+            trained_with["rcnn"].pop("nms_thresh")
+        config = from_dict(ModelConfig, _changed(trained_with, settings))
+    model = build_detector(config, len(class_names))
+    model.load_state_dict(state)
+    metadata = {**metadata, "config": to_dict(config)}
+    return Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
+
+
+def _check_settings(settings: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise `UserError` for a key that training has fixed."""
+    for key, value in settings.items():
+        name = prefix + key
+        if isinstance(value, Mapping) and not prefix:
+            _check_settings(value, f"{key}.")
+        elif name not in SETTINGS_OF_USE:
+            near = difflib.get_close_matches(name, SETTINGS_OF_USE, n=1, cutoff=0.8)
+            hint = f", did you mean model.{near[0]}?" if near else ""
+            known = ", ".join(f"model.{setting}" for setting in SETTINGS_OF_USE)
+            raise UserError(f"model.{name} is no setting of use{hint} There are {known}")
+
+
+def _changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with other values for some keys."""
+    changed = dict(config)
+    for key, value in changes.items():
+        own = config.get(key)
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            value = _changed(own, value)
+        changed[key] = value
+    return changed
+
+
+def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise `UserError` naming the first tensor that does not fit."""
+    for name in sorted(own.keys() | state.keys()):
+        expected = list(own[name].shape) if name in own else None
+        got = list(state[name].shape) if name in state else None
+        if expected != got:
+            raise UserError(
+                f"{path}: checkpoint of another architecture: tensor {name} is "
+                f"{got or 'missing'}, this detector needs {expected or 'none of that name'}"
+            )

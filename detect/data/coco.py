@@ -1,0 +1,202 @@
+"""Datasets in COCO's layout: one JSON file of annotations and a folder of images."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backbones.common.errors import UserError
+from backbones.common.memory import garbage_collection_paused
+from detect.data.cleaning import clean_boxes
+from detect.data.sample import DetectionDataset
+
+# Nine tenths of COCO's files, and not read here. Dropped while parsing, so that they are never
+# all in memory at once.
+_UNUSED = ("segmentation", "keypoints", "license", "coco_url", "flickr_url", "date_captured")
+
+
+def load_coco(
+    annotations: str | os.PathLike[str], images: str | os.PathLike[str]
+) -> DetectionDataset:
+    """Read a COCO annotation file; labels follow the order of the category ids, however sparse.
+
+    Images without boxes are kept. `iscrowd` (default 0), `area` (default that of the box) and an
+    annotation's `id` may be missing. Boxes without area or outside their image are dropped and
+    those reaching beyond it are clipped, each with one warning that counts them.
+
+    Args:
+        annotations: the JSON file.
+        images: folder that `file_name` is relative to.
+
+    Raises:
+        UserError: a file or key is missing, or a value is not what it should be; the message names
+            the file and the entry.
+    """
+    source = str(annotations)
+    if not Path(images).is_dir():
+        raise UserError(f"{images}: no such folder, expected the images of {source}")
+    with garbage_collection_paused():
+        return _load(source, images)
+
+
+def _load(source: str, images: str | os.PathLike[str]) -> DetectionDataset:
+    document = _read_json(source)
+    category_ids, class_names = _categories(document, source)
+    entries = _entries(document, "images", source)
+    if not entries:
+        raise UserError(f"{source}: the dataset is empty: expected at least one entry in images")
+    image_ids, paths, sizes = [], [], []
+    for number, entry in enumerate(entries):
+        where = f"{source}: images[{number}]"
+        image_ids.append(_integer(_get(entry, "id", where), "id", where))
+        file_name = _get(entry, "file_name", where)
+        if not isinstance(file_name, str):
+            raise UserError(f"{where}: expected a string as file_name, got {file_name!r}")
+        paths.append(os.path.join(images, file_name))
+        size = [_integer(_get(entry, key, where), key, where) for key in ("width", "height")]
+        if min(size) < 1 or max(size) >= 2**31:
+            raise UserError(f"{where}: expected a positive width and height, got {size}")
+        sizes.append(size)
+    index_of = {image_id: index for index, image_id in enumerate(image_ids)}
+    if len(index_of) < len(image_ids):
+        raise UserError(f"{source}: images: id {_first_repeated(image_ids)} is used twice")
+    label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
+
+    rows = _entries(document, "annotations", source)
+    xywh = np.empty((len(rows), 4))
+    image_index = np.empty(len(rows), np.int64)
+    labels = np.empty(len(rows), np.int64)
+    crowd = np.empty(len(rows), bool)
+    area = np.empty(len(rows), np.float32)
+    for number, row in enumerate(rows):
+        # The plain look-ups are for speed; what they raise is put into words by _explain.
+        try:
+            image_index[number] = index_of[row["image_id"]]
+            labels[number] = label_of[row["category_id"]]
+            _, _, width, height = xywh[number] = _list(row["bbox"])
+            crowd[number] = {0: False, 1: True}[row.get("iscrowd", 0)]
+            area[number] = row.get("area", width * height)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            reason = _explain(row, index_of, label_of)
+            raise UserError(f"{source}: {_annotation_name(rows, number)}: {reason}") from error
+    bad = ~(np.isfinite(xywh).all(axis=1) & np.isfinite(area))
+    if bad.any():
+        number = int(bad.argmax())
+        raise UserError(
+            f"{source}: {_annotation_name(rows, number)}: expected finite numbers in bbox and "
+            f"area, got {rows[number]['bbox']}, area {area[number]}"
+        )
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    box_sizes = np.asarray(sizes)[image_index]
+    boxes, keep = clean_boxes(boxes, box_sizes, source, lambda m: _annotation_name(rows, m))
+    return DetectionDataset(
+        class_names=class_names,
+        category_ids=category_ids,
+        image_ids=image_ids,
+        paths=paths,
+        sizes=sizes,
+        image_index=image_index[keep],
+        boxes=boxes[keep],
+        labels=labels[keep],
+        crowd=crowd[keep],
+        area=area[keep],
+    )
+
+
+def _read_json(source: str) -> dict[str, Any]:
+    def drop_unused(entry: dict[str, Any]) -> dict[str, Any]:
+        for key in _UNUSED:
+            entry.pop(key, None)
+        return entry
+
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+        document = json.loads(text, object_hook=drop_unused)
+    except OSError as error:
+        raise UserError(f"{source}: cannot read annotations: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{source}: expected COCO's JSON, cannot parse it: {error}") from error
+    if not isinstance(document, dict):
+        got = type(document).__name__
+        raise UserError(
+            f"{source}: expected a JSON object with images, annotations and categories, got a {got}"
+        )
+    return document
+
+
+def _entries(document: dict[str, Any], key: str, source: str) -> list[Any]:
+    value = document.get(key)
+    if not isinstance(value, list):
+        raise UserError(f"{source}: expected a list under the key {key!r}")
+    return value
+
+
+def _categories(document: dict[str, Any], source: str) -> tuple[list[int], list[str]]:
+    names: dict[int, str] = {}
+    for number, entry in enumerate(_entries(document, "categories", source)):
+        where = f"{source}: categories[{number}]"
+        category_id = _integer(_get(entry, "id", where), "id", where)
+        name = str(_get(entry, "name", where))
+        if category_id in names or name in names.values():
+            raise UserError(f"{where}: id {category_id} or name {name!r} is used twice")
+        names[category_id] = name
+    if not names:
+        raise UserError(f"{source}: expected at least one entry in categories")
+    category_ids = sorted(names)
+    return category_ids, [names[category_id] for category_id in category_ids]
+
+
+def _get(entry: Any, key: str, where: str) -> Any:
+    if not isinstance(entry, dict) or key not in entry:
+        raise UserError(f"{where}: expected the key {key!r}")
+    return entry[key]
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _integer(value: Any, key: str, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"{where}: expected an integer as {key}, got {value!r}")
+    return value
+
+
+def _first_repeated(values: list[int]) -> int:
+    return next(value for value, count in Counter(values).items() if count > 1)
+
+
+def _annotation_name(rows: list[Any], number: int) -> str:
+    row = rows[number]
+    if isinstance(row, dict) and "id" in row:
+        return f"annotation {row['id']}"
+    return f"annotations[{number}]"
+
+
+def _explain(row: Any, index_of: dict[int, int], label_of: dict[int, int]) -> str:
+    """What is wrong with an annotation that could not be read."""
+    if not isinstance(row, dict):
+        return f"expected an object, got {row!r}"
+    for key in ("image_id", "category_id", "bbox"):
+        if key not in row:
+            return f"expected the key {key!r}"
+    if not _is_key(row["image_id"], index_of):
+        return f"image_id {row['image_id']!r} is not among the images"
+    if not _is_key(row["category_id"], label_of):
+        return f"category_id {row['category_id']!r} is not among the categories"
+    if row.get("iscrowd", 0) not in (0, 1):
+        return f"expected iscrowd 0 or 1, got {row['iscrowd']!r}"
+    try:
+        float(row.get("area", 0))
+    except (TypeError, ValueError, OverflowError):
+        return f"expected a number as area, got {row['area']!r}"
+    return f"expected bbox as four numbers [x, y, width, height], got {row['bbox']!r}"
+
+
+def _is_key(value: Any, mapping: dict[int, int]) -> bool:
+    return isinstance(value, int) and value in mapping

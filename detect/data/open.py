@@ -1,0 +1,95 @@
+"""From a configuration to a dataset, and whether its classes are those that a detector knows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from backbones.common.errors import UserError
+from detect.data import DetectionDataset, load_coco, load_voc, make_digits
+
+DatasetFormat = Literal["coco", "voc", "digits"]
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Which images and boxes."""
+
+    format: DatasetFormat = "digits"
+    """Layout of the data: `coco` (ROOT/annotations/[instances_]SPLIT.json, images in ROOT/SPLIT or
+    ROOT/images/SPLIT), `voc` (ROOT with Annotations, ImageSets/Main and JPEGImages), `digits`
+    (handwritten digits on photographs, generated into ROOT when it is not there)."""
+    root: str = "data/digits"
+    """Folder of the dataset."""
+    class_names: tuple[str, ...] | None = None
+    """Classes in the order of their labels, `voc` only; null takes
+    VOC's 20 where the annotations have no others, else the names in them."""
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None and self.format != "voc":
+            raise UserError(f"data.class_names is for data.format voc; {self.format} names its own")
+
+
+def build_dataset(config: DatasetConfig, split: str) -> DetectionDataset:
+    """Load one split; `digits` are generated first where they are missing.
+
+    Raises:
+        UserError: a file is missing or malformed, or the split is empty.
+    """
+    root = Path(config.root)
+    if config.format == "voc":
+        return load_voc(root, split, class_names=config.class_names)
+    if config.format == "digits":
+        make_digits(root)
+    annotations = _first_existing(
+        root / "annotations" / f"instances_{split}.json", root / "annotations" / f"{split}.json"
+    )
+    return load_coco(annotations, _first_existing(root / split, root / "images" / split))
+
+
+def _first_existing(first: Path, second: Path) -> Path:
+    for path in (first, second):
+        if path.exists():
+            return path
+    raise UserError(f"{first}: not found, and neither is {second}: check data.root and the split")
+
+
+def check_same_classes(
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    dataset: DetectionDataset,
+    split: str | None,
+) -> None:
+    """Raise `UserError` unless a split has the classes of the training data, in their order."""
+    known, found = (
+        list(zip(*pair, strict=True))
+        for pair in ((category_ids, class_names), (dataset.category_ids, dataset.class_names))
+    )
+    if found != known:
+        raise UserError(
+            f"the classes of split {split} are not those of the training split: "
+            f"{_listed(found)}; expected {_listed(known)}: give the same ids and names in both "
+            "(data.class_names sets those of the voc layout)"
+        )
+
+
+def dataset_for(data: DatasetConfig, class_names: Sequence[str]) -> DatasetConfig:
+    """The dataset to use a detector of these classes on; in VOC's layout it has them if no others
+    were named, so that it need not show all of them.
+
+    Raises:
+        UserError: the dataset is digits, the default, which would be generated, and the detector's
+            classes are others.
+    """
+    if data.format == "digits" and list(class_names) != [str(digit) for digit in range(10)]:
+        raise UserError(
+            "name the dataset by --data.format (voc or coco) and --data.root: the default, digits, "
+            f"has none of this detector's classes {', '.join(class_names[:5])}"
+        )
+    if data.format == "voc" and data.class_names is None:
+        return replace(data, class_names=tuple(class_names))
+    return data
+
+
+def _listed(classes: Sequence[tuple[int, str]]) -> str:
+    return ", ".join(f"{category_id} {name}" for category_id, name in classes)

@@ -1,0 +1,1 @@
+"""Trained detectors in forms for use: fast (`detector`, `proposer`), and as ONNX (`onnx`)."""

@@ -1,0 +1,230 @@
+"""Run a detector over many inputs; write annotated pictures and videos, and results as JSON."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from backbones.common.errors import ImageError, UserError
+from backbones.common.files import make_folder
+from backbones.common.images import write_image
+from backbones.common.progress import TrainingProgress, track
+from detect.detector import Detector
+from detect.evaluation import coco_results
+from detect.media.drawing import draw_detections
+from detect.media.sources import Source, read_images
+from detect.media.video import VideoReader, VideoWriter
+from detect.rcnn.postprocess import above_score
+
+logger = logging.getLogger(__name__)
+
+AddEntry = Callable[[dict[str, Any]], None]
+Frame = tuple[Path, int | None]
+"""A file and, in a video, the number of the frame."""
+
+
+@dataclass
+class InferenceReport:
+    """What `infer` did.
+
+    Attributes:
+        images: number of pictures and video frames with detections made.
+        detections: number of objects found.
+        errors: one line for each input that could not be read (to its end).
+    """
+
+    images: int = 0
+    detections: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def infer(
+    detector: Detector,
+    source: Source,
+    output: Path,
+    *,
+    score_thresh: float,
+) -> InferenceReport:
+    """Detect objects in every input and write what was found into the folder `output`.
+
+    Writes an annotated picture `NAME.jpg` for each image, an annotated `NAME.mp4` for each video,
+    `results.json` with the detections in COCO's results format, and `images.json` with `images`
+    (id, file, frame of a video, size, annotated picture or video) and `categories`, to which the
+    results refer. An input that cannot be read is reported and the rest is done.
+
+    Args:
+        detector: what to run.
+        source: what to run it on.
+        output: folder to write to, made where missing.
+        score_thresh: detections below it are neither drawn nor written.
+
+    Raises:
+        UserError: the detector has no proposer, `output` cannot be written to, or a result would
+            overwrite an input.
+    """
+    if detector.model.proposer is None:
+        raise UserError(
+            "this detector was trained on precomputed proposals and has no proposer of its own: "
+            "evaluate it on its dataset, or train one with model.proposer learned or grid"
+        )
+    make_folder(output)
+    report = InferenceReport()
+    targets = _targets(source, output)
+    categories = [
+        {"id": category_id, "name": name}
+        for category_id, name in zip(detector.category_ids, detector.class_names, strict=True)
+    ]
+    tail = f'], "categories": {json.dumps(categories)}}}'
+    with (
+        _says_what_is_kept(report, output),
+        _growing_list(output / "results.json", "[", "]") as add_result,
+        _growing_list(output / "images.json", '{"images": [', tail) as add_image,
+    ):
+        results = _Results(detector, add_result, add_image)
+
+        def annotated(
+            images: Iterable[tuple[Frame, Tensor]], count: int | None = None
+        ) -> Iterator[tuple[Path, Tensor]]:
+            for (file, number), image, found in detector.detect_named(images, count):
+                found = above_score(found, score_thresh)
+                picture = draw_detections(image, found, detector.class_names)
+                results.add(image, file, number, targets[file], found)
+                report.images += 1
+                report.detections += len(found["boxes"])
+                yield file, picture
+
+        with TrainingProgress("images", len(source.images)) as progress:
+            for path, picture in annotated(_readable(source.images, report), len(source.images)):
+                write_image(targets[path], picture)
+                progress.update(report.images + len(report.errors), 1, waited=None, notes="")
+        for path in source.videos:
+            try:
+                _annotate_video(path, targets[path], annotated)
+            except UserError as error:
+                _report_error(report, str(error))
+    return report
+
+
+def _readable(paths: list[Path], report: InferenceReport) -> Iterator[tuple[Frame, Tensor]]:
+    """The images that can be read; the others go into the report."""
+    for path, image in read_images(paths):
+        if isinstance(image, ImageError):
+            _report_error(report, str(image))
+        else:
+            yield (path, None), image
+
+
+def _annotate_video(
+    path: Path,
+    target: Path,
+    annotated: Callable[[Iterable[tuple[Frame, Tensor]]], Iterator[tuple[Path, Tensor]]],
+) -> None:
+    """Annotate frame by frame; a video that breaks off keeps the frames before the break."""
+    reader = VideoReader(path)
+    broken: UserError | None = None
+    with VideoWriter(target, reader.fps, reader.size) as writer:
+
+        def frames() -> Iterator[tuple[Frame, Tensor]]:
+            for number, frame in enumerate(reader):
+                writer.check_size(frame)
+                yield (path, number), frame
+
+        try:
+            for _, picture in track(
+                annotated(frames()), reader.num_frames or None, path.name, "frames"
+            ):
+                writer.write(picture)
+        except UserError as error:
+            broken = error
+    if broken is not None:
+        raise broken
+
+
+def _report_error(report: InferenceReport, message: str) -> None:
+    logger.error(message)
+    report.errors.append(message)
+
+
+def _targets(source: Source, output: Path) -> dict[Path, Path]:
+    """The file for each input, numbered where two inputs share a name, so that none is lost."""
+    paths = [*source.images, *source.videos]
+    inputs = {path.resolve() for path in paths}
+    targets: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for path in paths:
+        suffix = ".mp4" if path in source.videos else ".jpg"
+        name, number = path.stem + suffix, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}_{number}{suffix}"
+        taken.add(name)
+        target = output / name
+        if target.resolve() in inputs:
+            raise UserError(f"{target}: the result would overwrite this input: change the output")
+        targets[path] = target
+    return targets
+
+
+class _Results:
+    """Puts what is found in an image into `results.json` and `images.json`."""
+
+    def __init__(self, detector: Detector, add_result: AddEntry, add_image: AddEntry) -> None:
+        self._category_ids = detector.category_ids
+        self._add_result, self._add_image = add_result, add_image
+        self._count = 0
+
+    def add(
+        self,
+        image: Tensor,
+        file: Path,
+        frame: int | None,
+        annotated: Path,
+        found: dict[str, Tensor],
+    ) -> None:
+        self._count += 1
+        _, height, width = image.shape
+        entry = {"id": self._count, "file_name": str(file), "height": height, "width": width}
+        entry["annotated"] = annotated.name
+        self._add_image(entry if frame is None else entry | {"frame": frame})
+        for result in coco_results(found, self._count, self._category_ids):
+            self._add_result(result)
+
+
+@contextmanager
+def _says_what_is_kept(report: InferenceReport, output: Path) -> Iterator[None]:
+    """After Ctrl-C, how far the work has come."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning("%s keeps what was found so far, images: %d", output, report.images)
+        raise
+
+
+@contextmanager
+def _growing_list(path: Path, head: str, tail: str) -> Iterator[AddEntry]:
+    """A JSON list between `head` and `tail`, written entry by entry so that memory does not grow.
+
+    The file gets its name in the end, also when that is early: what was added by then stays.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    separator = ""
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(head)
+
+        def add(entry: dict[str, Any]) -> None:
+            nonlocal separator
+            file.write(separator + json.dumps(entry))
+            separator = ", "
+
+        try:
+            yield add
+        finally:
+            file.write(tail)
+            file.close()
+            os.replace(partial, path)

@@ -1,0 +1,171 @@
+"""Running a detector over a dataset: its detections, scores, and what they cost."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from backbones.common import distributed
+from backbones.common.errors import ImageError
+from backbones.common.files import atomic_write
+from backbones.common.progress import TrainingProgress
+from detect.data import DetectionDataset
+from detect.data.open import DatasetConfig, build_dataset
+from detect.detector import Detector
+from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
+from detect.proposals import Proposals
+from detect.streaming import busy_seconds, work_through
+
+logger = logging.getLogger(__name__)
+
+Looks = dict[int, tuple[dict[str, Tensor], Tensor]]
+"""By index of an image: its detections, and the boxes that were looked at."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an image costs on average; None where no image could be read.
+
+    Attributes:
+        crops_per_image: crops that go through the network, the proposer's choice of how many.
+        seconds_per_image: to propose, classify and select, in batches and threads, while the next
+            images are read.
+    """
+
+    crops_per_image: float | None
+    seconds_per_image: float | None
+
+
+class Detected(NamedTuple):
+    """What a detector made of a dataset.
+
+    Attributes:
+        detections: for each image in the dataset's order a dict as from `Detector`.
+        regions: for each image the boxes that it looked at, `float32 [P_i, 4]`, best first.
+        cost: of an image.
+    """
+
+    detections: list[dict[str, Tensor]]
+    regions: list[Tensor]
+    cost: Cost
+
+
+def score_detector(
+    detector: Detector,
+    dataset: DetectionDataset,
+    folder: Path,
+    proposals: Mapping[int, Proposals] | None = None,
+    *,
+    voc: bool = False,
+) -> dict[str, Any]:
+    """Score a detector on a dataset; writes `test.json` and `test_results.json` into `folder`.
+
+    Args:
+        detector: what to score.
+        dataset: what to score it on.
+        folder: where to write.
+        proposals: from `proposals_for`, for a detector without a proposer.
+        voc: add VOC's mean average precision, as `VOC_mAP` (all points) and `VOC07_mAP`.
+
+    Returns:
+        What `test.json` holds: the scores of `evaluate_coco` and the figures of a `Cost`.
+    """
+    detections, _, cost = detect_dataset(detector, dataset, proposals)
+    scores = evaluate_coco(dataset, detections) | asdict(cost)
+    if voc:
+        scores["VOC_mAP"] = evaluate_voc(dataset, detections)["mAP"]
+        scores["VOC07_mAP"] = evaluate_voc(dataset, detections, method="11_point")["mAP"]
+    if not distributed.is_main():
+        return scores
+    with atomic_write(folder / "test_results.json", "w") as file:
+        json.dump(to_coco_results(dataset, detections), file)
+    with atomic_write(folder / "test.json", "w") as file:
+        json.dump(scores, file, indent=2)
+    return scores
+
+
+def detect_dataset(
+    detector: Detector,
+    dataset: DetectionDataset,
+    proposals: Mapping[int, Proposals] | None = None,
+) -> Detected:
+    """Run a detector over every image of a dataset.
+
+    With several processes each looks at its part of the images, and all get everything.
+
+    An image that cannot be read counts as one without detections, with a warning that names it:
+    its objects were missed.
+
+    Args:
+        detector: what to run.
+        dataset: what to run it on.
+        proposals: from `proposals_for`, for a detector without a proposer.
+    """
+    own = range(distributed.rank(), len(dataset), distributed.world_size())
+    found: Looks = {index: (_nothing(), torch.zeros(0, 4)) for index in own}
+    crops, looked_at = 0, 0
+    spans: list[tuple[float, float]] = []
+
+    def work(batch: list[tuple[int, Tensor]]) -> tuple[Looks, tuple[float, float]]:
+        images = [image for _, image in batch]
+        started = time.perf_counter()
+        if proposals is None:
+            regions = detector.propose(images)
+        else:
+            regions = [proposals[dataset.image_ids[index]] for index, _ in batch]
+        detections = detector.detect(images, regions)
+        ended = time.perf_counter()
+        boxes = (proposal.boxes.cpu() for proposal in regions)
+        indices = (index for index, _ in batch)
+        looks = zip(detections, boxes, strict=True)
+        return dict(zip(indices, looks, strict=True)), (started, ended)
+
+    device = detector.device
+    with TrainingProgress("evaluate", len(own)) as progress:
+        for looks, span in work_through(_readable(dataset, own), work, device, len(own)):
+            found |= looks
+            crops += sum(len(image_boxes) for _, image_boxes in looks.values())
+            spans.append(span)
+            looked_at += len(looks)
+            progress.update(looked_at, len(looks), waited=None, notes="")
+    parts = distributed.gather((found, crops, busy_seconds(spans), looked_at))
+    ordered = [parts[index % len(parts)][0][index] for index in range(len(dataset))]
+    detections, regions = (list(column) for column in zip(*ordered, strict=True))
+    looked_at = sum(part[3] for part in parts)
+    if looked_at == 0:
+        return Detected(detections, regions, Cost(None, None))
+    crops, seconds = sum(part[1] for part in parts), sum(part[2] for part in parts)
+    return Detected(detections, regions, Cost(crops / looked_at, seconds / looked_at))
+
+
+def calibration_images(data: DatasetConfig, split: str | None) -> Iterator[Tensor]:
+    """The images of a split that can be read, as `deploy_detector` takes them; of None no images.
+
+    Raises:
+        UserError: as `build_dataset`.
+    """
+    if split is not None:
+        dataset = build_dataset(data, split)
+        yield from (image for _, image in _readable(dataset, range(len(dataset))))
+
+
+def _readable(dataset: DetectionDataset, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    for index in indices:
+        try:
+            yield index, dataset.load_image(index)
+        except ImageError as error:
+            logger.warning("counted as without detections: %s", error)
+
+
+def _nothing() -> dict[str, Tensor]:
+    return {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "scores": torch.zeros(0),
+    }

@@ -1,0 +1,1 @@
+"""Pictures and videos: found (`sources`), read and written (`video`), drawn on (`drawing`)."""

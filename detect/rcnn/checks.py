@@ -1,0 +1,54 @@
+"""What a detector checks of its arguments, so that a mistake is named and not trained on."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detect.rcnn.crops import check_boxes
+
+
+def check_images(images: Sequence[Tensor]) -> None:
+    """Raise `ValueError`, naming the image, unless all are `uint8 [3, H, W]` and there is one."""
+    if not len(images):
+        raise ValueError("images must hold at least one image")
+    for i, image in enumerate(images):
+        check_image(image, f"images[{i}]")
+
+
+def check_image(image: Tensor, name: str) -> None:
+    """Raise `ValueError` unless it is `uint8 [3, H, W]` with a pixel at least."""
+    is_rgb = image.ndim == 3 and image.shape[0] == 3 and image.numel() > 0
+    if not is_rgb or image.dtype != torch.uint8:
+        raise ValueError(
+            f"{name} must be uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}"
+        )
+
+
+def check_targets(
+    images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], num_classes: int
+) -> None:
+    """Raise `ValueError`, naming image and box, unless there is one good target for each image.
+
+    Args:
+        images: B images.
+        targets: should be B dicts with `boxes` `[G_i, 4]` xyxy and `labels` `[G_i]`.
+        num_classes: K; labels should be in `1..K`.
+    """
+    if len(targets) != len(images):
+        raise ValueError(f"got {len(images)} images but {len(targets)} targets")
+    for i, target in enumerate(targets):
+        if missing := {"boxes", "labels"} - target.keys():
+            raise ValueError(f"targets[{i}] has no {' and no '.join(sorted(missing))}")
+    check_boxes([target["boxes"] for target in targets], "target boxes")
+    for i, target in enumerate(targets):
+        labels = target["labels"]
+        if len(labels) != len(target["boxes"]):
+            raise ValueError(
+                f"targets[{i}] has {len(target['boxes'])} boxes but {len(labels)} labels"
+            )
+        if len(labels) and not 1 <= int(labels.min()) <= int(labels.max()) <= num_classes:
+            raise ValueError(
+                f"targets[{i}] labels must be in 1..{num_classes} (0 is background), "
+                f"got {labels.tolist()}"
+            )

@@ -1,0 +1,77 @@
+"""The crops of a training step: from an image's proposals to the boxes that the network looks at.
+
+Glossary: P candidates and G ground-truth boxes of one image, R crops chosen from it, K foreground
+classes; label 0 is background. All boxes are `float32 [N, 4]` xyxy in pixels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detect.boxes.coding import paired_iou
+from detect.proposals.base import Proposals
+from detect.rcnn.config import RCNNConfig
+from detect.rcnn.matching import jitter_boxes, match_proposals, sample_minibatch
+
+
+class Crops(NamedTuple):
+    """What the network is shown of one image, and what it should say.
+
+    Attributes:
+        boxes: `[R, 4]`.
+        labels: `int64 [R]` in `0..K`.
+        gt_boxes: `[R, 4]`, the object that each box overlaps most; the box itself without objects.
+        regress: `bool [R]`, whether the box regression learns from it.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    gt_boxes: Tensor
+    regress: Tensor
+
+
+@torch.no_grad()
+def add_candidates(
+    proposals: Proposals, gt_boxes: Tensor, size: tuple[int, int], config: RCNNConfig
+) -> Proposals:
+    """Proposals, the objects themselves and boxes around them; the latter two with the score 0.
+
+    Args:
+        proposals: of the image.
+        gt_boxes: `[G, 4]`.
+        size: (height, width) of the image.
+        config: says how many boxes around each object, and how far off.
+    """
+    jittered = jitter_boxes(gt_boxes, config.jitter_copies, config.jitter_strength, size)
+    boxes, scores = add_objects(proposals, torch.cat([gt_boxes, jittered]))
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return Proposals(boxes[has_area], scores[has_area])
+
+
+def add_objects(proposals: Proposals, boxes: Tensor) -> Proposals:
+    """Proposals and further boxes `[N, 4]`, these with the score 0."""
+    scores = torch.cat([proposals.scores, boxes.new_zeros(len(boxes))])
+    return Proposals(torch.cat([proposals.boxes, boxes]), scores)
+
+
+@torch.no_grad()
+def choose_crops(candidates: Proposals, target: dict[str, Tensor], config: RCNNConfig) -> Crops:
+    """Match candidates to the objects and draw the crops of a step.
+
+    Args:
+        candidates: boxes of positive area with scores, P of them.
+        target: `boxes [G, 4]`, `labels int64 [G]` in `1..K`.
+        config: thresholds, numbers and shares.
+    """
+    gt_boxes = target["boxes"]
+    matched_idxs, labels = match_proposals(
+        *(candidates.boxes, gt_boxes, target["labels"]), config.positive_iou, config.negative_iou
+    )
+    chosen = sample_minibatch(labels, config.crops_per_image, config.positive_fraction)
+    boxes, labels = candidates.boxes[chosen], labels[chosen]
+    if len(gt_boxes) == 0:
+        return Crops(boxes, labels, boxes, torch.zeros_like(labels, dtype=torch.bool))
+    matched = gt_boxes[matched_idxs[chosen]]
+    regress = (labels > 0) & (paired_iou(boxes, matched) >= config.regression_iou)
+    return Crops(boxes, labels, matched, regress)

@@ -1,0 +1,240 @@
+"""R-CNN (Girshick et al. 2014) with a low-resolution Inception network on the crops.
+
+Glossary: B images, P_i proposals of image i, R crops in a batch, K foreground classes, S crop size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import clip_boxes_to_image
+
+from backbones.common.errors import UserError
+from backbones.networks.finetuning import keep_frozen
+from backbones.networks.inception import InceptionV3
+from detect.boxes.coding import decode_boxes, encode_boxes, of_class
+from detect.proposals.base import Proposals, Proposer
+from detect.rcnn.checks import check_images, check_targets
+from detect.rcnn.config import RCNNConfig
+from detect.rcnn.crops import check_boxes, crop_regions, split_evenly
+from detect.rcnn.minibatch import Crops, add_candidates, choose_crops
+from detect.rcnn.postprocess import select_detections
+
+CROPS_PER_FORWARD = 64
+"""Crops that go through the network at once in use; bounds memory, changes results by rounding."""
+
+
+class RCNN(nn.Module):
+    """Propose regions, crop them, classify the crops, refine their boxes.
+
+    torchvision's detection contract: `losses = model(images, targets)` in training mode,
+    `detections = model(images)` in eval mode. Unlike torchvision's, images are `uint8` and
+    `num_classes` does not count the background.
+
+    Args:
+        backbone: the crop network; its classifier is taken off.
+        proposer: where to look, or None if the caller passes proposals to every call.
+        num_classes: K, background not counted.
+        config: see `RCNNConfig`.
+
+    Attributes:
+        crop_size: S, from `config` or the backbone.
+
+    Raises:
+        UserError: `config.crop_size` is too small for the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: InceptionV3,
+        proposer: Proposer | None,
+        num_classes: int,
+        config: RCNNConfig,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        backbone.reset_classifier(0)
+        self.backbone = backbone
+        self.proposer = proposer
+        self.num_classes = num_classes
+        self.config = config
+        spec = backbone.spec
+        self.crop_size = spec.input_size if config.crop_size is None else config.crop_size
+        if self.crop_size < spec.min_size:
+            raise UserError(
+                f"rcnn.crop_size must be at least {spec.min_size} for {spec.name}, "
+                f"got {self.crop_size}"
+            )
+        self.cls_score = nn.Linear(backbone.num_features, num_classes + 1)
+        self.bbox_pred = nn.Linear(backbone.num_features, num_classes * 4)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def train(self, mode: bool = True) -> "RCNN":
+        """Training or eval mode; frozen parts of the crop network stay in eval mode."""
+        super().train(mode)
+        if mode:
+            keep_frozen(self.backbone)
+        return self
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None = None,
+        proposals: Sequence[Proposals] | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in eval mode.
+
+        Args:
+            images: B tensors `uint8` RGB `[3, H_i, W_i]`.
+            targets: in training, B dicts with `boxes` `float32 [G_i, 4]` xyxy in pixels and
+                `labels` `int64 [G_i]` in `1..K`; G_i may be 0.
+            proposals: use these instead of the proposer's.
+
+        Returns:
+            Training: `loss_classifier`, `loss_box_reg`, and the proposer's `loss_*`, scalars.
+            Eval: B dicts `boxes [N, 4]`, `labels [N]`, `scores [N]`, best first.
+
+        Raises:
+            ValueError: images that are not `uint8 [3, H, W]`, targets missing or malformed (the
+                message names image and box), or no proposals from anywhere.
+        """
+        check_images(images)
+        if self.training:
+            if targets is None:
+                raise ValueError("targets are needed in training mode; call model.eval() for use")
+            check_targets(images, targets, self.num_classes)
+            return self._losses(images, targets, proposals)
+        if proposals is None:
+            proposals = self.propose(images)
+        return self._detect(images, proposals)
+
+    def propose(self, images: Sequence[Tensor]) -> list[Proposals]:
+        """Where this detector looks in each of B images, `uint8` RGB `[3, H_i, W_i]`.
+
+        Raises:
+            ValueError: it has no proposer of its own, or images that are not `uint8 [3, H, W]`.
+        """
+        check_images(images)
+        return self.require_proposer()(images)
+
+    def _losses(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]],
+        proposals: Sequence[Proposals] | None,
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        if proposals is None:
+            proposals, losses = self.require_proposer().forward_train(images, targets)
+        crops = [
+            choose_crops(
+                add_candidates(proposal, target["boxes"], _size(image), self.config),
+                target,
+                self.config,
+            )
+            for image, target, proposal in zip(images, targets, proposals, strict=True)
+        ]
+        cls_logits, deltas = self._heads(self.crop(images, [chosen.boxes for chosen in crops]))
+        return losses | self._crop_losses(crops, cls_logits, deltas)
+
+    def _crop_losses(
+        self, crops: Sequence[Crops], cls_logits: Tensor, deltas: Tensor
+    ) -> dict[str, Tensor]:
+        boxes, labels, gt_boxes, regress = (list(column) for column in zip(*crops, strict=True))
+        all_labels = torch.cat(labels)
+        wanted = torch.cat(regress).nonzero().flatten()
+        predicted = of_class(deltas[wanted], all_labels[wanted])
+        encoded = encode_boxes(
+            torch.cat(boxes)[wanted], torch.cat(gt_boxes)[wanted], self.config.delta_std
+        )
+        # Divided by all crops, not by the positives: an object weighs the same in a crowded image
+        # as in an empty one (Fast R-CNN's normalisation).
+        box_loss = F.smooth_l1_loss(predicted, encoded, reduction="sum") / max(1, len(all_labels))
+        classifier_loss = (
+            F.cross_entropy(cls_logits, all_labels) if len(all_labels) else cls_logits.sum()
+        )
+        return {
+            "loss_classifier": classifier_loss,
+            "loss_box_reg": box_loss * self.config.regression_weight,
+        }
+
+    def _detect(
+        self, images: Sequence[Tensor], proposals: Sequence[Proposals]
+    ) -> list[dict[str, Tensor]]:
+        config = self.config
+        boxes = [proposal.boxes for proposal in proposals]
+        probabilities, deltas = self.look(images, boxes)
+        counts = [len(image_boxes) for image_boxes in boxes]
+        detections = []
+        for image, proposal, scores, image_deltas in zip(
+            *(images, proposals, probabilities.split(counts), deltas.split(counts)), strict=True
+        ):
+            refined = decode_boxes(proposal.boxes, image_deltas, config.delta_std)
+            refined = clip_boxes_to_image(refined, _size(image))
+            scores = scores[:, 1:]
+            if config.objectness_weight:
+                own = proposal.scores[:, None]
+                scores = scores ** (1 - config.objectness_weight) * own**config.objectness_weight
+            detections.append(select_detections(refined, scores, config))
+        return detections
+
+    def look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class probabilities `[R, K + 1]` and box deltas of every box, in use.
+
+        At most `CROPS_PER_FORWARD` crops at a time, which may be those of several images.
+        """
+        check_boxes(boxes)
+        total = sum(len(image_boxes) for image_boxes in boxes)
+        pieces = (
+            self.crop([image], [piece])
+            for image, image_boxes in zip(images, boxes, strict=True)
+            for piece in image_boxes.split(CROPS_PER_FORWARD)
+        )
+        batches = split_evenly(pieces, total, CROPS_PER_FORWARD) if total else pieces
+        logits, deltas = (
+            torch.cat(parts)
+            for parts in zip(*(self._heads(batch) for batch in batches), strict=True)
+        )
+        return logits.softmax(dim=1), deltas
+
+    def _heads(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits `[R, K + 1]` and box deltas `[R, K, 4]`."""
+        if len(crops):
+            features = self.backbone(crops)
+        else:
+            features = self.cls_score.weight.new_zeros(0, self.backbone.num_features)
+        # The two small layers and all that follows stay in fp32 under autocast.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            logits, deltas = self.cls_score(features), self.bbox_pred(features)
+        return logits, deltas.view(len(deltas), self.num_classes, 4)
+
+    def crop(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """The network's view of `boxes`: `uint8 [R, 3, S, S]`; the same in training and use."""
+        return crop_regions(
+            images,
+            boxes,
+            size=self.crop_size,
+            fill=[round(255 * value) for value in self.backbone.spec.mean],
+            mode=self.config.crop_mode,
+            context=self.config.context,
+        )
+
+    def require_proposer(self) -> Proposer:
+        """The proposer; raises `ValueError` without one."""
+        if self.proposer is None:
+            raise ValueError(
+                "this detector has no proposer of its own (precomputed proposals): "
+                "pass proposals=[Proposals(boxes, scores), ...]"
+            )
+        return self.proposer
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    _, height, width = image.shape
+    return height, width

@@ -1,0 +1,49 @@
+"""From the scores and refined boxes of one image's proposals to its detections.
+
+Glossary: P proposals, K foreground classes, N boxes of any class that are left to choose from, D
+detections. All boxes are `float32 [N, 4]` xyxy in pixels.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from detect.boxes.suppression import hard_nms, soft_nms
+from detect.rcnn.config import RCNNConfig
+
+
+def select_detections(boxes: Tensor, scores: Tensor, config: RCNNConfig) -> dict[str, Tensor]:
+    """Drop weak boxes, suppress those that another one of their class covers, keep the best.
+
+    Args:
+        boxes: `[P, K, 4]`, inside the image; those without area are dropped.
+        scores: `float32 [P, K]` in `[0, 1]`.
+        config: thresholds, and which way to suppress.
+
+    Returns:
+        `boxes [D, 4]`, `labels int64 [D]` in `1..K`, `scores [D]`, best first.
+    """
+    labels = torch.arange(1, scores.shape[1] + 1, device=boxes.device).expand_as(scores)
+    has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    keep = (scores >= config.score_thresh) & has_area
+    boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+    if config.soft_nms_sigma is None:
+        chosen = hard_nms(
+            *(boxes, scores, labels), config.nms_thresh, limit=config.detections_per_image
+        )
+        chosen_scores = scores[chosen]
+    else:
+        chosen, chosen_scores = soft_nms(
+            *(boxes, scores, labels),
+            sigma=config.soft_nms_sigma,
+            score_thresh=config.score_thresh,
+            limit=config.detections_per_image,
+        )
+    return {"boxes": boxes[chosen], "labels": labels[chosen], "scores": chosen_scores}
+
+
+def above_score(detections: Mapping[str, Tensor], score_thresh: float) -> dict[str, Tensor]:
+    """The detections of an image, as `select_detections` gives them, with this score or more."""
+    keep = detections["scores"] >= score_thresh
+    return {key: value[keep] for key, value in detections.items()}

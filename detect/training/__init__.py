@@ -1,0 +1,1 @@
+"""Training of a detector: `train` from a configuration, on the examples of `training_set`."""

@@ -1,0 +1,143 @@
+"""Training a detector: what `tools/train_detector.py` runs."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from backbones.common import distributed
+from backbones.common.device import resolve_precision
+from backbones.data.sampler import EpochSampler, derive_seed, training_loader
+from backbones.training.loop import fit
+from backbones.training.run_folder import RunFolder
+from detect.build import build_detector
+from detect.checkpoint import load_detector, save_detector
+from detect.config import DetectorConfig
+from detect.data import DetectionDataset
+from detect.data.open import build_dataset, check_same_classes
+from detect.deployment.detector import deploy_detector
+from detect.detector import Detector
+from detect.evaluation import evaluate_coco
+from detect.inference.score import detect_dataset, score_detector
+from detect.proposals import Proposals, load_proposals
+from detect.proposals.precomputed import proposals_for
+from detect.rcnn.model import RCNN
+from detect.training.training_set import DetectionBatch, TrainingSet, collate
+
+logger = logging.getLogger(__name__)
+
+
+def train_detector(config: DetectorConfig) -> dict[str, Any]:
+    """Train as configured and score on the test split, where there is one.
+
+    Under torchrun or srun (see `backbones.common.distributed`) this is one of the processes. Leaves
+    `last.safetensors`, and with a validation split `best.safetensors`, in the run folder;
+    with a test split also `test.json` (scores) and `test_results.json` (detections in COCO's
+    results format), made with the best weights, or the last where nothing chose.
+
+    Returns:
+        `weights` (path), `val` and `test` (scores, None where there is no such split).
+
+    Raises:
+        UserError: data, weights, device or run folder are not as the config says.
+    """
+    with distributed.processes(config.device) as device:
+        return _train_detector(config, device)
+
+
+def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, Any]:
+    data = config.data
+    train = build_dataset(data, data.train)
+    val = build_dataset(data, data.val) if data.val is not None else None
+    test = build_dataset(data, data.test) if data.test is not None else None
+    for split, dataset in ((data.val, val), (data.test, test)):
+        if dataset is not None:
+            check_same_classes(train.class_names, train.category_ids, dataset, split)
+    proposals = None
+    if config.model.precomputed is not None:
+        datasets = [dataset for dataset in (train, val, test) if dataset is not None]
+        proposals = proposals_for(load_proposals(config.model.precomputed), datasets)
+    torch.manual_seed(derive_seed(config.seed))
+    model = build_detector(config.model, len(train.class_names))
+    # channels_last: convolutions on both CPU and GPU are faster in it.
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    sampler = EpochSampler(
+        len(train),
+        config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    loader = training_loader(
+        TrainingSet(
+            *(train, config.augment, config.seed, proposals),
+            # It takes seconds: searched once, by the loader's processes, and not in each epoch's
+            # changed picture.
+            proposer=model.proposer if config.model.proposer == "selective_search" else None,
+        ),
+        sampler,
+        workers=config.workers,
+        collate_fn=collate,
+    )
+
+    def loss_fn(network: nn.Module, batch: DetectionBatch) -> Mapping[str, Tensor]:
+        images = [image.to(device) for image in batch.images]
+        targets = [{k: v.to(device) for k, v in target.items()} for target in batch.targets]
+        given = batch.proposals
+        if given is not None:
+            given = [Proposals(*(t.to(device) for t in one)) for one in given]
+        return network(images, targets, given)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert val is not None
+        assert isinstance(model, RCNN)
+        detector = Detector(model, train.class_names, train.category_ids)
+        detector = deploy_detector(detector, in_use)
+        scores = evaluate_coco(val, detect_dataset(detector, val, proposals).detections)
+        return {name: scores[name] for name in ("AP", "AP50", "AP75") if scores[name] is not None}
+
+    def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
+        assert isinstance(model, RCNN)
+        save_detector(path, model, config.model, train.class_names, train.category_ids, metrics)
+
+    precision = resolve_precision(config.precision, device)
+    in_use: Literal["bf16", "fp32"] = "bf16" if precision == "bf16" else "fp32"
+    with RunFolder(config.run, config, resume=config.resume) as run:
+        logger.info(
+            "%d training images, %d classes: %s; %s on %s",
+            *(len(train), len(train.class_names), ", ".join(train.class_names)),
+            *(precision, device),
+        )
+        warn_of_unseen_classes(train)
+        state = fit(
+            model,
+            loader,
+            loss_fn,
+            config.optim,
+            run,
+            evaluate=evaluate if val is not None else None,
+            eval_every=config.eval_every,
+            best_metric="AP" if val is not None else None,
+            save=save,
+            precision=precision,
+        )
+        weights = run.path / ("last.safetensors" if val is None else "best.safetensors")
+        scores = None
+        if test is not None:
+            # The others wait here until the main process has written the weights.
+            distributed.gather(None)
+            detector = deploy_detector(load_detector(weights, str(device)), in_use)
+            scores = score_detector(detector, test, run.path, proposals, voc=data.format == "voc")
+    return {"weights": weights, "val": state.best_metrics or None, "test": scores}
+
+
+def warn_of_unseen_classes(train: DetectionDataset) -> None:
+    """Say which classes have no object to learn from: often a misspelt name."""
+    unseen = [name for name, count in train.objects_by_class().items() if not count]
+    if unseen:
+        logger.warning("classes without an object in the training split: %s", ", ".join(unseen))

@@ -1,0 +1,151 @@
+"""Training examples: images with their boxes, augmented, and batches of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from backbones.common.errors import ImageError, UserError
+from backbones.data.sampler import derive_seed
+from detect.data import DetectionDataset
+from detect.data.augmentation import AugmentConfig, augment
+from detect.proposals import Proposals, Proposer
+
+
+class Example(NamedTuple):
+    """One training image.
+
+    Attributes:
+        image: `uint8` RGB `[3, H, W]`.
+        target: `boxes` `float32 [G, 4]` xyxy in pixels, `labels` `int64 [G]` in `1..K`.
+        proposals: made before the image was changed, or None.
+        name: the file it comes from.
+        epoch: the pass over the data that it belongs to, from 0.
+        skipped: error messages of unreadable images that this one stands in for.
+    """
+
+    image: Tensor
+    target: dict[str, Tensor]
+    proposals: Proposals | None
+    name: str
+    epoch: int
+    skipped: list[str]
+
+
+class DetectionBatch(NamedTuple):
+    """The examples of one step, all of one epoch; all lists but `skipped` are parallel."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+    proposals: list[Proposals] | None
+    names: list[str]
+    epoch: int
+    skipped: list[str]
+
+    def split(self, parts: int) -> "list[DetectionBatch]":
+        """The examples in order, in so many batches of one size."""
+        size = len(self.names) // parts
+        slices = [slice(start, start + size) for start in range(0, len(self.names), size)]
+        return [
+            DetectionBatch(
+                images=self.images[part],
+                targets=self.targets[part],
+                proposals=None if self.proposals is None else self.proposals[part],
+                names=self.names[part],
+                epoch=self.epoch,
+                skipped=self.skipped if part.start == 0 else [],
+            )
+            for part in slices
+        ]
+
+
+def collate(examples: Sequence[Example]) -> DetectionBatch:
+    """Put examples side by side; nothing is stacked, for images differ in size."""
+    proposals = [example.proposals for example in examples if example.proposals is not None]
+    return DetectionBatch(
+        images=[example.image for example in examples],
+        targets=[example.target for example in examples],
+        proposals=proposals or None,
+        names=[example.name for example in examples],
+        epoch=examples[0].epoch,
+        skipped=[message for example in examples for message in example.skipped],
+    )
+
+
+class TrainingSet(Dataset):
+    """A detection dataset for training, indexed by `(epoch, index)`.
+
+    What an example looks like depends on the seed, the epoch and the index alone, so a resumed
+    run sees the same pictures whatever the number of workers. Crowd boxes are left out. An image
+    that cannot be read is replaced by the next one and reported in `Example.skipped`.
+
+    Args:
+        dataset: images and boxes.
+        config: random changes to them.
+        seed: of the run.
+        proposals: from `proposals_for`, augmented along with the boxes; or None.
+        proposer: makes proposals of the image as it is read, augmented in the same way; or None.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        config: AugmentConfig,
+        seed: int,
+        proposals: Mapping[int, Proposals] | None = None,
+        proposer: Proposer | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.seed = seed
+        self.proposals = proposals
+        self.proposer = proposer
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Example:
+        epoch, index = key
+        skipped: list[str] = []
+        for offset in range(len(self)):
+            actual = (index + offset) % len(self)
+            try:
+                image = self.dataset.load_image(actual)
+            except ImageError as error:
+                skipped.append(str(error))
+                continue
+            return self._example(actual, image, (epoch, index), skipped)
+        raise UserError(f"none of the {len(self)} training images can be read: {skipped[0]}")
+
+    def _example(
+        self, index: int, image: Tensor, key: tuple[int, int], skipped: list[str]
+    ) -> Example:
+        epoch, _ = key
+        seed = derive_seed(self.seed, *key)
+        sample = self.dataset.sample(index)
+        boxes, labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
+        given = self._proposals_of(sample.image_id, image)
+        if given is None:
+            image, boxes, labels = augment(image, boxes, labels, self.config, seed)
+            proposals = None
+        else:
+            # Negative labels carry the proposals' places in the list through the augmentation.
+            places = -1 - torch.arange(len(given.boxes))
+            image, boxes, labels = augment(
+                image,
+                torch.cat([boxes, given.boxes]),
+                torch.cat([labels, places]),
+                self.config,
+                seed,
+            )
+            proposals = Proposals(boxes[labels < 0], given.scores[-1 - labels[labels < 0]])
+            boxes, labels = boxes[labels > 0], labels[labels > 0]
+        target = {"boxes": boxes, "labels": labels}
+        return Example(image, target, proposals, sample.path, epoch, skipped)
+
+    def _proposals_of(self, image_id: int, image: Tensor) -> Proposals | None:
+        if self.proposer is not None:
+            return self.proposer([image])[0]
+        return None if self.proposals is None else self.proposals[image_id]

@@ -1,0 +1,257 @@
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from backbones.common.cli import run_tool
+from backbones.common.config import from_dict, parse_config, read_yaml, save_config, to_dict
+from backbones.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Optim:
+    lr: float = 0.1
+    """Learning rate."""
+    kind: Literal["sgd", "adam"] = "sgd"
+    """Kind of optimiser."""
+    clip: float | None = None
+    """Largest norm of the gradient."""
+
+    def __post_init__(self):
+        if self.lr < 0:
+            raise UserError(f"optim.lr must be 0 or more, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class Train:
+    data: str = "here"
+    """Folder of the data."""
+    size: int = 79
+    """Side of the image in pixels."""
+    widths: tuple[int, ...] = (1, 2)
+    """Widths of the layers."""
+    flip: bool = True
+    """Mirror images."""
+    optim: Optim = field(default_factory=Optim)
+    """The optimiser."""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_defaults_file_and_overrides(config_file):
+    path = config_file("size: 151\noptim:\n  lr: 1e-3\n  clip: 2\n")
+    assert parse_config(Train, []) == Train()
+    config = parse_config(
+        Train, ["--optim.clip", "null", "--config", path, "--widths", "[3, 4, 5]"]
+    )
+    assert config == Train(size=151, widths=(3, 4, 5), optim=Optim(lr=0.001))
+    assert isinstance(config.optim, Optim)
+    assert isinstance(config.widths, tuple)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_overrides_win_wherever_the_file_stands(config_file, before):
+    file, override = [f"--config={config_file('size: 151')}"], ["--size", "299"]
+    assert parse_config(Train, override + file if before else file + override).size == 299
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "expected"),
+    [
+        ("sise: 3", [], "unknown key sise: expected one of data, size, widths, flip, optim"),
+        ("optim:\n  momentun: 3", [], "unknown key optim.momentun: expected one of lr, kind, clip"),
+        ("size: seventy", [], "size: expected int, got seventy"),
+        ("size: 79.5", [], "size: expected int, got 79.5"),
+        ("size: true", [], "size: expected int, got True"),
+        ("size: null", [], "size: expected int, got"),
+        ("flip: null", [], "flip: expected bool, got"),
+        ("optim: null", [], "optim: expected a group of keys, got null"),
+        ("optim: 3", [], "optim: expected a group of keys, got 3"),
+        ("optim:\n  kind: rms", [], "optim.kind: expected Literal['sgd', 'adam'], got rms"),
+        ("optim:\n  lr: -1", [], "optim.lr must be 0 or more, got -1.0"),
+        ("size: 3\nsize: 4", [], "line 2: key 'size' stands twice"),
+        ("optim:\n  lr: 1\n  lr: 2", [], "line 3: key 'lr' stands twice"),
+        ("", [], "the config file is empty"),
+        ("# only a comment", [], "the config file is empty"),
+        ("- 1", [], "got a list"),
+        ("size: [", [], "line"),
+        ("size: \x00", [], "not a YAML file"),
+        ("size: 3", ["--size", "big"], "size: expected int, got big"),
+        ("size: 3", ["--optim.knd", "1"], "knd 1: did you mean --optim.kind? --help lists"),
+        ("size: 3", ["--lr", "1"], "arguments: --lr 1: did you mean --optim.lr? --help lists"),
+        ("size: 3", ["--si", "1"], "unrecognized arguments: --si 1: --help lists all keys"),
+        ("size: 3", ["extra"], "unrecognized arguments: extra: --help lists all keys"),
+        ("size: 3", ["--size", "null"], "size: expected int, got"),
+        ("size: 3", ["--config", "nowhere.yaml"], "expected one file, got 2"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(config_file, capsys, text, arguments, expected):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_config(Train, ["--config", config_file(text), *arguments])
+    assert exit_info.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert expected in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot read config file"),
+        (["--config"], "--config: expected a YAML file"),
+    ],
+)
+def test_missing_file(capsys, arguments, expected):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_config(Train, arguments)
+    assert exit_info.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_binary_file_is_not_yaml(tmp_path):
+    (tmp_path / "weights.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match="not a YAML file"):
+        read_yaml(tmp_path / "weights.yaml")
+
+
+def test_help_explains_every_key(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_config(Train, ["--help"], "Train something.")
+    assert exit_info.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "Train something.",
+        "Side of the image in pixels.",
+        "--optim.clip",
+        "Kind of opt",
+    ):
+        assert words in text
+
+
+def test_saved_config_reads_back(tmp_path):
+    config = Train(data="there", widths=(5,), optim=Optim(lr=1e-9, clip=1.5))
+    save_config(tmp_path / "config.yaml", config)
+    assert parse_config(Train, ["--config", str(tmp_path / "config.yaml")]) == config
+    assert from_dict(Train, to_dict(config)) == config
+
+
+@pytest.mark.parametrize("values", [{"sise": 3}, {"size": "x"}, {"optim": {"lr": None}}])
+def test_from_dict_raises(values):
+    with pytest.raises(UserError):
+        from_dict(Train, values)
+
+
+def test_run_tool_exit_codes(capsys):
+    def user_error():
+        raise UserError("one\nline")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    def defect():
+        raise ZeroDivisionError
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_tool(user_error)
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == "error: one line\n"
+    with pytest.raises(SystemExit) as exit_info:
+        run_tool(interrupt)
+    assert exit_info.value.code == 130
+    with pytest.raises(ZeroDivisionError):
+        run_tool(defect)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Has a list."""
+
+    inputs: list[str]
+    """Files."""
+    name: str = "x"
+    """A name."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--inputs", "a.jpg"], ["a.jpg"]),
+        (["--inputs", "a b.jpg", "dir/", "--name", "y"], ["a b.jpg", "dir/"]),
+        (["--name", "y", "--inputs", "a", "1", "null"], ["a", "1", "null"]),
+        (["--inputs", '["a", "b"]'], ["a", "b"]),
+    ],
+)
+def test_a_list_is_several_values(arguments, expected):
+    assert parse_config(Listed, arguments).inputs == expected
+
+
+def test_a_list_needs_a_value(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(Listed, ["--inputs", "--name", "y"])
+    assert stopped.value.code == 2
+    assert "inputs" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+    """What it is called."""
+    size: int = 3
+    """Its size."""
+
+
+@dataclass(frozen=True)
+class Several:
+    optims: tuple[Optim, ...] = ()
+    """Optimisers."""
+    names: tuple[Named, ...] = ()
+    """Named things."""
+
+
+def test_a_list_of_groups(config_file, tmp_path, capsys):
+    path = config_file("optims:\n  - {lr: 0.2}\n  - {kind: adam, clip: 1}\n")
+    config = parse_config(Several, ["--config", path])
+    assert config == Several((Optim(lr=0.2), Optim(kind="adam", clip=1.0)))
+    save_config(tmp_path / "saved.yaml", config)
+    assert parse_config(Several, ["--config", str(tmp_path / "saved.yaml")]) == config
+    for text, words in [
+        ("optims:\n  - {lr: 1}\n  - {rate: 1}\n", "unknown key optims[1].rate: expected one of lr"),
+        ("names:\n  - {size: 1}\n", "name"),
+        ("optims:\n  - {lr: -1}\n", "optim.lr must be 0 or more, got -1"),
+    ]:
+        with pytest.raises(SystemExit):
+            parse_config(Several, ["--config", config_file(text)])
+        assert words in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Run:
+    run: str = "here"
+    """Folder."""
+    size: int = 1
+    """Size."""
+    resume: bool = False
+    """Continue."""
+
+
+def test_a_resumed_run_has_its_own_configuration(tmp_path, config_file):
+    save_config(tmp_path / "config.yaml", Run(str(tmp_path), size=7))
+    again = ["--run", str(tmp_path), "--resume", "true"]
+    assert parse_config(Run, again) == Run(str(tmp_path), size=7, resume=True)
+    assert parse_config(Run, [*again, "--size", "8"]).size == 8
+    assert parse_config(Run, ["--run", str(tmp_path)]).size == 1
+    assert parse_config(Run, ["--run", str(tmp_path / "new"), "--resume", "true"]).size == 1
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "x.yaml"
+    other.write_text("size: 9\n")
+    assert parse_config(Run, [*again, "--config", str(other)]).size == 9

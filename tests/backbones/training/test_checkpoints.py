@@ -1,0 +1,44 @@
+import pytest
+import torch
+from helpers.tiny_run import train
+
+from backbones.common.errors import UserError
+from backbones.training.checkpoints import load_last_checkpoint, save_checkpoint
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    train(tmp_path / "run", epochs=1, keep_checkpoints=3)
+    steps = sorted(int(path.stem[5:]) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert steps == [9, 10, 11]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"x": torch.full((1000,), float(step)), "step": step})
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2
+    files[-1].write_bytes(files[-1].read_bytes()[:1000])
+    checkpoint = load_last_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint["step"] == 2
+    assert "cannot read checkpoint" in caplog.text
+
+
+def test_all_checkpoints_damaged_is_an_error_not_a_fresh_start(tmp_path):
+    for step in (1, 2):
+        path = save_checkpoint(tmp_path, step, {"step": step})
+        path.write_bytes(b"bad")
+    with pytest.raises(UserError, match="none of the 2 checkpoints can be read"):
+        load_last_checkpoint(tmp_path)
+
+
+def test_a_damaged_checkpoint_does_not_push_out_newer_ones(tmp_path):
+    for step in (1, 20):
+        save_checkpoint(tmp_path, step, {"step": step})
+    (tmp_path / "step_0000000020.pt").write_bytes(b"bad")
+    load_last_checkpoint(tmp_path)
+    for step in (2, 3):
+        save_checkpoint(tmp_path, step, {"step": step})
+    checkpoint = load_last_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint["step"] == 3

@@ -1,0 +1,99 @@
+import logging
+from dataclasses import dataclass
+
+import pytest
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write
+from backbones.training.run_folder import CurvePoint, RunFolder, read_curves
+
+
+@dataclass(frozen=True)
+class Config:
+    lr: float = 0.1
+    resume: bool = False
+
+
+def make_run(path):
+    with RunFolder(path, Config()) as run:
+        run.open_curves(0)
+        for step in (10, 20, 30):
+            run.record(step, step / 20, {"loss/class": 1 / step, "val/top1": 0.5})
+        logging.getLogger("backbones.anything").info("a message")
+        run.draw_curves()
+
+
+def test_folder_holds_config_log_curves(tmp_path):
+    make_run(tmp_path / "a/run")
+    folder = tmp_path / "a/run"
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == {"lr": 0.1, "resume": False}
+    assert "INFO a message" in (folder / "log.txt").read_text()
+    points = read_curves(folder / "curves.csv")
+    assert points[0] == CurvePoint(10, 0.5, "loss/class", 0.1)
+    assert len(points) == 6
+    with Image.open(folder / "curves.png") as picture:
+        assert picture.width > 800
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/class")] == [10, 20, 30]
+
+
+def test_a_second_run_needs_resume(tmp_path):
+    make_run(tmp_path)
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+        RunFolder(tmp_path, Config())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/run: cannot write into this folder"):
+        RunFolder(tmp_path / "file/run", Config())
+
+
+def test_resume_drops_what_came_after_and_a_torn_row(tmp_path):
+    make_run(tmp_path)
+    with (tmp_path / "curves.csv").open("a") as file:
+        file.write("15,0.75,val/to")
+    with RunFolder(tmp_path, Config(), resume=True) as run:
+        run.open_curves(20)
+        run.record(25, 1.25, {"loss/class": 7.0})
+    points = read_curves(tmp_path / "curves.csv")
+    assert [point.step for point in points] == [10, 10, 20, 20, 25]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/class")] == [10, 20, 25]
+
+
+def test_resume_deletes_what_a_killed_run_left_half_written(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    # Entered and never left, as where the process dies.
+    writes = [atomic_write(tmp_path / name) for name in ("best.safetensors", "checkpoints/step_1")]
+    for write in writes:
+        write.__enter__()
+    assert len(sorted(tmp_path.rglob("*"))) == len(before) + 2
+    RunFolder(tmp_path, Config(), resume=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resume_with_another_config_warns_and_names_the_key(tmp_path, caplog):
+    make_run(tmp_path)
+    config = tmp_path / "config.yaml"
+    with RunFolder(tmp_path, Config(lr=0.2, resume=True), resume=True) as run:
+        assert yaml.safe_load(config.read_text())["lr"] == 0.1
+        run.open_curves(30)
+    assert yaml.safe_load(config.read_text())["lr"] == 0.2
+    assert "resuming with lr 0.2, the run began with 0.1" in caplog.text
+    assert "resuming with resume" not in caplog.text
+
+
+def test_an_exception_ends_in_the_log_and_frees_the_handler(tmp_path):
+    handlers = list(logging.getLogger().handlers)
+    with pytest.raises(ZeroDivisionError), RunFolder(tmp_path, Config()):
+        raise ZeroDivisionError("the reason")
+    log = (tmp_path / "log.txt").read_text()
+    assert "run stopped: the reason" in log
+    assert "Traceback" in log
+    assert logging.getLogger().handlers == handlers

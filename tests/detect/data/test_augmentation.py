@@ -1,0 +1,247 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from backbones.common.errors import UserError
+from detect.data.augmentation import (
+    MIN_CROP,
+    MIN_VISIBILITY,
+    AugmentConfig,
+    augment,
+    rescale_boxes,
+    resize_image,
+)
+
+NONE = AugmentConfig(flip=0.0, vertical_flip=0.0, scale=(1.0, 1.0), colour=0.0, crop=0.0)
+EACH = {
+    "flip": dataclasses.replace(NONE, flip=1.0),
+    "vertical_flip": dataclasses.replace(NONE, vertical_flip=1.0),
+    "scale": dataclasses.replace(NONE, scale=(0.5, 1.6)),
+    "colour": dataclasses.replace(NONE, colour=0.3),
+    "crop": dataclasses.replace(NONE, crop=1.0),
+}
+ALL = AugmentConfig(flip=0.5, vertical_flip=0.5, scale=(0.7, 1.4), colour=0.1, crop=0.5)
+COLOURS = [(230, 30, 30), (30, 230, 30), (30, 30, 230)]
+
+
+def painted(boxes: list[tuple[int, int, int, int]], height: int = 120, width: int = 160) -> Tensor:
+    image = torch.full((3, height, width), 20, dtype=torch.uint8)
+    for (x1, y1, x2, y2), colour in zip(boxes, COLOURS, strict=True):
+        image[:, y1:y2, x1:x2] = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
+    return image
+
+
+def find_painted(image: Tensor, channel: int) -> Tensor:
+    """The box of the pixels in which one colour is strongest."""
+    pixels = image.int()
+    others = [other for other in range(3) if other != channel]
+    mask = pixels[channel] - pixels[others].max(dim=0).values > 90
+    rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
+    return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+
+
+BOXES = [(10, 15, 50, 45), (70, 60, 110, 110), (120, 10, 150, 50)]
+
+
+@pytest.mark.parametrize("config", [*EACH.values(), ALL], ids=[*EACH, "all"])
+@pytest.mark.parametrize("seed", range(12))
+def test_image_and_boxes_stay_together(config: AugmentConfig, seed: int) -> None:
+    labels = torch.tensor([7, 8, 9])
+    image, boxes, kept = augment(
+        painted(BOXES), torch.tensor(BOXES, dtype=torch.float32), labels, config, seed
+    )
+    assert (image.dtype, boxes.dtype, kept.dtype) == (torch.uint8, torch.float32, torch.int64)
+    assert image.permute(1, 2, 0).is_contiguous()
+    assert len(boxes) == len(kept) >= 1
+    for box, label in zip(boxes, kept.tolist(), strict=True):
+        expected = find_painted(image, label - 7)
+        # Half a pixel of the grid, and blur where the image is enlarged.
+        torch.testing.assert_close(box, expected, atol=1.5, rtol=0)
+
+
+def test_exact_without_resampling() -> None:
+    image, boxes = painted(BOXES), torch.tensor(BOXES, dtype=torch.float32)
+    flipped, new_boxes, labels = augment(image, boxes, torch.tensor([1, 2, 3]), EACH["flip"], 0)
+    assert torch.equal(flipped, image.flip(2))
+    x1, y1, x2, y2 = boxes.unbind(1)
+    torch.testing.assert_close(new_boxes, torch.stack([160 - x2, y1, 160 - x1, y2], 1))
+    assert labels.tolist() == [1, 2, 3]
+    same, same_boxes, _ = augment(image, boxes, torch.tensor([1, 2, 3]), NONE, 0)
+    assert torch.equal(same, image)
+    torch.testing.assert_close(same_boxes, boxes)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_every_parameter_changes_something(name: str) -> None:
+    image, boxes = painted(BOXES), torch.tensor(BOXES, dtype=torch.float32)
+    changed, _, _ = augment(image, boxes, torch.tensor([1, 2, 3]), EACH[name], 3)
+    assert not torch.equal(changed, image)
+
+
+def test_colour_changes_brightness_and_hue() -> None:
+    image = painted(BOXES)[:, 15:45, 10:50]
+    results = [
+        augment(image, torch.zeros(0, 4), torch.zeros(0).long(), EACH["colour"], seed)[0][:, 0, 0]
+        for seed in range(10)
+    ]
+    red, green, blue = torch.stack(results).int().unbind(1)
+    assert red.max() - red.min() > 30
+    # Brightness, contrast and saturation keep green and blue as equal as they were.
+    assert (green - blue).max() > 5
+    assert (green - blue).min() < -5
+
+
+def test_seed_decides_everything() -> None:
+    image, boxes, labels = painted(BOXES), torch.tensor(BOXES).float(), torch.tensor([1, 2, 3])
+    results = [augment(image, boxes, labels, ALL, seed) for seed in (5, 6, 5)]
+    for first, again in zip(results[0], results[2], strict=True):
+        assert torch.equal(first, again)
+    assert results[0][0].shape != results[1][0].shape
+
+
+def test_flips_are_independent() -> None:
+    config = dataclasses.replace(NONE, flip=0.5, vertical_flip=0.5)
+    image = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    image[:, 0, 0] = 255
+    corners = [
+        int(augment(image, torch.zeros(0, 4), torch.zeros(0).long(), config, seed)[0][0].argmax())
+        for seed in range(200)
+    ]
+    assert min(np.bincount(corners, minlength=4)) > 25
+
+
+def test_inputs_are_not_changed() -> None:
+    image, boxes, labels = painted(BOXES), torch.tensor(BOXES).float(), torch.tensor([1, 2, 3])
+    boxes[0] = torch.tensor([-20.0, -20, 300, 300])
+    before = image.clone(), boxes.clone(), labels.clone()
+    augment(image, boxes, labels, ALL, 1)
+    assert all(torch.equal(*pair) for pair in zip(before, (image, boxes, labels), strict=True))
+
+
+def test_boxes_outside_are_clipped_or_dropped() -> None:
+    boxes = torch.tensor([[-5.0, 10, 30, 40], [200, 10, 220, 30], [10, 10, 10, 30], [0, 0, 9, 9]])
+    _, new_boxes, labels = augment(painted(BOXES), boxes, torch.tensor([4, 5, 6, -1]), NONE, 0)
+    assert labels.tolist() == [4, -1]
+    torch.testing.assert_close(new_boxes, torch.tensor([[0.0, 10, 30, 40], [0, 0, 9, 9]]))
+
+
+@pytest.mark.parametrize("config", [*EACH.values(), ALL], ids=[*EACH, "all"])
+def test_no_boxes(config: AugmentConfig) -> None:
+    _, boxes, labels = augment(
+        painted(BOXES), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), config, 0
+    )
+    assert boxes.shape == (0, 4)
+    assert (boxes.dtype, labels.dtype, labels.shape) == (torch.float32, torch.int64, (0,))
+
+
+def test_a_crop_is_made_for_an_object_and_not_for_another_box() -> None:
+    """One object in a corner among many other boxes, as proposals are."""
+    image = torch.zeros(3, 100, 100, dtype=torch.uint8)
+    corners = torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) * 50 + 30
+    boxes = torch.cat([torch.tensor([[0.0, 0, 8, 8]]), torch.cat([corners, corners + 15], dim=1)])
+    labels = torch.tensor([5] + [-1 - i for i in range(60)])
+    for seed in range(40):
+        crop, new, kept = augment(image, boxes, labels, EACH["crop"], seed)
+        assert new[kept == 5].tolist() == [[0, 0, 8, 8]]
+        # Others move along, those of which enough is left.
+        others = boxes[-kept[kept < 0]]
+        limit = torch.tensor([crop.shape[2], crop.shape[1]]).float().repeat(2)
+        torch.testing.assert_close(new[kept < 0], torch.minimum(others, limit), atol=1e-3, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), data=st.data())
+def test_crop_keeps_a_whole_box_and_enough_of_the_others(seed: int, data: st.DataObject) -> None:
+    width, height = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
+    boxes = []
+    for _ in range(data.draw(st.integers(1, 6))):
+        x1, y1 = data.draw(st.floats(0, width - 0.5)), data.draw(st.floats(0, height - 0.5))
+        boxes.append([x1, y1, data.draw(st.floats(x1 + 0.4, width)), height])
+    old = torch.tensor(boxes, dtype=torch.float32)
+    labels = 1 + torch.arange(len(old))
+    # Pixels tell their place, and with it the window of the crop.
+    image = torch.stack(
+        [
+            torch.arange(width).expand(height, width),
+            torch.arange(height)[:, None].expand(height, width),
+            torch.zeros(height, width),
+        ]
+    ).to(torch.uint8)
+    crop, new, found = augment(image, old, labels, EACH["crop"], seed)
+    kept = found - 1
+    assert crop.shape[2] >= round(MIN_CROP * width)
+    assert crop.shape[1] >= round(MIN_CROP * height)
+    offset = torch.tensor([crop[0, 0, 0], crop[1, 0, 0]]).float().repeat(2)
+    size = torch.tensor([crop.shape[2], crop.shape[1]]).float().repeat(2)
+    clipped = (old - offset).clamp(min=torch.zeros(4), max=size)
+    torch.testing.assert_close(new, clipped[kept], atol=1e-3, rtol=0)
+    areas = [(b[:, 2:] - b[:, :2]).clamp(min=0).prod(dim=1) for b in (clipped, old)]
+    visible = areas[0] / areas[1]
+    assert visible.max() > 0.99
+    assert set((visible > MIN_VISIBILITY + 0.01).nonzero().flatten().tolist()) <= set(kept.tolist())
+    assert (visible[kept] > MIN_VISIBILITY - 0.01).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2)])
+def test_tiny_images(size: tuple[int, int]) -> None:
+    for seed in range(5):
+        image, _, _ = augment(
+            torch.zeros(3, *size, dtype=torch.uint8),
+            torch.tensor([[0.0, 0, 1, 1]]),
+            torch.tensor([1]),
+            dataclasses.replace(ALL, scale=(0.2, 0.3), crop=1.0),
+            seed,
+        )
+        assert min(image.shape) >= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flip": 1.5}, "augment.flip must be in [0, 1], got 1.5"),
+        ({"vertical_flip": -0.1}, "augment.vertical_flip must be in [0, 1], got -0.1"),
+        ({"colour": 2.0}, "augment.colour must be in [0, 1], got 2.0"),
+        ({"crop": -1.0}, "augment.crop must be in [0, 1], got -1.0"),
+        (
+            {"scale": (1.2, 0.8)},
+            "augment.scale must be (low, high) with 0 < low <= high, got (1.2, 0.8)",
+        ),
+    ],
+)
+def test_config_errors(change: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        AugmentConfig(**change)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((480, 640), (240, 1000), (240, 320)),
+        ((480, 640), (480, 320), (240, 320)),
+        ((100, 50), (100, 1000), (200, 100)),
+        ((2, 1000), (100, 200), (1, 200)),
+    ],
+)
+def test_resize_image(
+    size: tuple[int, int], limits: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    image = resize_image(torch.zeros(3, *size, dtype=torch.uint8), *limits)
+    assert image.shape == (3, *expected)
+    assert image.dtype == torch.uint8
+
+
+def test_rescaled_boxes_fit_the_resized_image_and_map_back() -> None:
+    boxes = torch.tensor(BOXES, dtype=torch.float32)
+    image = resize_image(painted(BOXES), 300, 1000)
+    assert image.shape == (3, 300, 400)
+    new_boxes = rescale_boxes(boxes, (120, 160), (300, 400))
+    for channel in range(3):
+        expected = find_painted(image, channel)
+        torch.testing.assert_close(new_boxes[channel], expected, atol=1.5, rtol=0)
+    torch.testing.assert_close(rescale_boxes(new_boxes, (300, 400), (120, 160)), boxes)

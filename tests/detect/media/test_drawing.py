@@ -1,0 +1,51 @@
+import torch
+
+from detect.media.drawing import draw_detections, gallery
+
+
+def detections(*boxes, scores=None):
+    found = {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.arange(1, len(boxes) + 1),
+    }
+    return found if scores is None else found | {"scores": torch.tensor(scores)}
+
+
+def test_a_box_is_drawn_around_its_object_in_a_copy():
+    image = torch.full((3, 120, 160), 128, dtype=torch.uint8)
+    drawn = draw_detections(image, detections([40, 50, 100, 90]), ["cell"])
+    assert image.eq(128).all()
+    changed = (drawn != 128).any(dim=0)
+    for y, x in ((50, 70), (90, 70), (70, 40), (70, 100)):
+        assert changed[y - 1 : y + 2, x - 1 : x + 2].any()
+    # Inside is free, and so is everything further out than the label above.
+    assert not changed[53:88, 43:98].any()
+    assert not changed[:30].any()
+    assert not changed[93:].any()
+
+
+def test_classes_differ_in_colour_and_scores_are_written():
+    image = torch.full((3, 120, 160), 128, dtype=torch.uint8)
+    boxes = ([10, 40, 40, 70], [90, 40, 120, 70])
+    plain = draw_detections(image, detections(*boxes), ["a", "b"])
+    assert not torch.equal(plain[:, 55, 10], plain[:, 55, 90])
+    scored = draw_detections(image, detections(*boxes, scores=[0.9, 0.8]), ["a", "b"])
+    assert (scored != 128).any(dim=0).sum() > (plain != 128).any(dim=0).sum()
+    assert torch.equal(scored[:, 75:], plain[:, 75:])
+
+
+def test_nothing_found_draws_nothing():
+    image = torch.randint(0, 255, (3, 30, 40), dtype=torch.uint8)
+    assert torch.equal(draw_detections(image, detections(), ["a"]), image)
+
+
+def test_gallery_is_rows_of_cells_on_white():
+    images = [torch.full((3, 4, 6), value, dtype=torch.uint8) for value in (1, 2, 3)]
+    images[2] = images[2][:, :2]
+    picture = gallery(images, columns=2, gap=1)
+    assert picture.shape == (3, 4 + 1 + 4, 6 + 1 + 6)
+    assert picture[:, :4, :6].eq(1).all()
+    assert picture[:, :4, 7:].eq(2).all()
+    assert picture[:, 5:7, :6].eq(3).all()
+    for white in (picture[:, 4], picture[:, :, 6], picture[:, 7:, :6], picture[:, 5:, 7:]):
+        assert white.eq(255).all()

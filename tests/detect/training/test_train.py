@@ -1,0 +1,274 @@
+"""The detector's training: examples, broken images, precomputed proposals, and one overfit."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.contrib import needs_contrib
+from helpers.scenes import make_dataset
+
+from backbones import create_backbone, save_backbone
+from backbones.common.errors import UserError
+from backbones.data.sampler import derive_seed
+from backbones.networks.weights import load_weights
+from backbones.training.recipe import OptimConfig
+from detect.build import build_detector
+from detect.checkpoint import load_detector
+from detect.config import DataConfig, DetectorConfig, ModelConfig
+from detect.data import load_coco, make_digits
+from detect.data.augmentation import AugmentConfig
+from detect.proposals import GridConfig, LearnedConfig, Proposals, SelectiveSearchConfig
+from detect.proposals.precomputed import proposals_for
+from detect.rcnn.config import RCNNConfig
+from detect.training.train import train_detector, warn_of_unseen_classes
+from detect.training.training_set import TrainingSet, collate
+
+NO_AUGMENT = AugmentConfig(flip=0.0, scale=(1.0, 1.0), colour=0.0, crop=0.0)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("data") / "digits", train=8, val=2, image_size=128)
+
+
+def dataset(digits: Path, split: str = "train"):
+    return load_coco(digits / "annotations" / f"{split}.json", digits / split)
+
+
+def test_an_example_depends_on_seed_epoch_and_index_alone(digits):
+    first = TrainingSet(dataset(digits), AugmentConfig(), seed=1)
+    again = TrainingSet(dataset(digits), AugmentConfig(), seed=1)
+    again[(0, 5)]
+    assert torch.equal(first[(2, 3)].image, again[(2, 3)].image)
+    other_epoch = first[(3, 3)].image
+    other_seed = TrainingSet(dataset(digits), AugmentConfig(), seed=2)[(2, 3)].image
+    for other in (other_epoch, other_seed):
+        assert other.shape != first[(2, 3)].image.shape or not torch.equal(
+            other, first[(2, 3)].image
+        )
+
+
+def count_reads(data) -> list[int]:
+    """The images that a dataset reads from now on, one entry for each time."""
+    reads: list[int] = []
+    load = data.load_image
+    data.load_image = lambda index: reads.append(index) or load(index)
+    return reads
+
+
+def test_a_broken_image_is_replaced_and_reported(tmp_path):
+    folder = make_digits(tmp_path / "digits", train=4, val=1, image_size=128)
+    whole = dataset(folder)
+    victim = Path(whole.sample(1).path)
+    victim.write_bytes(victim.read_bytes()[:2000])
+    training = TrainingSet(dataset(folder), NO_AUGMENT, seed=0)
+    example = training[(0, 1)]
+    assert example.name == whole.sample(2).path
+    assert len(example.skipped) == 1
+    assert victim.name in example.skipped[0]
+    assert collate([example, training[(0, 0)]]).skipped == example.skipped
+    for path in (folder / "train").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 4 training images can be read"):
+        training[(0, 0)]
+
+
+def test_training_goes_on_without_a_broken_image_and_says_so(tmp_path, caplog):
+    folder = make_digits(tmp_path / "digits", train=4, val=1, image_size=128)
+    victim = Path(dataset(folder).sample(1).path)
+    victim.write_bytes(b"\xff\xd8 not a picture")
+    with caplog.at_level(logging.WARNING):
+        train_detector(tiny(folder, tmp_path / "run", epochs=1, batch_size=4))
+    skipped = [record.message for record in caplog.records if "skipped image 1" in record.message]
+    assert len(skipped) == 1
+    assert victim.name in skipped[0]
+
+
+def test_classes_without_objects_to_learn_from_are_named(caplog):
+    data = make_dataset([[(0, 0, 9, 9, 1), (5, 5, 9, 9, 1)], [(0, 0, 9, 9, 2, 0, 1)]])  # a crowd
+    assert data.objects_by_class() == {"class 3": 2, "class 17": 0, "class 90": 0}
+    warn_of_unseen_classes(data)
+    assert "classes without an object in the training split: class 17, class 90" in caplog.text
+
+
+def test_precomputed_proposals_move_with_the_picture(digits):
+    """Proposals equal to the ground truth stay equal to it under every augmentation."""
+    data = dataset(digits)
+    given = {
+        sample.image_id: Proposals(sample.boxes, torch.linspace(1, 0, len(sample.boxes)))
+        for sample in data
+    }
+    training = TrainingSet(data, AugmentConfig(flip=1.0, crop=1.0), seed=3, proposals=given)
+    for index in range(len(data)):
+        example = training[(0, index)]
+        assert example.proposals is not None
+        assert torch.equal(example.proposals.boxes, example.target["boxes"])
+        assert (example.proposals.scores.diff() <= 0).all()
+
+
+def test_precomputed_proposals_are_checked_before_training(digits):
+    data, other = dataset(digits), dataset(digits, "val")
+    outside = torch.tensor([[-40.0, -40, 60, 60], [500, 0, 510, 9], [5, 5, 9, 9]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    given = {image_id: Proposals(outside, scores) for image_id in data.image_ids}
+    found = proposals_for(given, [data])
+    assert found.keys() == set(data.image_ids)
+    for proposals in found.values():
+        assert proposals.boxes.tolist() == [[0, 0, 60, 60], [5, 5, 9, 9]]
+        assert proposals.scores.tolist() == pytest.approx([0.9, 0.7])
+    with pytest.raises(
+        UserError, match=f"no precomputed proposals for image id {data.image_ids[-1]}"
+    ):
+        proposals_for({k: v for k, v in given.items() if k != data.image_ids[-1]}, [data])
+    # Two splits that both count their images from 1.
+    other.image_ids = data.image_ids[: len(other)]
+    with pytest.raises(UserError, match=r"both have the image id 1: .* unique across the splits"):
+        proposals_for(given, [data, other])
+
+
+def tiny(folder: Path, run: Path, **options) -> DetectorConfig:
+    defaults = {
+        "run": str(run),
+        "data": DataConfig(format="coco", root=str(folder), train="train", val=None),
+        "augment": NO_AUGMENT,
+        "model": ModelConfig(
+            variant="inception_v3_79_naive",
+            learned=LearnedConfig(
+                image_size=160,
+                channels=32,
+                anchor_sizes=((12.0, 20.0), (32.0, 48.0), (64.0, 96.0)),
+            ),
+            proposals_per_image=40,
+            rcnn=RCNNConfig(
+                crops_per_image=24, positive_fraction=0.5, jitter_strength=0.2, nms_thresh=0.4
+            ),
+        ),
+        "optim": OptimConfig(
+            optimizer="muon", lr=0.005, schedule="cosine", ema_decay=0.9, clip_grad=10.0
+        ),
+        "epochs": 60,
+        "batch_size": 4,
+        "workers": 0,
+        "eval_every": 60,
+        "device": "cpu",
+        # The same on every processor.
+        "precision": "fp32",
+    }
+    return DetectorConfig(**(defaults | options))
+
+
+def test_a_whole_detector_overfits_eight_images(digits, tmp_path):
+    data = DataConfig(format="coco", root=str(digits), train="train", val="train")
+    outcome = train_detector(tiny(digits, tmp_path / "run", data=data))
+    assert outcome["val"]["AP50"] > 0.9
+
+
+@pytest.mark.parametrize("proposer", ["grid", "selective_search", "precomputed"])
+def test_other_proposers_train_and_score(proposer, digits, tmp_path):
+    if proposer == "selective_search":
+        needs_contrib()
+    rows = [
+        {"image_id": sample.image_id, "bbox": [*box[:2], box[2] - box[0], box[3] - box[1]]}
+        for split in ("train", "val")
+        for sample in dataset(digits, split)
+        for box in sample.boxes.tolist()
+    ]
+    path = tmp_path / "proposals.json"
+    path.write_text(json.dumps([row | {"score": 1.0} for row in rows]))
+    options = {
+        "grid": {"grid": GridConfig(sizes=(32.0, 64.0), step=1.0)},
+        "selective_search": {"selective_search": SelectiveSearchConfig(top_n=20)},
+        "precomputed": {"precomputed": str(path)},
+    }[proposer]
+    model = ModelConfig(variant="inception_v3_79_naive", proposer=proposer, **options)
+    data = DataConfig(format="coco", root=str(digits), test="val")
+    outcome = train_detector(tiny(digits, tmp_path / "run", model=model, data=data, epochs=1))
+    assert 0 <= outcome["test"]["AP50"] <= 1
+    assert (tmp_path / "run" / "test_results.json").exists()
+
+
+def test_resuming_a_finished_detector_changes_nothing(digits, tmp_path):
+    config = tiny(digits, tmp_path / "run", epochs=1)
+    train_detector(config)
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    train_detector(tiny(digits, tmp_path / "run", epochs=1, resume=True))
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path):
+    """Two epochs at once, and one epoch of two resumed: the same weights, bit for bit."""
+    whole = tiny(digits, tmp_path / "whole", epochs=2, augment=AugmentConfig())
+    train_detector(whole)
+    checkpoints = sorted((tmp_path / "whole" / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    want, _ = load_weights(tmp_path / "whole" / "last.safetensors")
+    # What a machine that died after the first epoch would have left.
+    checkpoints[1].unlink()
+    (tmp_path / "whole" / "last.safetensors").unlink()
+    train_detector(tiny(digits, tmp_path / "whole", epochs=2, augment=AugmentConfig(), resume=True))
+    got, _ = load_weights(tmp_path / "whole" / "last.safetensors")
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+
+
+def test_a_warm_start_keeps_what_is_frozen(digits, tmp_path):
+    torch.manual_seed(5)
+    backbone = create_backbone("inception_v3_79", num_classes=0, width=0.25)
+    save_backbone(tmp_path / "b.safetensors", backbone)
+    config = tiny(digits, tmp_path / "run", epochs=1)
+    model = replace(config.model, weights=str(tmp_path / "b.safetensors"), freeze="stage_a")
+    weights = train_detector(replace(config, model=model))["weights"]
+    state, _ = load_weights(weights)
+    changed = {
+        name.split(".")[0]
+        for name, value in backbone.state_dict().items()
+        if not torch.equal(state[f"backbone.{name}"], value)
+    }
+    assert changed == {"reduction_a", "stage_b", "reduction_b", "stage_c"}
+    # The checkpoint needs no other file, and nothing of it is frozen.
+    (tmp_path / "b.safetensors").unlink()
+    assert all(p.requires_grad for p in load_detector(weights).model.parameters())
+
+
+def test_layers_learn_at_their_own_rates(digits, tmp_path):
+    """One epoch with a decay of 0.01: next to the head something moves, at the stem nothing."""
+    optim = OptimConfig(optimizer="sgd", lr=0.01, layer_decay=0.01, ema_decay=None)
+    config = tiny(digits, tmp_path / "run", epochs=1, optim=optim)
+    torch.manual_seed(derive_seed(config.seed))
+    start = dict(build_detector(config.model, 10).named_parameters())
+    state, _ = load_weights(train_detector(config)["weights"])
+    for name, moves in {
+        "cls_score.weight": True,
+        "proposer.trunk.stem.conv1.conv.weight": True,
+        "backbone.stage_c.1.branch1x1.conv.weight": True,
+        "backbone.stem.conv1.conv.weight": False,
+    }.items():
+        moved = float((state[name] - start[name].detach()).abs().max())
+        assert (moved > 1e-9) == moves, (name, moved)
+
+
+@pytest.mark.parametrize("change", ["name", "id", "fewer"])
+def test_splits_must_have_the_same_classes(change, tmp_path):
+    folder = make_digits(tmp_path / "digits", train=4, val=2, image_size=128)
+    path = folder / "annotations" / "val.json"
+    annotations = json.loads(path.read_text())
+    if change == "name":
+        annotations["categories"][3]["name"] = "three"
+    elif change == "id":
+        annotations["categories"][3]["id"] = 77
+        for annotation in annotations["annotations"]:
+            if annotation["category_id"] == 4:
+                annotation["category_id"] = 77
+    else:
+        annotations["categories"] = annotations["categories"][:-1]
+        annotations["annotations"] = [
+            annotation
+            for annotation in annotations["annotations"]
+            if annotation["category_id"] < 10
+        ]
+    path.write_text(json.dumps(annotations))
+    data = DataConfig(format="coco", root=str(folder), train="train", val="val")
+    with pytest.raises(UserError, match="classes of split val are not those of the training"):
+        train_detector(tiny(folder, tmp_path / "run", data=data))

@@ -1,0 +1,96 @@
+"""One of the processes of `test_distributed.py`: `torchrun distributed_run.py FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from backbones import create_backbone
+from backbones.classification.evaluation import evaluate_classifier
+from backbones.common import distributed
+from backbones.common.cli import run_tool
+from backbones.common.errors import UserError
+from backbones.data.datasets import Example, ImageBatch, collate
+from backbones.data.sampler import EpochSampler, derive_seed, training_loader
+from backbones.training.loop import fit
+from backbones.training.recipe import OptimConfig, classification_loss
+from backbones.training.run_folder import RunFolder
+from backbones.training.step import StepConfig
+
+EXAMPLES, GLOBAL_BATCH, STEPS = 83, 8, 10
+OPTIM = OptimConfig(lr=0.01, clip_grad=1.0, ema_decay=0.9)
+
+# The same sums in every process that runs this, and no waiting for threads on a busy machine.
+torch.set_num_threads(1)
+
+
+class Noise(Dataset):
+    """Random pictures and labels, from the key alone; the epoch may be left out."""
+
+    def __len__(self) -> int:
+        return EXAMPLES
+
+    def __getitem__(self, key: tuple[int, int]) -> Example:
+        random = np.random.default_rng(derive_seed(*key))
+        pixels = random.integers(0, 256, (3, 75, 75), dtype=np.uint8)
+        return Example(torch.from_numpy(pixels), int(random.integers(3)), f"{key[1]}.png", [])
+
+
+def train(folder: Path, accumulate: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    model = create_backbone("inception_v3_79_naive", num_classes=3, width=0.25)
+    # In eval mode the statistics are fixed, and what the processes see apart adds up.
+    model.eval()
+    model.train = lambda mode=True: model
+    rank, world_size = distributed.rank(), distributed.world_size()
+    sampler = EpochSampler(
+        EXAMPLES, GLOBAL_BATCH // world_size, epochs=1, seed=0, rank=rank, world_size=world_size
+    )
+    loader = training_loader(Noise(), sampler, workers=0, collate_fn=collate)
+
+    def classify(network: nn.Module, images: Tensor) -> Tensor:
+        return network(images / 127.5 - 1)
+
+    def loss_fn(network: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
+        return classification_loss(classify(network, batch.images), batch.labels)
+
+    def evaluate(network: nn.Module) -> dict[str, float]:
+        own = [Noise()[7, index] for index in range(rank, EXAMPLES, world_size)]
+        batches = [collate(own[start : start + 9]) for start in range(0, len(own), 9)]
+        return evaluate_classifier(lambda images: classify(network, images), batches)
+
+    def save(path: Path, network: nn.Module, metrics: dict[str, float]) -> None:
+        torch.save({"state": network.state_dict(), "metrics": metrics}, path)
+
+    with RunFolder(folder, OPTIM) as run:
+        step = StepConfig(accumulate=accumulate)
+        fit(model, loader, loss_fn, OPTIM, run, evaluate=evaluate, save=save, step_config=step)
+    return model
+
+
+def main(folder: Path) -> None:
+    with distributed.processes("cpu"):
+        rank = distributed.rank()
+        assert distributed.world_size() == 2
+        assert distributed.is_main() == (rank == 0)
+        assert distributed.sum_over_processes({"a": 1 + rank, "b": 2**40 + rank}) == {
+            "a": 3,
+            "b": 2**41 + 1,
+        }
+        assert distributed.gather(["x"] * rank) == [[], ["x"]]
+        assert distributed.call_on_main(lambda: rank + 5) == 5
+        with pytest.raises(UserError, match="refused by 0"):
+            distributed.call_on_main(lambda: refuse(rank))
+        train(folder)
+
+
+def refuse(rank: int) -> None:
+    raise UserError(f"refused by {rank}")
+
+
+if __name__ == "__main__":
+    run_tool(lambda: main(Path(sys.argv[1])))
