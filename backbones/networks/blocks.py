@@ -249,7 +249,7 @@ class AuxiliaryHead(nn.Module):
     """The auxiliary classifier on the last 17×17 map, Figure 8: `[N, Cin, H, W] -> [N, classes]`.
 
     `conv1` covers the whole 5×5 grid and so is the head's hidden fully connected layer. The paper's
-    "BN auxiliary" (Section 6) is the head with that layer batch-normalised too, not just the
+    "BN auxiliary" (section 10) is the head with that layer batch-normalised too, not just the
     convolution before it.
 
     Args:

@@ -1,6 +1,6 @@
 """The layers before the first Inception block, and where on the image the maps after them lie.
 
-Section 8 of the paper ("Performance on Lower Resolution Input") keeps the computation of the
+Section 9 of the paper ("Performance on Lower Resolution Input") keeps the computation of the
 299×299 network on smaller images by shrinking less in the stem: the first convolution loses its
 stride at 151×151, and at 79×79 the first max-pool goes too.
 """
