@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -79,6 +79,17 @@ def build_model() -> nn.Module:
 
 def cross_entropy(model: nn.Module, batch: TinyBatch) -> dict[str, Tensor]:
     return {"class": nn.functional.cross_entropy(model(batch.images), batch.labels)}
+
+
+def bad_steps(*steps: int) -> Callable[[nn.Module, TinyBatch], dict[str, Tensor]]:
+    """The loss function, which is not a number at the given calls."""
+    calls = itertools.count()
+
+    def loss_fn(model: nn.Module, batch: TinyBatch) -> dict[str, Tensor]:
+        loss = cross_entropy(model, batch)["class"]
+        return {"class": loss * float("nan") if next(calls) in steps else loss}
+
+    return loss_fn
 
 
 def accuracy(model: nn.Module) -> dict[str, float]:

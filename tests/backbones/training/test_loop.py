@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_run import BATCH, EPOCHS, EXAMPLES, NoisyShapes, collate, cross_entropy, train
+from helpers.tiny_run import (
+    BATCH,
+    EPOCHS,
+    EXAMPLES,
+    NoisyShapes,
+    bad_steps,
+    collate,
+    cross_entropy,
+    train,
+)
 
 from backbones.common.errors import UserError
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
@@ -56,17 +65,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path)
         train(tmp_path / "run", loss_fn=loss_fn)
 
 
-def bad_steps(*steps):
-    """The loss function, which is not a number at the given calls."""
-    calls = iter(range(10**6))
-
-    def loss_fn(model, batch):
-        loss = cross_entropy(model, batch)["class"]
-        return {"class": loss * float("nan") if next(calls) in steps else loss}
-
-    return loss_fn
-
-
 def test_a_step_without_a_finite_loss_can_be_skipped(tmp_path, caplog):
     class Bad(NoisyShapes):
         """One example makes the running statistics of its batch infinite."""
@@ -94,8 +92,8 @@ def test_skipping_ends_when_nothing_else_comes(tmp_path):
 def test_an_error_ends_the_program_though_workers_run(tmp_path):
     """They ignore SIGTERM, by which Python would end them; it would wait for ever."""
     script = (
-        "import sys; from pathlib import Path; from helpers.tiny_run import train; "
-        "from backbones.common.cli import run_tool; from test_training import bad_steps; "
+        "import sys; from pathlib import Path; from helpers.tiny_run import bad_steps, train; "
+        "from backbones.common.cli import run_tool; "
         "run_tool(lambda: train(Path(sys.argv[1]), workers=2, loss_fn=bad_steps(3)))"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
