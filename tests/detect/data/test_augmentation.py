@@ -64,23 +64,55 @@ def test_image_and_boxes_stay_together(config: AugmentConfig, seed: int) -> None
         torch.testing.assert_close(box, expected, atol=1.5, rtol=0)
 
 
-def test_exact_without_resampling() -> None:
-    image, boxes = painted(BOXES), torch.tensor(BOXES, dtype=torch.float32)
-    flipped, new_boxes, labels = augment(image, boxes, torch.tensor([1, 2, 3]), EACH["flip"], 0)
-    assert torch.equal(flipped, image.flip(2))
-    x1, y1, x2, y2 = boxes.unbind(1)
-    torch.testing.assert_close(new_boxes, torch.stack([160 - x2, y1, 160 - x1, y2], 1))
+def change(config: AugmentConfig, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """The painted image of `BOXES` and labels 1, 2, 3, changed."""
+    boxes = torch.tensor(BOXES, dtype=torch.float32)
+    return augment(painted(BOXES), boxes, torch.tensor([1, 2, 3]), config, seed)
+
+
+def test_without_changes_all_stays_as_it_is() -> None:
+    image, boxes, labels = change(NONE)
+    assert torch.equal(image, painted(BOXES))
+    torch.testing.assert_close(boxes, torch.tensor(BOXES, dtype=torch.float32))
     assert labels.tolist() == [1, 2, 3]
-    same, same_boxes, _ = augment(image, boxes, torch.tensor([1, 2, 3]), NONE, 0)
-    assert torch.equal(same, image)
-    torch.testing.assert_close(same_boxes, boxes)
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_every_parameter_changes_something(name: str) -> None:
-    image, boxes = painted(BOXES), torch.tensor(BOXES, dtype=torch.float32)
-    changed, _, _ = augment(image, boxes, torch.tensor([1, 2, 3]), EACH[name], 3)
-    assert not torch.equal(changed, image)
+@pytest.mark.parametrize(
+    ("name", "axis", "box"),
+    [("flip", 2, [110, 15, 150, 45]), ("vertical_flip", 1, [10, 75, 50, 105])],
+)
+def test_a_flip_mirrors_image_and_boxes(name: str, axis: int, box: list[int]) -> None:
+    image, boxes, labels = change(EACH[name])
+    assert torch.equal(image, painted(BOXES).flip(axis))
+    # The image is 160 wide and 120 high, the first box [10, 15, 50, 45].
+    torch.testing.assert_close(boxes[0], torch.tensor(box, dtype=torch.float32))
+    assert labels.tolist() == [1, 2, 3]
+
+
+def test_scale_is_the_range_of_the_pictures_size() -> None:
+    """The size of what is handed on: a proposer that resizes to a size of its own undoes it."""
+    factors = []
+    for seed in range(40):
+        image, boxes, _ = change(EACH["scale"], seed)
+        factors.append(image.shape[2] / 160)
+        assert image.shape[1] / 120 == pytest.approx(factors[-1], abs=0.01)
+        scaled = torch.tensor(BOXES, dtype=torch.float32) * factors[-1]
+        torch.testing.assert_close(boxes, scaled, atol=1.0, rtol=0)
+    assert 0.49 < min(factors) < 0.6
+    assert 1.5 < max(factors) < 1.61
+    image, _, _ = change(dataclasses.replace(NONE, scale=(1.5, 1.5)))
+    assert image.shape == (3, 180, 240)
+
+
+def test_probabilities_are_those_of_the_configuration() -> None:
+    """Of 300 images; four standard deviations are 0.1."""
+    image = torch.arange(3 * 20 * 20, dtype=torch.int64).to(torch.uint8).view(3, 20, 20)
+    boxes, labels = torch.tensor([[2.0, 2, 8, 8]]), torch.tensor([1])
+    for name in ("flip", "vertical_flip", "crop"):
+        config = dataclasses.replace(NONE, **{name: 0.25})
+        results = (augment(image, boxes, labels, config, seed)[0] for seed in range(300))
+        share = np.mean([not torch.equal(result, image) for result in results])
+        assert 0.15 < share < 0.35, name
 
 
 def test_colour_changes_brightness_and_hue() -> None:
@@ -94,6 +126,19 @@ def test_colour_changes_brightness_and_hue() -> None:
     # Brightness, contrast and saturation keep green and blue as equal as they were.
     assert (green - blue).max() > 5
     assert (green - blue).min() < -5
+
+
+def test_colour_is_the_fraction_that_brightness_changes_by() -> None:
+    """A grey image has no hue, saturation or contrast to change."""
+    grey = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    for colour in (0.1, 0.3):
+        config = dataclasses.replace(NONE, colour=colour)
+        values = [
+            int(augment(grey, torch.zeros(0, 4), torch.zeros(0).long(), config, seed)[0][0, 0, 0])
+            for seed in range(60)
+        ]
+        assert min(values) == pytest.approx(100 - 100 * colour, abs=3)
+        assert max(values) == pytest.approx(100 + 100 * colour, abs=3)
 
 
 def test_seed_decides_everything() -> None:

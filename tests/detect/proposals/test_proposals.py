@@ -38,6 +38,20 @@ def test_grid_finds_every_object_of_its_sizes():
     assert (box_iou(objects, found.boxes).max(dim=1).values > 0.6).all()
 
 
+def test_windows_of_a_grid_have_its_sizes_ratios_and_step():
+    """In an image so large that no window is cut off: sides and distances, by hand."""
+    config = GridConfig(sizes=(20.0, 40.0), aspect_ratios=(0.25, 1.0), step=0.5)
+    boxes = GridProposer(config)([image(200, 200)])[0].boxes
+    sides = boxes[:, 2:] - boxes[:, :2]
+    kinds = [tuple(row) for row in sides.round().int().tolist()]
+    # A ratio is height over width, a size the root of the area; large ones come first.
+    assert list(dict.fromkeys(kinds)) == [(80, 20), (40, 40), (40, 10), (20, 20)]
+    for step in (0.5, 1.0):
+        config = GridConfig(sizes=(40.0,), aspect_ratios=(1.0,), step=step)
+        starts = GridProposer(config)([image(200, 200)])[0].boxes[:, 0].unique()
+        torch.testing.assert_close(starts.diff(), torch.full((len(starts) - 1,), 40 * step))
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("sizes", (0.0,)), ("aspect_ratios", ()), ("step", 0.0)]
 )
@@ -46,12 +60,12 @@ def test_grid_refuses_nonsense(key, value):
         GridConfig(**{key: value})
 
 
-def small_learned(**options) -> LearnedProposer:
+def small_learned(
+    top_n: int = 20, top_n_train: int = 40, score_thresh: float = 0.0, **options
+) -> LearnedProposer:
     torch.manual_seed(0)
-    config = LearnedConfig(image_size=128, channels=16)
-    return LearnedProposer(
-        config, **({"top_n": 20, "top_n_train": 40, "score_thresh": 0.0} | options)
-    )
+    config = LearnedConfig(**({"image_size": 128, "channels": 16} | options))
+    return LearnedProposer(config, top_n=top_n, top_n_train=top_n_train, score_thresh=score_thresh)
 
 
 def test_learned_proposals_are_sorted_inside_and_few():
@@ -68,19 +82,26 @@ def test_learned_proposals_are_sorted_inside_and_few():
         assert overlaps.max() <= proposer.config.nms_thresh + 1e-4
 
 
-def test_score_threshold_cuts_the_budget_in_use_only():
-    proposer = small_learned(score_thresh=0.999)
+def test_what_scores_below_the_threshold_is_not_proposed_in_use():
+    picture = image(100, 100)
     target = {"boxes": torch.tensor([[10.0, 10.0, 40.0, 40.0]])}
     with torch.no_grad():
-        assert len(proposer.eval()([image(100, 100)])[0].boxes) == 0
-        proposals, losses = proposer.train().forward_train([image(100, 100)], [target])
+        every = small_learned().eval()([picture])[0]
+        threshold = float(every.scores[:11].mean())  # some of the best ones are below it
+        proposer = small_learned(score_thresh=threshold)
+        found = proposer.eval()([picture])[0]
+        proposals, losses = proposer.train().forward_train([picture], [target])
+    above = every.scores >= threshold
+    assert 0 < above.sum() < 11
+    torch.testing.assert_close(found.boxes, every.boxes[above])
+    torch.testing.assert_close(found.scores, every.scores[above])
+    # In training every box counts.
     assert len(proposals[0].boxes) == 40
     assert set(losses) == {"loss_objectness", "loss_rpn_box_reg"}
 
 
 def test_images_beyond_images_per_step_get_random_windows():
-    config = LearnedConfig(image_size=128, channels=16, images_per_step=1)
-    proposer = LearnedProposer(config, top_n=20, top_n_train=40, score_thresh=0.0).train()
+    proposer = small_learned(images_per_step=1).train()
     images = [image(100, 160), image(256, 90), image(64, 64)]
     target = {"boxes": torch.tensor([[10.0, 10.0, 40.0, 40.0]])}
     broken = {"boxes": torch.full((1, 4), torch.nan)}
@@ -97,6 +118,64 @@ def test_images_beyond_images_per_step_get_random_windows():
         assert found.boxes.unique(dim=0).shape[0] > 30
     with torch.no_grad():
         assert all(found.scores.max() > 0 for found in proposer.eval()(images))
+
+
+def test_the_trunk_sees_the_longer_side_at_image_size():
+    seen = []
+    proposer = small_learned(image_size=96).eval()
+    proposer.trunk.stem.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2:]))
+    with torch.no_grad():
+        proposer([image(100, 200), image(400, 300)])
+    border = 2 * proposer.border
+    assert seen == [(48 + border, 96 + border), (96 + border, 72 + border)]
+
+
+def test_width_and_channels_are_the_networks():
+    widths = [small_learned(width=width).trunk.num_features for width in (0.25, 0.5)]
+    assert widths == [512, 1024]
+    proposer = small_learned(channels=24)
+    assert proposer.rpn.head.conv.weight.shape == (24, 24, 3, 3)
+    maps = proposer.pyramid.layer_blocks
+    assert [block[0].out_channels for block in maps] == [24, 24, 24]
+
+
+def test_anchors_have_the_sizes_and_ratios_of_their_level():
+    sizes = ((10.0, 20.0), (30.0, 40.0), (50.0, 60.0))
+    proposer = small_learned(anchor_sizes=sizes, anchor_ratios=(0.25, 1.0))
+    for anchors, level in zip(proposer.rpn.anchor_generator.cell_anchors, sizes, strict=True):
+        width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
+        # A ratio is height over width, a size the root of the area.
+        torch.testing.assert_close(height / width, torch.tensor([0.25, 0.25, 1.0, 1.0]))
+        torch.testing.assert_close((height * width).sqrt(), torch.tensor(level).repeat(2))
+
+
+def test_anchors_are_positive_and_negative_by_their_iou():
+    target = {"boxes": torch.tensor([[0.0, 0, 100, 100]])}
+    # IoUs 0.7, 0.5, 0.3 and 0.1; of the best ones one is positive in any case.
+    anchors = torch.tensor([[0.0, 0, 70, 100], [0, 0, 50, 100], [0, 0, 30, 100], [0, 0, 10, 100]])
+    for positive, negative, want in (
+        (0.4, 0.4, [1, 1, 0, 0]),
+        (0.6, 0.2, [1, -1, -1, 0]),
+        (0.9, 0.6, [1, 0, 0, 0]),
+    ):
+        rpn = small_learned(positive_iou=positive, negative_iou=negative).rpn
+        labels, _ = rpn.assign_targets_to_anchors([anchors], [target])
+        assert labels[0].tolist() == want
+
+
+def test_boxes_before_suppression_and_the_overlap_of_what_is_left():
+    """Three levels give so many each, of which only those that overlap are dropped."""
+    picture = image(128, 128)
+    counts = {}
+    for nms_thresh in (1.0, 0.7, 0.3):
+        proposer = small_learned(1000, pre_nms_top_n=7, nms_thresh=nms_thresh).eval()
+        with torch.no_grad():
+            boxes = proposer([picture])[0].boxes
+        counts[nms_thresh] = len(boxes)
+        overlaps = box_iou(boxes, boxes).fill_diagonal_(0)
+        assert overlaps.max() <= nms_thresh + 1e-4
+    assert counts[1.0] == 3 * 7
+    assert counts[1.0] > counts[0.7] > counts[0.3] > 0
 
 
 def test_anchors_are_centred_where_their_cells_look():

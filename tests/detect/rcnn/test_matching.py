@@ -133,3 +133,58 @@ def test_proposals_are_not_mixed_up_with_their_scores():
     assert crops.labels.tolist() == [2, 0]
     assert crops.boxes[1].tolist() in ([0, 0, 9, 9], [50, 50, 60, 60])
     assert crops.regress.tolist() == [True, False]
+
+
+def of_ious(*ious: float) -> Proposals:
+    """Boxes of such IoUs with the object [0, 0, 100, 100], and one away from it."""
+    boxes = torch.tensor([[0.0, 0, 100 * iou, 100] for iou in ious] + [[200.0, 0, 300, 100]])
+    return Proposals(boxes, torch.zeros(len(boxes)))
+
+
+def chosen(candidates: Proposals, **options) -> dict[float, tuple[int, bool]]:
+    """Label and whether it trains the regression, by the IoU of what is chosen of `candidates`."""
+    target = {"boxes": torch.tensor([[0.0, 0, 100, 100]]), "labels": torch.tensor([3])}
+    crops = choose_crops(candidates, target, RCNNConfig(**options))
+    ious = (crops.boxes[:, 2] / 100 * (crops.boxes[:, 0] == 0)).tolist()
+    rows = zip(ious, crops.labels.tolist(), crops.regress.tolist(), strict=True)
+    return {round(iou, 2): (label, regress) for iou, label, regress in rows}
+
+
+def test_ious_say_what_is_positive_background_and_trains_the_regression():
+    candidates = of_ious(0.9, 0.7, 0.5, 0.3)
+    all_of_them = {"crops_per_image": 20, "positive_fraction": 0.5}
+    assert chosen(candidates, positive_iou=0.5, negative_iou=0.5, **all_of_them) == {
+        0.9: (3, True),
+        0.7: (3, True),
+        0.5: (3, True),
+        0.3: (0, False),
+        0.0: (0, False),
+    }
+    found = chosen(
+        candidates, positive_iou=0.6, negative_iou=0.4, regression_iou=0.8, **all_of_them
+    )
+    # 0.5 is neither; 0.7 trains the classifier alone.
+    assert found == {0.9: (3, True), 0.7: (3, False), 0.3: (0, False), 0.0: (0, False)}
+
+
+def test_crops_of_an_image_and_the_share_of_positives():
+    candidates = of_ious(*[0.9] * 30, *[0.1] * 30)
+    target = {"boxes": torch.tensor([[0.0, 0, 100, 100]]), "labels": torch.tensor([3])}
+    for crops_per_image, positive_fraction, positives in ((8, 0.25, 2), (12, 0.75, 9)):
+        config = RCNNConfig(crops_per_image=crops_per_image, positive_fraction=positive_fraction)
+        labels = choose_crops(candidates, target, config).labels
+        assert len(labels) == crops_per_image
+        assert (labels > 0).sum() == positives
+
+
+def test_boxes_around_the_objects_are_so_many_and_so_far():
+    objects, none = torch.tensor([[40.0, 40, 60, 60]]), Proposals(torch.zeros(0, 4), torch.zeros(0))
+    for jitter_copies, jitter_strength in ((0, 0.3), (50, 0.1), (70, 0.3)):
+        config = RCNNConfig(jitter_copies=jitter_copies, jitter_strength=jitter_strength)
+        boxes = add_candidates(none, objects, (100, 100), config).boxes
+        assert len(boxes) == 1 + jitter_copies
+        if jitter_copies:
+            moved = ((boxes[:, :2] + boxes[:, 2:]) / 2 - 50).abs().max()
+            assert 0.8 * 20 * jitter_strength < moved <= 20 * jitter_strength + 1e-3
+            grown = (boxes[:, 2:] - boxes[:, :2]).max() / 20
+            assert 0.8 * jitter_strength < grown.log() <= jitter_strength + 1e-4

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -45,6 +47,19 @@ def test_crop_size_is_the_variants_or_the_configs():
         assert model.crop([image()], box).shape == (1, 3, 96, 96)
     with pytest.raises(UserError, match=r"at least 75 for inception_v3_79_naive, got 60"):
         detector(crop_size=60)
+
+
+def test_crops_are_cut_with_the_configurations_context_and_mode():
+    """A quarter of the crop on each side is a box twice as wide; a square one is the box's."""
+    box, picture = torch.tensor([[40.0, 30, 60, 50]]), image()
+    twice = torch.tensor([[30.0, 20, 70, 60]])
+    wide = detector(context=0.25).crop([picture], [box])
+    assert torch.equal(wide, detector(context=0.0).crop([picture], [twice]))
+    assert not torch.equal(wide, detector().crop([picture], [box]))
+    flat, square = torch.tensor([[40.0, 30, 60, 40]]), torch.tensor([[40.0, 25, 60, 45]])
+    for mode, same in (("warp", flat), ("square", square)):
+        found = detector(crop_mode=mode, context=0.0).crop([picture], [flat])
+        assert torch.equal(found, detector(context=0.0).crop([picture], [same]))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +188,20 @@ def test_losses_against_their_formulas():
         for classifier, box in candidates
     )
     assert deltas.shape == (2, 3, 4)
+
+
+def test_deltas_are_in_units_of_delta_std():
+    """A network that always says (1, -1, 1, 0) moves the box by these units, in use."""
+    for delta_std in ((0.1, 0.1, 0.2, 0.2), (0.05, 0.2, 0.3, 0.1)):
+        model = detector(delta_std=delta_std, score_thresh=0.0, nms_thresh=1.0).eval()
+        torch.nn.init.zeros_(model.bbox_pred.weight)
+        model.bbox_pred.bias.data = torch.tensor([1.0, -1.0, 1.0, 0.0]).repeat(3)
+        with torch.no_grad():
+            found = model([image()], proposals=[some_proposals([40.0, 40, 60, 50])])[0]
+        x, y = 50 + 20 * delta_std[0], 45 - 10 * delta_std[1]
+        width = 20 * math.exp(delta_std[2])
+        want = torch.tensor([x - width / 2, y - 5, x + width / 2, y + 5])
+        torch.testing.assert_close(found["boxes"], want.expand(3, 4))
 
 
 def test_the_proposals_score_takes_its_share():

@@ -1,4 +1,4 @@
-"""Post-processing: hard and soft suppression and box voting against plain NumPy."""
+"""Post-processing: hard and soft suppression against torchvision and plain NumPy."""
 
 import numpy as np
 import pytest
@@ -100,6 +100,23 @@ def test_suppression_is_per_class_and_detections_are_capped():
     found = select_detections(boxes, scores, config)
     assert found["labels"].tolist() == [1, 2]
     assert found["scores"].tolist() == pytest.approx([0.9, 0.8])
+
+
+def test_thresholds_of_scores_and_of_overlap():
+    boxes, scores = one_class_each(
+        [(0.0, 0, 10, 10, 0.9, 0.0), (4, 0, 14, 10, 0.5, 0.0), (50, 50, 60, 60, 0.2, 0.0)]
+    )
+    # The first two have the IoU 6 / 14 = 0.43.
+    for score_thresh, nms_thresh, want in (
+        (0.1, 0.5, [0.9, 0.5, 0.2]),
+        (0.1, 0.4, [0.9, 0.2]),
+        (0.2, 0.5, [0.9, 0.5, 0.2]),
+        (0.3, 0.5, [0.9, 0.5]),
+        (0.6, 0.5, [0.9]),
+    ):
+        config = RCNNConfig(score_thresh=score_thresh, nms_thresh=nms_thresh)
+        found = select_detections(boxes, scores, config)
+        assert found["scores"].tolist() == pytest.approx(want)
 
 
 def test_soft_suppression_finds_a_neighbour_that_hard_suppression_drops():
