@@ -152,12 +152,17 @@ def test_bf16_trains(tmp_path):
 
 
 def test_sampler_sees_each_example_once_an_epoch_in_changing_order():
-    sampler = EpochSampler(12, 4, epochs=3, seed=1)
-    keys = [key for batch in sampler for key in batch]
-    orders = [[index for epoch, index in keys if epoch == wanted] for wanted in range(3)]
-    assert all(sorted(order) == list(range(12)) for order in orders)
-    assert orders[0] != orders[1] != orders[2]
-    assert len(sampler) == 9
+    def orders(seed: int) -> list[list[int]]:
+        sampler = EpochSampler(12, batch_size=4, epochs=3, seed=seed)
+        assert [len(batch) for batch in sampler] == [4] * 9
+        assert len(sampler) == 9
+        keys = [key for batch in sampler for key in batch]
+        return [[index for epoch, index in keys if epoch == wanted] for wanted in range(3)]
+
+    one, again, other = orders(seed=1), orders(seed=1), orders(seed=2)
+    assert all(sorted(order) == list(range(12)) for order in one)
+    assert one[0] != one[1] != one[2]
+    assert one == again != other
 
 
 def test_sampler_resumes_anywhere():
@@ -231,6 +236,23 @@ def test_raw_weights_are_scored_beside_averaged_ones(ema_decay, evaluate_raw, na
     assert recorded["val/norm"] == state.metrics["norm"]
     if "val/norm_raw" in names:
         assert recorded["val/norm_raw"] == norms["raw"] != norms["averaged"]
+
+
+def test_metrics_are_recorded_every_so_many_epochs_and_at_the_end(tmp_path):
+    loader = training_loader(
+        NoisyShapes(), EpochSampler(8, 4, epochs=5, seed=0), workers=0, collate_fn=collate
+    )
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    optim = OptimConfig(
+        lr=0.5, schedule="staircase", decay_rate=0.1, decay_epochs=2, ema_decay=None
+    )
+    with RunFolder(tmp_path / "run", optim) as run:
+        evaluate = {"evaluate": lambda model: {"one": 1.0}, "eval_every": 2}
+        fit(model, loader, cross_entropy, optim, run, **evaluate)
+    points = curves(tmp_path / "run")
+    assert [point.epoch for point in points if point.name == "val/one"] == [2, 4, 5]
+    rates = [point.value for point in points if point.name == "lr"]
+    assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])
 
 
 def test_derived_seeds_differ():

@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from backbones.training.recipe import (
     classification_loss,
     lr_factor,
     paper,
+    scaled_lr,
     summary,
 )
 
@@ -87,6 +90,26 @@ def test_paper_schedule_to_epoch_100():
             assert config.lr * lr_factor(step, config, steps_per_epoch, 700) == pytest.approx(
                 expected, rel=1e-12
             )
+
+
+def test_the_staircase_has_the_configurations_height_and_length():
+    """A fifth after every one and a half epochs of four steps; warm-up multiplies it."""
+    config = OptimConfig(schedule="staircase", decay_rate=0.2, decay_epochs=1.5)
+    factors = [lr_factor(step, config, 4, 24) for step in range(24)]
+    np.testing.assert_allclose(factors, np.repeat([1, 0.2, 0.04, 0.008], 6))
+    config = OptimConfig(warmup_epochs=1, decay_rate=0.2, decay_epochs=1.5)
+    factors = [lr_factor(step, config, 4, 24) for step in range(7)]
+    np.testing.assert_allclose(factors, [0.25, 0.5, 0.75, 1, 1, 1, 0.2])
+
+
+def test_the_rate_is_as_it_stands_or_grows_with_the_batch(caplog):
+    assert scaled_lr(OptimConfig(lr=0.02), 8) == 0.02
+    assert caplog.text == ""
+    with caplog.at_level(logging.INFO):
+        assert scaled_lr(OptimConfig(lr=0.02, scale_lr_from=32), 8) == pytest.approx(0.005)
+    assert "learning rate 0.005: optim.lr 0.02 times 8 images a step over" in caplog.text
+    with pytest.raises(UserError, match=r"optim.scale_lr_from must be at least 1, got 0"):
+        OptimConfig(scale_lr_from=0)
 
 
 def test_cosine_schedule_with_warmup():
