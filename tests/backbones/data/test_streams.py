@@ -142,7 +142,7 @@ def test_broken_images_are_left_out_and_reported(tmp_path):
     for batch in itertools.islice(dataset, 3):
         assert sorted(numbers(batch.names)) == [0, 1, 3, 5, 6, 7, 8, 9]
         assert batch.images.shape == (8, 3, 8, 8)
-    dataset = StreamedImages(shards, 10, 8, AugmentConfig(), 0, batch_size=4, workers=0)
+    dataset = StreamedImages(paths, 10, 8, AugmentConfig(), 0, batch_size=4, workers=0)
     skipped = [message for batch in itertools.islice(dataset, 5) for message in batch.skipped]
     assert sum("a.tar:0002.png: not an image" in message for message in skipped) >= 2
     assert sum("a.tar:0004.png: corrupt" in message for message in skipped) >= 2
