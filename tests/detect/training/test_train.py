@@ -2,8 +2,10 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +14,19 @@ from helpers.scenes import make_dataset
 
 from backbones import create_backbone, save_backbone
 from backbones.common.errors import UserError
-from backbones.data.sampler import derive_seed
+from backbones.data.sampler import EpochSampler, derive_seed
 from backbones.networks.weights import load_weights
 from backbones.training.recipe import OptimConfig
+from backbones.training.run_folder import read_curves
+from backbones.training.step import TrainingState
 from detect.build import build_detector
 from detect.checkpoint import load_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 from detect.data import load_coco, make_digits
 from detect.data.augmentation import AugmentConfig
+from detect.deployment.detector import deploy_detector
+from detect.evaluation import evaluate_coco
+from detect.inference.score import detect_dataset
 from detect.proposals import GridConfig, LearnedConfig, Proposals, SelectiveSearchConfig
 from detect.proposals.precomputed import proposals_for
 from detect.rcnn.config import RCNNConfig
@@ -158,6 +165,93 @@ def tiny(folder: Path, run: Path, **options) -> DetectorConfig:
         "precision": "fp32",
     }
     return DetectorConfig(**(defaults | options))
+
+
+@pytest.fixture
+def loop(monkeypatch) -> dict[str, Any]:
+    """What `train_detector` gives to `fit`, which takes no step here."""
+    given: dict[str, Any] = {}
+
+    def fit(model, loader, loss_fn, optim, run, **options):
+        given.update(options, model=model, loader=loader, loss_fn=loss_fn, optim=optim, run=run)
+        return TrainingState()
+
+    monkeypatch.setattr("detect.training.train.fit", fit)
+    return given
+
+
+def test_the_loop_is_given_what_the_configuration_says(digits, tmp_path, loop):
+    options = {"epochs": 3, "batch_size": 4, "workers": 2, "eval_every": 5, "seed": 11}
+    options |= {"precision": "bf16", "augment": AugmentConfig(flip=1.0), "device": "cpu"}
+    config = tiny(digits, tmp_path / "run", **options)
+    train_detector(config)
+    assert loop["run"].path == tmp_path / "run"
+    assert not loop["run"].resume
+    assert loop["optim"] is config.optim
+    assert (loop["precision"], loop["eval_every"]) == ("bf16", 5)
+    assert next(loop["model"].parameters()).device == torch.device("cpu")
+    assert loop["model"].config is config.model.rcnn
+    loader = loop["loader"]
+    plan: EpochSampler = loader.batch_sampler
+    assert (plan.epochs, plan.batch_size, plan.seed) == (3, 4, 11)
+    assert loader.num_workers == 2
+    assert (loader.dataset.seed, loader.dataset.config) == (11, config.augment)
+    assert [sample.path for sample in loader.dataset.dataset] == [
+        sample.path for sample in dataset(digits)
+    ]
+    # Without a validation split nothing is scored, and nothing is the best.
+    assert (loop["evaluate"], loop["best_metric"]) == (None, None)
+
+
+def test_seed_decides_the_first_weights(digits, tmp_path, loop):
+    weights = []
+    for number, seed in enumerate((0, 1, 0)):
+        train_detector(tiny(digits, tmp_path / str(number), seed=seed))
+        weights.append(loop["model"].cls_score.weight)
+    assert torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N"),
+        ({"workers": -1}, "workers must be 0 or more, got -1"),
+        ({"eval_every": 0}, "eval_every must be at least 1, got 0"),
+        ({"batch_size": 9}, "batch_size 9 is larger than the training set"),
+    ],
+)
+def test_a_wrong_value_is_refused(change, message, digits, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train_detector(tiny(digits, tmp_path / "run", **change))
+
+
+def test_each_split_is_for_what_its_key_says(digits, tmp_path):
+    """A third one, with ids of its own, is made of the images of `val`."""
+    folder = tmp_path / "digits"
+    shutil.copytree(digits, folder)
+    shutil.copytree(digits / "val", folder / "other")
+    document = json.loads((digits / "annotations" / "val.json").read_text())
+    for kind, key in (("images", "id"), ("annotations", "image_id")):
+        for entry in document[kind]:
+            entry[key] += 1000
+    (folder / "annotations" / "other.json").write_text(json.dumps(document))
+    data = DataConfig(format="coco", root=str(folder), train="train", val="val", test="other")
+    config = tiny(folder, tmp_path / "run", data=data, epochs=3, eval_every=2, batch_size=8)
+    model = replace(config.model, rcnn=replace(config.model.rcnn, score_thresh=0.0))
+    outcome = train_detector(replace(config, model=model))
+    curves = read_curves(tmp_path / "run" / "curves.csv")
+    assert [point.epoch for point in curves if point.name == "val/AP"] == [2, 3]
+    # The last weights are scored on the validation split, and the best on the test split.
+    detector = load_detector(tmp_path / "run" / "last.safetensors", "cpu")
+    val = dataset(folder, "val")
+    found = detect_dataset(deploy_detector(detector, "fp32"), val).detections
+    last = [point.value for point in curves if point.name == "val/AP"][-1]
+    assert last == pytest.approx(evaluate_coco(val, found)["AP"], abs=1e-6)
+    results = json.loads((tmp_path / "run" / "test_results.json").read_text())
+    other = dataset(folder, "other")
+    assert {result["image_id"] for result in results} == set(other.image_ids)
+    assert outcome["test"]["AP"] == evaluate_coco(other, results)["AP"]
 
 
 def test_a_whole_detector_overfits_eight_images(digits, tmp_path):
