@@ -58,17 +58,18 @@ def test_max_classes_leaves_the_first_ones_of_both_splits(root):
     assert set(labels) == {0, 1}
 
 
-def streamed(root: Path) -> ImagesConfig:
-    shards = {"train_shards": f"{root}/a-{{0..1}}.tar", "train_images": 7}
-    return ImagesConfig(root=str(root), classes=str(root / "four.json"), **shards)
-
-
 def plan(sources: ImageSources, **options) -> EpochSampler:
     return EpochSampler(sources.num_train, **({"batch_size": 2, "epochs": 2, "seed": 3} | options))
 
 
 def test_train_shards_are_streamed_and_train_images_make_an_epoch(root):
-    sources = open_sources(streamed(root))
+    config = ImagesConfig(
+        root=str(root),
+        train_shards=f"{root}/a-{{0..1}}.tar",
+        train_images=7,
+        classes=str(root / "four.json"),
+    )
+    sources = open_sources(config)
     assert sources.train == [f"{root}/a-0.tar", f"{root}/a-1.tar"]
     assert sources.class_names == ["ant", "bee", "cat", "dog"]  # of `classes`
     assert plan(sources).steps_per_epoch == 3
@@ -94,9 +95,10 @@ def test_train_shards_are_streamed_and_train_images_make_an_epoch(root):
         ({"max_classes": 1}, "data.max_classes must be at least 2, got 1"),
     ],
 )
-def test_keys_that_do_not_go_together_are_refused(root, change, message):
+def test_keys_that_do_not_go_together_are_refused(change, message):
+    streamed = ImagesConfig(train_shards="a.tar", train_images=7, classes="4")
     with pytest.raises(UserError, match=message):
-        replace(streamed(root), **change)
+        replace(streamed, **change)
 
 
 def test_batches_follow_the_plan_and_validation_is_shared_out(root):

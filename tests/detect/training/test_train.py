@@ -203,6 +203,23 @@ def test_the_loop_is_given_what_the_configuration_says(digits, tmp_path, loop):
     assert (loop["evaluate"], loop["best_metric"]) == (None, None)
 
 
+def test_precomputed_proposals_are_those_of_the_file(digits, tmp_path, loop):
+    rows = [
+        {"image_id": sample.image_id, "bbox": [sample.image_id, 5, 20, 30], "score": 0.5}
+        for sample in dataset(digits)
+    ]
+    path = tmp_path / "proposals.json"
+    path.write_text(json.dumps(rows))
+    model = ModelConfig(
+        variant="inception_v3_79_naive", proposer="precomputed", precomputed=str(path)
+    )
+    train_detector(tiny(digits, tmp_path / "run", model=model))
+    examples = loop["loader"].dataset
+    for index, row in enumerate(rows):
+        x = row["bbox"][0]
+        assert examples[0, index].proposals.boxes.tolist() == [[x, 5, x + 20, 35]]
+
+
 def test_seed_decides_the_first_weights(digits, tmp_path, loop):
     weights = []
     for number, seed in enumerate((0, 1, 0)):
