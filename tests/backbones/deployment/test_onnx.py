@@ -22,7 +22,11 @@ def _extra():
 
 
 @pytest.mark.usefixtures("_extra")
-@pytest.mark.parametrize("name", ["inception_v2", "inception_v3_151_table1"])
+@pytest.mark.parametrize(
+    "name",
+    # What the second has is in the networks of the tool's tests as well.
+    ["inception_v2", pytest.param("inception_v3_151_table1", marks=pytest.mark.large)],
+)
 def test_runs_without_pytorch(name, tmp_path):
     model = trained(name, num_classes=3)
     difference = export_backbone(tmp_path / "net.onnx", model, ["a", "b", "c"])

@@ -27,6 +27,13 @@ def quantized(model):
     return quantize(model, [images(model, 8)[0] for _ in range(4)])
 
 
+@pytest.fixture(scope="module")
+def converted(model):
+    """In fp32. Copies are compiled anew, as `convert` does it after seconds of tracing."""
+    pytest.importorskip("openvino")
+    return convert(model, "fp32")
+
+
 @torch.inference_mode()
 def test_stands_in_for_the_network(model, quantized):
     raw, x = images(model, 16)
@@ -44,10 +51,9 @@ def test_stands_in_for_the_network(model, quantized):
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("precision", "low", "high"), [("fp32", 0, 1e-4), ("bf16", 1e-4, 0.02)])
-def test_converted(model, precision, low, high, tmp_path):
-    pytest.importorskip("openvino")
+def test_converted(model, converted, precision, low, high, tmp_path):
     raw, x = images(model, 5)
-    found = convert(model, precision)
+    found = converted if precision == "fp32" else convert(model, precision)
     error = (found(x) - model(x)).norm() / model(x).norm()
     assert low <= error < high
     torch.testing.assert_close(found(raw), found(x), rtol=0, atol=0.05)
@@ -117,19 +123,17 @@ def test_a_missing_extra_names_the_command(model, monkeypatch, tmp_path):
 
 
 @torch.inference_mode()
-def test_all_networks_share_one_object_of_openvino(model, monkeypatch):
-    openvino = pytest.importorskip("openvino")
-    convert(model, "fp32")
-    monkeypatch.setattr(openvino, "Core", None)  # another one cannot be made
-    assert convert(model, "fp32")(images(model, 1)[1]).shape == (1, 10)
+def test_all_networks_share_one_object_of_openvino(model, converted, monkeypatch):
+    monkeypatch.setattr("openvino.Core", None)  # another one cannot be made
+    assert copy.deepcopy(converted)(images(model, 1)[1]).shape == (1, 10)
 
 
 @pytest.mark.usefixtures("threads_of_torch")
 @pytest.mark.parametrize("kind", ["int8", "fp32"])
-def test_several_threads_at_once(model, quantized, kind):
+def test_several_threads_at_once(model, quantized, converted, kind):
     """Each gets the answers to its own images, whether they share a stream or have their own."""
     torch.set_num_threads(1 if kind == "int8" else 4)
-    network = quantized if kind == "int8" else convert(model, "fp32")
+    network = quantized if kind == "int8" else copy.deepcopy(converted)
     batches = [images(model)[0] for _ in range(12)]
     torch.set_num_threads(1)
     expected = [network(batch) for batch in batches]
@@ -142,7 +146,7 @@ def test_several_threads_at_once(model, quantized, kind):
 
 
 @pytest.mark.usefixtures("threads_of_torch")
-def test_the_threads_of_the_caller(model, monkeypatch):
+def test_the_threads_of_the_caller(model, converted, monkeypatch):
     """Made for four threads, it serves four callers of one thread at once, or two of two."""
     asked, core = [], openvino.core()
 
@@ -153,7 +157,7 @@ def test_the_threads_of_the_caller(model, monkeypatch):
     recording = SimpleNamespace(read_model=core.read_model, compile_model=compile_model)
     monkeypatch.setattr(openvino, "core", lambda: recording)
     torch.set_num_threads(4)
-    network = convert(model, "fp32")
+    network = copy.deepcopy(converted)
     for threads in (4, 2, 1, 6, 2):
         torch.set_num_threads(threads)
         network(images(model)[0])
