@@ -6,9 +6,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from backbones.training.run_folder import RunFolder
+
 # Two pytest workers on two cores: more threads each would only wait for one another.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+DRAW_CURVES = RunFolder.draw_curves
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves():
+    """Most of the time of a run of seconds would be the picture of its curves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "draw_curves", lambda self: None)
+        yield
+
+
+@pytest.fixture
+def curves_are_drawn(monkeypatch):
+    """As they are outside of tests."""
+    monkeypatch.setattr(RunFolder, "draw_curves", DRAW_CURVES)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from PIL import Image
 
 from backbones.common.config import from_dict
 from backbones.networks.weights import load_weights
-from backbones.training.run_folder import RunFolder
 from detect.benchmarks.crop_networks import (
     ComparisonConfig,
     comparison_table,
@@ -65,7 +64,6 @@ def compared(digits, tmp_path_factory) -> tuple[Path, str]:
     path.write_text(yaml.safe_dump(settings(digits) | {"variants": VARIANTS}))
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(RunFolder, "draw_curves", lambda self: None)
         arguments = ["--config", str(path), "--run", str(folder / "run")]
         assert run(tool, *arguments, monkeypatch=patch) == 0
     return folder / "run", printed.getvalue()
@@ -118,7 +116,6 @@ def test_a_comparison_resumes_and_takes_the_proposals_of_a_checkpoint(
     compared, digits, tmp_path, monkeypatch, capsys
 ):
     folder, _ = compared
-    monkeypatch.setattr(RunFolder, "draw_curves", lambda self: None)
     path = tmp_path / "tiny.yaml"
     one = {"variants": ["inception_v3_79_naive"]}
     path.write_text(yaml.safe_dump(settings(digits) | one))

@@ -190,15 +190,17 @@ def outcome(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("workers", "broken_at"), [(0, 3), (2, 4)])
+@pytest.mark.parametrize(("workers", "epochs", "broken_at"), [(0, 2, 3), (2, 1, 2)])
 def test_a_streamed_run_resumes_in_the_middle_of_an_epoch(
-    workers, broken_at, root, tmp_path, monkeypatch
+    workers, epochs, broken_at, root, tmp_path, monkeypatch
 ):
+    """Of four steps."""
     shards = {"train_shards": f"{root}/shard-{{0..1}}.tar", "train_images": 8}
     config = small(
         root,
         tmp_path / "unbroken",
         data=ImagesConfig(root=str(root), classes=str(root / "three.json"), **shards),
+        epochs=epochs,
         workers=workers,
         checkpoint_minutes=0.0,
     )

@@ -33,6 +33,7 @@ def curves(folder):
     return read_curves(folder / "curves.csv")
 
 
+@pytest.mark.usefixtures("curves_are_drawn")
 def test_the_run_learns_and_leaves_its_files(tmp_path):
     folder = tmp_path / "run"
     _, state = train(folder)

@@ -26,6 +26,7 @@ def make_run(path):
         run.draw_curves()
 
 
+@pytest.mark.usefixtures("curves_are_drawn")
 def test_folder_holds_config_log_curves(tmp_path):
     make_run(tmp_path / "a/run")
     folder = tmp_path / "a/run"
