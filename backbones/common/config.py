@@ -2,8 +2,6 @@
 
 import dataclasses
 import difflib
-import itertools
-import json
 import os
 import re
 import sys
@@ -16,6 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from backbones.common.arguments import config_file_first, only, spell_out
 from backbones.common.cli import exit_with_error
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
@@ -32,10 +31,10 @@ def parse_config(
 
     `--config FILE.yaml` is applied first wherever it stands, then `--key value` and
     `--group.key value` in their order. A list of strings may be written as several values,
-    `--inputs a.jpg b.jpg`. A run that is resumed, `--run RUN --resume true`, has its own
-    `RUN/config.yaml` where no other is named. `--help` explains every key from the string below the
-    dataclass field. A mistake prints one line to stderr that names the key and what was expected,
-    and exits with code 2.
+    `--inputs a.jpg b.jpg`, and a key that is true or false without its `true`. A run that is
+    resumed, `--run RUN --resume`, has its own `RUN/config.yaml` where no other is named. `--help`
+    explains every key from the string below the dataclass field. A mistake prints one line to
+    stderr that names the key and what was expected, and exits with code 2.
 
     Args:
         config_class: a dataclass; fields may be dataclasses themselves, or tuples of them.
@@ -44,8 +43,10 @@ def parse_config(
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        arguments = _config_file_first(_gather_lists(config_class, arguments))
-        arguments = _own_config(arguments)
+        arguments = config_file_first(spell_out(arguments, _leaf_hints(config_class)))
+        if own := _own_config(config_class, arguments):
+            # Behind it the folder's name, which may have changed since the file was written.
+            arguments = ["--config", str(own), f"--run={own.parent}", *arguments]
         for path in arguments[1:2] if arguments[:1] == ["--config"] else ():
             _check_keys(config_class, read_yaml(path), where=path)
         return _parse(config_class, description, arguments)
@@ -53,13 +54,29 @@ def parse_config(
         exit_with_error(error)
 
 
-def from_dict(config_class: type[Config], values: Mapping[str, Any]) -> Config:
+def load_config(config_class: type[Config], path: str | os.PathLike[str]) -> Config:
+    """The configuration that `save_config` wrote; missing keys take their defaults.
+
+    Raises:
+        UserError: as `read_yaml` and `from_dict`.
+    """
+    return from_dict(config_class, read_yaml(path), where=os.fspath(path))
+
+
+def from_dict(
+    config_class: type[Config], values: Mapping[str, Any], *, where: str = "configuration"
+) -> Config:
     """The configuration that `to_dict` was given; missing keys take their defaults.
+
+    Args:
+        config_class: as for `parse_config`.
+        values: nested as the dataclasses are.
+        where: they come from, to be named with an unknown key.
 
     Raises:
         UserError: an unknown key or a value of the wrong type.
     """
-    _check_keys(config_class, values, where="configuration")
+    _check_keys(config_class, values, where)
     parser = _parser(config_class, "")
     try:
         namespace = parser.parse_object(dict(values))
@@ -130,49 +147,36 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
 
 
-def _gather_lists(config_class: type, arguments: list[str]) -> list[str]:
-    """`--inputs a b` as `--inputs ["a", "b"]`; what begins with a bracket stays as it is."""
-    options = {
-        f"--{key}" for key, hint in get_type_hints(config_class).items() if hint == list[str]
-    }
-    gathered: list[str] = []
-    remaining = list(arguments)
-    while remaining:
-        gathered.append(remaining.pop(0))
-        if gathered[-1] in options and not (remaining and remaining[0].startswith("[")):
-            values = list(itertools.takewhile(lambda value: not value.startswith("--"), remaining))
-            remaining = remaining[len(values) :]
-            gathered += [json.dumps(values)] if values else []
-    return gathered
+def _own_config(config_class: type, arguments: list[str]) -> Path | None:
+    """The configuration of the run that the arguments resume, where they name no other.
+
+    Whether they resume one, and which, is read by the parser: a value is written in many ways.
+    """
+    hints = get_type_hints(config_class)
+    if arguments[:1] == ["--config"] or not {"run", "resume"} <= hints.keys():
+        return None
+    fields = [
+        (field.name, hints[field.name], dataclasses.field(default=field.default))
+        for field in dataclasses.fields(config_class)
+        if field.name in ("run", "resume")
+    ]
+    words = only(arguments, [name for name, *_ in fields])
+    chosen: Any = _parse(dataclasses.make_dataclass("Resumed", fields), "", words)
+    path = Path(chosen.run) / "config.yaml"
+    return path if chosen.resume and path.is_file() else None
 
 
-def _config_file_first(arguments: list[str]) -> list[str]:
-    """Move `--config FILE` to the front, so that overrides win wherever it was written."""
-    files, rest = [], []
-    remaining = iter(arguments)
-    for argument in remaining:
-        if argument == "--config":
-            path = next(remaining, None)
-            if path is None:
-                raise UserError("--config: expected a YAML file after it")
-            files.append(path)
-        elif argument.startswith("--config="):
-            files.append(argument.removeprefix("--config="))
+def _leaf_hints(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """Type hints of all keys by dotted name, of those in groups too."""
+    hints = get_type_hints(config_class)
+    leaves: dict[str, Any] = {}
+    for field in dataclasses.fields(config_class):
+        name, hint = prefix + field.name, hints[field.name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            leaves |= _leaf_hints(hint, f"{name}.")
         else:
-            rest.append(argument)
-    if len(files) > 1:
-        raise UserError(f"--config: expected one file, got {len(files)}: {', '.join(files)}")
-    return [*(["--config", files[0]] if files else []), *rest]
-
-
-def _own_config(arguments: list[str]) -> list[str]:
-    """A run that is resumed without `--config` has the configuration in its folder."""
-    given = dict(itertools.pairwise(arguments))
-    own = Path(given.get("--run", "")) / "config.yaml"
-    is_resumed = given.get("--resume") == "true" and "--run" in given
-    if is_resumed and "--config" not in given and own.is_file():
-        return ["--config", str(own), *arguments]
-    return arguments
+            leaves[name] = hint
+    return leaves
 
 
 def _parser(config_class: type, description: str) -> ArgumentParser:

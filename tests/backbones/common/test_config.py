@@ -4,7 +4,14 @@ from typing import Literal
 import pytest
 
 from backbones.common.cli import run_tool
-from backbones.common.config import from_dict, parse_config, read_yaml, save_config, to_dict
+from backbones.common.config import (
+    from_dict,
+    load_config,
+    parse_config,
+    read_yaml,
+    save_config,
+    to_dict,
+)
 from backbones.common.errors import UserError
 
 
@@ -244,14 +251,97 @@ class Run:
     """Continue."""
 
 
-def test_a_resumed_run_has_its_own_configuration(tmp_path, config_file):
-    save_config(tmp_path / "config.yaml", Run(str(tmp_path), size=7))
-    again = ["--run", str(tmp_path), "--resume", "true"]
-    assert parse_config(Run, again) == Run(str(tmp_path), size=7, resume=True)
+@pytest.mark.parametrize(
+    "resume",
+    [
+        ["--run", "{run}", "--resume", "true"],
+        ["--run={run}", "--resume=true"],
+        ["--resume", "True", "--run", "{run}"],
+        ["--run", "{run}", "--resume", "yes"],
+        ["--run={run}", "--resume"],
+        ["--resume", "--run", "{run}"],
+        ["--run", "elsewhere", "--resume=false", "--run", "{run}", "--resume"],
+    ],
+    ids=" ".join,
+)
+def test_a_resumed_run_has_its_own_configuration(tmp_path, resume):
+    run = tmp_path / "moved"
+    run.mkdir()
+    save_config(run / "config.yaml", Run(str(tmp_path / "before"), size=7))
+    again = [word.replace("{run}", str(run)) for word in resume]
+    assert parse_config(Run, again) == Run(str(run), size=7, resume=True)
     assert parse_config(Run, [*again, "--size", "8"]).size == 8
-    assert parse_config(Run, ["--run", str(tmp_path)]).size == 1
-    assert parse_config(Run, ["--run", str(tmp_path / "new"), "--resume", "true"]).size == 1
-    (tmp_path / "other").mkdir()
-    other = tmp_path / "other" / "x.yaml"
-    other.write_text("size: 9\n")
-    assert parse_config(Run, [*again, "--config", str(other)]).size == 9
+    assert parse_config(Run, ["--size=8", *again]).size == 8
+
+
+@pytest.mark.parametrize(
+    "other", [[], ["--resume", "false"], ["--resume=no"], ["--run", "new", "--resume"]]
+)
+def test_a_run_that_is_not_resumed_has_the_configuration_it_is_given(tmp_path, monkeypatch, other):
+    save_config(tmp_path / "config.yaml", Run(str(tmp_path), size=7))
+    monkeypatch.chdir(tmp_path)
+    assert parse_config(Run, ["--run", str(tmp_path), *other]).size == 1
+
+
+def test_a_resumed_run_may_be_the_default_one_or_have_another_configuration(
+    tmp_path, monkeypatch, config_file
+):
+    (tmp_path / "here").mkdir()
+    save_config(tmp_path / "here" / "config.yaml", Run(size=7))
+    monkeypatch.chdir(tmp_path)
+    assert parse_config(Run, ["--resume"]) == Run(size=7, resume=True)
+    assert parse_config(Run, ["--resume", "--config", config_file("size: 9")]).size == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "maybe"], "resume: expected bool, got maybe"),
+        (["--resume", "--run"], "argument --run: expected one argument"),
+        (["--resume"], "here/config.yaml: unknown key width: expected one of run, size"),
+    ],
+)
+def test_mistakes_in_resuming_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.yaml").write_text("width: 3\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(Run, arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_true_or_false_may_stand_alone():
+    @dataclass(frozen=True)
+    class Group:
+        flip: bool = False
+
+    @dataclass(frozen=True)
+    class Flags:
+        first: bool = False
+        group: Group = field(default_factory=Group)
+        size: int = 1
+
+    assert parse_config(Flags, ["--first", "--size", "2"]) == Flags(first=True, size=2)
+    assert parse_config(Flags, ["--first", "false", "--group.flip"]).group.flip
+    assert not parse_config(Flags, ["--first=false"]).first
+
+
+def test_a_configuration_that_extends_another_explains_its_keys(capsys):
+    @dataclass(frozen=True)
+    class Small(Train):
+        size: int = 32
+
+    with pytest.raises(SystemExit):
+        parse_config(Small, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Side of the image in pixels. (type: int, default: 32)" in text
+
+
+def test_a_saved_configuration_is_read_by_value(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("optim: {lr: 1e-3}\nwidths: [3]\n")
+    assert load_config(Train, path) == Train(widths=(3,), optim=Optim(lr=0.001))
+    path.write_text("sise: 3\n")
+    with pytest.raises(UserError, match=r"config\.yaml: unknown key sise"):
+        load_config(Train, path)
