@@ -1,4 +1,7 @@
-"""The paper's Table 3: one configuration a row, each of which adds one thing to the row before."""
+"""The paper's Table 3: one configuration a row, each of which adds one thing to the row before.
+
+And the configuration with the figures of its summaries.
+"""
 
 import itertools
 from pathlib import Path
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from backbones.classification.pretraining import PretrainConfig, build_network
 from backbones.common.config import parse_config, to_dict
 from backbones.data.datasets import ImageBatch
-from backbones.training.recipe import classification_loss
+from backbones.training.recipe import build_optimizer, classification_loss
 from backbones.training.step import Stepper
 
 CONFIGS = Path(__file__).parents[3] / "configs/backbone"
@@ -135,6 +138,15 @@ def test_each_row_adds_one_thing_to_the_one_before():
 
 def test_the_last_row_is_inception_v3():
     assert differences(read("ablations/5_bn_auxiliary"), read("inception_v3")) == {"optim.momentum"}
+
+
+def test_the_summaries_differ_from_the_paper_in_two_figures():
+    config = read("inception_v3_summary")
+    assert differences(config, read("inception_v3")) == {"optim.lr", "optim.eps"}
+    optimizer = build_optimizer(nn.Conv2d(3, 2, 1), config.optim)
+    assert isinstance(optimizer, RMSpropTF)
+    settings = optimizer.param_groups[0]
+    assert (settings["lr"], settings["eps"], settings["alpha"]) == (0.0045, 0.1, 0.9)
 
 
 @pytest.mark.parametrize("name", ROWS)
