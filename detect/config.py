@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from backbones.common.device import Precision
 from backbones.common.errors import UserError
 from backbones.networks.finetuning import Frozen
-from backbones.training.recipe import OptimConfig
+from backbones.training.config import TrainConfig
 from detect.data.augmentation import AugmentConfig
 from detect.data.open import DatasetConfig
 from detect.proposals import GridConfig, LearnedConfig, SelectiveSearchConfig
@@ -104,40 +103,17 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DetectorConfig:
+class DetectorConfig(TrainConfig):
     """One detector training run."""
 
+    MAY_CHANGE = TrainConfig.MAY_CHANGE | {"model.selective_search.cache"}
+
     run: str = "runs/detector"
-    """Folder for checkpoints, log, curves and scores."""
+    epochs: int = 30
+    batch_size: int = 4
     data: DataConfig = field(default_factory=DataConfig)
     """Which images and boxes."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to training images."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The detector."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser and schedule."""
-    epochs: int = 30
-    """Passes over the training split."""
-    batch_size: int = 4
-    """Images in a step, of each process."""
-    workers: int = 1
-    """Processes that read and augment images; 0 does it in the training process."""
-    eval_every: int = 1
-    """Epochs between scores on the validation split; the last epoch is always scored."""
-    seed: int = 0
-    """Seed of everything random."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
-    precision: Precision = "auto"
-    """Of the convolutions in training: `bf16` (autocast, weights stay fp32), `fp32`; `auto` takes
-    bf16 where the device has instructions for it."""
-    resume: bool = False
-    """Continue the run in the run folder from its last checkpoint."""
-
-    def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "eval_every"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
-        if self.workers < 0:
-            raise UserError(f"workers must be 0 or more, got {self.workers}")

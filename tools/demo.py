@@ -55,7 +55,7 @@ def _main() -> None:
     try:
         outcome = train_detector(config)
     except KeyboardInterrupt:
-        command = f"python -m tools.train_detector --run {run} --resume true"
+        command = f"python -m tools.train_detector --run {run} --resume"
         logger.info("the demo begins anew; to continue its training: %s", command)
         raise
     trained = time.monotonic()

@@ -13,7 +13,7 @@ from backbones import InceptionV3, create_backbone
 from backbones.classification.evaluation import evaluate_classifier
 from backbones.common import distributed
 from backbones.common.config import to_dict
-from backbones.common.device import Precision, resolve_precision
+from backbones.common.device import resolve_precision
 from backbones.common.errors import UserError
 from backbones.data.datasets import ImageBatch
 from backbones.data.loaders import (
@@ -25,10 +25,11 @@ from backbones.data.loaders import (
 from backbones.data.sampler import EpochSampler, derive_seed
 from backbones.networks.normalization import normalize
 from backbones.networks.weights import load_weights, save_backbone, warm_start
+from backbones.training.config import TrainConfig
 from backbones.training.loop import fit
-from backbones.training.recipe import OptimConfig, classification_loss
+from backbones.training.recipe import classification_loss
 from backbones.training.run_folder import RunFolder
-from backbones.training.step import StepConfig, TrainingState
+from backbones.training.step import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -50,55 +51,23 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(TrainConfig):
     """One classification training run."""
 
     run: str = "runs/backbone"
-    """Folder for checkpoints, log, curves and weights."""
+    epochs: int = 100
+    batch_size: int = 32
     data: ImagesConfig = field(default_factory=ImagesConfig)
     """Which images."""
     model: NetworkConfig = field(default_factory=NetworkConfig)
     """Which network."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser and schedule."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over the classes."""
     aux_weight: float = 0.3
     """Weight of the auxiliary classifier's loss."""
-    epochs: int = 100
-    """Passes over the training images."""
-    batch_size: int = 32
-    """Images in a step, of each process."""
-    precision: Precision = "auto"
-    """Of the convolutions in training: `bf16` or `fp16` (autocast, weights stay fp32), `fp32`;
-    `auto` takes bf16 where the device has instructions for it."""
-    step: StepConfig = field(default_factory=StepConfig)
-    """How a step is taken."""
-    workers: int = 1
-    """Processes that read and augment images; 0 does it in the training process."""
-    eval_every: int = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
-    checkpoint_minutes: float = 10.0
-    """Longest time between two checkpoints; every epoch writes one too."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
-    seed: int = 0
-    """Seed of everything random."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one, with several processes each
-    its own."""
-    resume: bool = False
-    """Continue the run in the run folder from its last checkpoint."""
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "eval_every", "keep_checkpoints"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
-        self.step.check_batch_size(self.batch_size)
-        if self.checkpoint_minutes < 0:
-            raise UserError(f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}")
-        if self.workers < 0:
-            raise UserError(f"workers must be 0 or more, got {self.workers}")
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.aux_weight < 0:
@@ -176,7 +145,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
         )
 
     precision = resolve_precision(config.precision, device)
-    with RunFolder(config.run, config, resume=config.resume) as run:
+    with RunFolder(config.run, config, resume=config.resume, may_change=config.may_change) as run:
         logger.info(
             "%s: %d training and %d validation images, %d classes, %d px, %s on %s",
             *(config.model.variant, sources.num_train, len(sources.val)),

@@ -2,4 +2,5 @@
 
 `loop.fit` takes steps (`step`) by a recipe (`recipe`), scores and saves between epochs
 (`validation`), and keeps a run's files (`run_folder`) and places to resume from (`checkpoints`).
+`config` has the keys that all runs share.
 """

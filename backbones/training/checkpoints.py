@@ -66,5 +66,10 @@ def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one, be it damaged."""
+    return bool(_checkpoints(folder))
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.pt"), reverse=True)

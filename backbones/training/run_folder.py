@@ -3,25 +3,23 @@
 import csv
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
 
-import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from backbones.common import distributed
-from backbones.common.config import save_config, to_dict
+from backbones.common.config import load_config, save_config, to_dict
 from backbones.common.errors import UserError
 from backbones.common.figures import new_figure, save_figure
 from backbones.common.files import atomic_write, make_folder, remove_unfinished
+from backbones.training.checkpoints import has_checkpoint
 
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ("step", "epoch", "name", "value")
-_MAY_CHANGE = frozenset({"resume", "run", "workers", "device"})
-"""Top-level keys that a resumed run may set anew without becoming another run."""
 
 
 class CurvePoint(NamedTuple):
@@ -44,25 +42,43 @@ class RunFolder:
 
     Args:
         path: made where it is missing.
-        config: dataclass, written as `config.yaml`.
+        config: dataclass of what decides the result, written as `config.yaml`.
         resume: continue the run that is there; where there is none, start it.
+        may_change: keys that a resumed run may have anew, see `refuse_another_run`.
 
     Raises:
-        UserError: the folder holds a run and `resume` is not set, or it cannot be made.
+        UserError: the folder holds a run and `resume` is not set, or another run than `config`
+            describes; it cannot be made; the processes have different configurations.
     """
 
-    def __init__(self, path: str | Path, config: Any, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        config: Any,
+        *,
+        resume: bool = False,
+        may_change: Collection[str] = ("resume",),
+    ) -> None:
         self.path = Path(path)
         self.resume = resume
-        self._config = config
+        self._config, self._may_change = config, may_change
+        if any(other != to_dict(config) for other in distributed.gather(to_dict(config))):
+            raise UserError(
+                f"{self.path}: the processes were given different configurations: name one with "
+                "--config, or put the run folder on a disk that all of them see"
+            )
         distributed.call_on_main(self._make)
 
     def _make(self) -> None:
-        if (self.path / "config.yaml").exists() and not self.resume:
+        config = self.path / "config.yaml"
+        if config.exists() and not self.resume:
             raise UserError(
-                f"{self.path} already holds a run: continue it with --resume true or choose "
+                f"{self.path} already holds a run: continue it with --resume or choose "
                 "another folder with --run"
             )
+        # Before its first checkpoint a run begins anew, and may do so in another way.
+        if config.exists() and has_checkpoint(self.checkpoints):
+            refuse_another_run(config, self._config, self._may_change)
         make_folder(self.path)
         for folder in (self.path, self.checkpoints):
             remove_unfinished(folder)
@@ -114,7 +130,7 @@ class RunFolder:
         """
         if not distributed.is_main():
             return
-        self._write_config()
+        save_config(self.path / "config.yaml", self._config)
         path = self.path / "curves.csv"
         kept = [point for point in read_curves(path) if point.step <= step] if step else []
         with atomic_write(path, "w") as file:
@@ -142,20 +158,30 @@ class RunFolder:
             return
         draw_curves(read_curves(self.path / "curves.csv"), self.path / "curves.png")
 
-    def _write_config(self) -> None:
-        path = self.path / "config.yaml"
-        if path.exists():
-            # A file of its own earlier run; its keys may come from another version.
-            before = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-            now = _flatten(to_dict(self._config))
-            for key in sorted(before.keys() | now.keys()):
-                if before.get(key) != now.get(key) and key not in _MAY_CHANGE:
-                    logger.warning(
-                        "resuming with %s %s, the run began with %s: the result will differ from "
-                        "an unbroken run",
-                        *(key, now.get(key), before.get(key)),
-                    )
-        save_config(path, self._config)
+
+def refuse_another_run(path: Path, config: Any, may_change: Collection[str]) -> None:
+    """Raise `UserError` unless a run that is resumed is the one that it was.
+
+    Args:
+        path: `config.yaml` of the run.
+        config: what it is resumed with, of the dataclass that wrote the file.
+        may_change: dotted keys whose values may differ.
+
+    Raises:
+        UserError: names the keys whose values differ, or a key that the file has and `config` not.
+    """
+    before, now = (_flatten(to_dict(each)) for each in (load_config(type(config), path), config))
+    changed = [
+        f"{key} was {before.get(key)} and is {now.get(key)} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in may_change
+    ]
+    if changed:
+        more = f"; and {len(changed) - 3} more keys" if len(changed) > 3 else ""
+        raise UserError(
+            f"cannot resume {path.parent}: {'; '.join(changed[:3])}{more}: leave them as the run "
+            "began, or choose another folder with --run"
+        )
 
 
 def read_curves(path: Path) -> list[CurvePoint]:

@@ -22,6 +22,7 @@ from backbones.common.errors import UserError
 from backbones.common.figures import new_figure, save_figure
 from backbones.common.files import atomic_write, make_folder
 from backbones.networks.cost import count_multiply_adds
+from backbones.training.run_folder import refuse_another_run
 from detect.checkpoint import load_detector
 from detect.config import DetectorConfig, ModelConfig
 from detect.data import DetectionDataset
@@ -75,7 +76,8 @@ class ComparisonConfig(DetectorConfig):
 def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     """Train and score a detector for each variant, and put them side by side.
 
-    What was trained stays as it is where `config.resume` is set, and is refused where not. Writes
+    What was trained stays as it is where `config.resume` is set, which may add `variants` but not
+    change how each is trained, and is refused where not. Writes
     `config.yaml`, `proposals.json`, `comparison.json`, `comparison.md` and `comparison.png` (AP
     against the objects' size) into the run folder, and below it a run folder for each detector.
 
@@ -95,16 +97,18 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     splits = (config.data.train, config.data.val, config.data.test)
     datasets = {name: build_dataset(config.data, name) for name in splits if name is not None}
     check_image_ids(datasets)
-    if (folder / "config.yaml").exists() and not config.resume:
-        raise UserError(
-            f"{folder} already holds a comparison: continue it with --resume true or choose "
-            "another folder with --run"
-        )
+    if (folder / "config.yaml").exists():
+        if not config.resume:
+            raise UserError(
+                f"{folder} already holds a comparison: continue it with --resume or choose "
+                "another folder with --run"
+            )
+        refuse_another_run(folder / "config.yaml", config, config.may_change | {"variants"})
     save_config(folder / "config.yaml", config)
     try:
         return _compare(config, folder, costs, datasets)
     except KeyboardInterrupt:
-        logger.info("the comparison goes on with --run %s --resume true", folder)
+        logger.info("the comparison goes on with --run %s --resume", folder)
         raise
 
 

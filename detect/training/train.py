@@ -107,7 +107,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
 
     precision = resolve_precision(config.precision, device)
     in_use: Literal["bf16", "fp32"] = "bf16" if precision == "bf16" else "fp32"
-    with RunFolder(config.run, config, resume=config.resume) as run:
+    with RunFolder(config.run, config, resume=config.resume, may_change=config.may_change) as run:
         logger.info(
             "%d training images, %d classes: %s; %s on %s",
             *(len(train), len(train.class_names), ", ".join(train.class_names)),
@@ -125,6 +125,9 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             best_metric="AP" if val is not None else None,
             save=save,
             precision=precision,
+            step_config=config.step,
+            checkpoint_minutes=config.checkpoint_minutes,
+            keep_checkpoints=config.keep_checkpoints,
         )
         weights = run.path / ("last.safetensors" if val is None else "best.safetensors")
         scores = None

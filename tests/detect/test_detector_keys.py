@@ -1,6 +1,6 @@
 """Every key of a detector's configuration has a test that asserts what it means."""
 
-from helpers.config_keys import OPTIM, check_keys_are_tested
+from helpers.config_keys import CHECKPOINTS, OPTIM, STEP, check_keys_are_tested
 
 from detect.config import DetectorConfig
 
@@ -104,8 +104,10 @@ TESTS = {
     **{f"optim.{key}": node for key, node in OPTIM.items()},
     "epochs": LOOP,
     "batch_size": LOOP,
+    **{f"step.{key}": node for key, node in STEP.items()},
     "workers": LOOP,
     "eval_every": SPLITS,
+    **CHECKPOINTS,
     "seed": "detect/training/test_train.py::test_seed_decides_the_first_weights",
     "device": LOOP,
     "precision": LOOP,

@@ -40,6 +40,31 @@ OPTIM = {
 }
 """Of `OptimConfig`, which both trainers hand to the loop as it is."""
 
+STEP = {
+    "accumulate": (
+        "backbones/training/test_step.py::test_a_batch_in_parts_has_the_gradient_of_the_whole"
+    ),
+    "sync_batch_norm": "backbones/training/test_loop.py::test_sync_batch_norm_needs_a_gpu",
+    "compile": (
+        "backbones/training/test_loop.py::test_a_compiled_network_trains_to_the_same_weights"
+    ),
+    "on_non_finite": (
+        "backbones/training/test_loop.py::test_a_step_without_a_finite_loss_can_be_skipped"
+    ),
+}
+"""Of `StepConfig`, likewise."""
+
+CHECKPOINTS = {
+    "checkpoint_minutes": (
+        "backbones/training/test_resume.py::"
+        "test_resume_with_rare_checkpoints_drops_the_curves_beyond"
+    ),
+    "keep_checkpoints": (
+        "backbones/training/test_checkpoints.py::test_only_the_newest_checkpoints_stay"
+    ),
+}
+"""Of `TrainConfig`, likewise."""
+
 
 def leaf_keys(config_class: type, prefix: str = "") -> list[str]:
     """Dotted names of all keys, those of groups included."""

@@ -134,7 +134,7 @@ def test_a_comparison_resumes_and_takes_the_proposals_of_a_checkpoint(
     assert run(tool, *kept, monkeypatch=monkeypatch) == 0
     assert (tmp_path / "run" / naive / "last.safetensors").read_bytes() == before
     message = error_of(tool, *arguments, monkeypatch=monkeypatch, capsys=capsys)
-    assert "already holds a comparison: continue it with --resume true" in message
+    assert "already holds a comparison: continue it with --resume or" in message
     assert (tmp_path / "run" / "proposals.json").read_bytes() == proposals
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from backbones import load_backbone
 from backbones.classification.pretraining import PretrainConfig
 from backbones.common.config import parse_config
-from backbones.training.recipe import paper
+from backbones.training.recipe import paper, summary
 from backbones.training.run_folder import read_curves
 from tools import evaluate_backbone
 from tools.train_backbone import main
@@ -57,13 +57,28 @@ def test_trains_resumes_and_saves_a_usable_network(data, tmp_path, monkeypatch, 
     model = load_backbone(run / "best.safetensors")
     assert model.spec.input_size == 79
 
-    # The second part in this process, which has imported everything already.
-    resumed = ["train_backbone", *map(str, arguments), "--epochs", "2", "--resume", "true"]
-    monkeypatch.setattr(sys, "argv", resumed)
+    # The rest in this process, which has imported everything already. Another run is refused.
     torch.set_num_threads(1)
+    weights = (run / "last.safetensors").read_bytes()
+    for key, value, message in (
+        ("model.width", "0.5", "model.width was 0.25 and is 0.5 now"),
+        ("model.variant", "inception_v3", "model.variant was inception_v3_79 and is inception_v3"),
+        ("data.augment.flip", "false", "data.augment.flip was True and is False now"),
+        ("label_smoothing", "0", "label_smoothing was 0.1 and is 0.0 now"),
+    ):
+        other = ["train_backbone", f"--run={run}", "--resume", "True", f"--{key}", value]
+        monkeypatch.setattr(sys, "argv", other)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        assert f"error: cannot resume {run}: {message}" in capsys.readouterr().err
+    # With its own configuration it goes on.
+    resumed = ["train_backbone", f"--run={run}", "--resume", "--epochs", "2"]
+    monkeypatch.setattr(sys, "argv", resumed)
     main()
     assert "best top-1" in capsys.readouterr().out
     assert f"resumed {run} at step 2" in (run / "log.txt").read_text()
+    assert (run / "last.safetensors").read_bytes() != weights
 
     # The same figures for averaged and raw weights as at the end of the training.
     report = tmp_path / "report.json"
@@ -93,15 +108,23 @@ def test_mistakes_are_one_line_and_exit_2(arguments, message):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "inception_v3_151", "inception_v3_79"])
-def test_shipped_configs_are_the_papers(name):
+@pytest.mark.parametrize(
+    ("name", "variant", "expected"),
+    [
+        ("inception_v3", "inception_v3", paper()),
+        ("inception_v3_151", "inception_v3_151", paper()),
+        ("inception_v3_79", "inception_v3_79", paper()),
+        ("inception_v3_summary", "inception_v3", summary()),
+    ],
+)
+def test_shipped_configs_are_the_papers(name, variant, expected):
     config = parse_config(PretrainConfig, ["--config", f"{ROOT}/configs/backbone/{name}.yaml"])
-    optim, expected = config.optim, paper()
+    optim = config.optim
     for option in ("momentum", "decay", "eps", "decay_rate", "decay_epochs"):
         assert optim.value(option) == expected.value(option), option
     for option in ("optimizer", "lr", "weight_decay", "clip_grad", "schedule", "ema_decay"):
         assert getattr(optim, option) == getattr(expected, option), option
-    assert config.model.variant == name
+    assert config.model.variant == variant
     assert (config.epochs, config.label_smoothing, config.aux_weight) == (100, 0.1, 0.3)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from helpers.config_keys import OPTIM, check_keys_are_tested
+from helpers.config_keys import CHECKPOINTS, OPTIM, STEP, check_keys_are_tested
 
 from backbones.classification.pretraining import PretrainConfig
 
@@ -41,28 +41,13 @@ TESTS = {
     "epochs": LOOP,
     "batch_size": LOOP,
     "precision": LOOP,
-    "step.accumulate": (
-        "backbones/training/test_step.py::test_a_batch_in_parts_has_the_gradient_of_the_whole"
-    ),
-    "step.sync_batch_norm": "backbones/training/test_loop.py::test_sync_batch_norm_needs_a_gpu",
-    "step.compile": (
-        "backbones/training/test_loop.py::test_a_compiled_network_trains_to_the_same_weights"
-    ),
-    "step.on_non_finite": (
-        "backbones/training/test_loop.py::test_a_step_without_a_finite_loss_can_be_skipped"
-    ),
+    **{f"step.{key}": node for key, node in STEP.items()},
     "workers": LOOP,
     "eval_every": (
         "backbones/training/test_loop.py::"
         "test_metrics_are_recorded_every_so_many_epochs_and_at_the_end"
     ),
-    "checkpoint_minutes": (
-        "backbones/training/test_resume.py::"
-        "test_resume_with_rare_checkpoints_drops_the_curves_beyond"
-    ),
-    "keep_checkpoints": (
-        "backbones/training/test_checkpoints.py::test_only_the_newest_checkpoints_stay"
-    ),
+    **CHECKPOINTS,
     "seed": HERE + "test_seed_decides_the_first_weights",
     "device": LOOP,
     "resume": HERE + "test_a_streamed_run_resumes_in_the_middle_of_an_epoch",

@@ -41,7 +41,8 @@ def test_the_run_learns_and_leaves_its_files(tmp_path):
     assert state.best_metrics["top1"] > 0.8
     assert torch.load(folder / "best.safetensors").keys()
     names = {point.name for point in curves(folder)}
-    assert names == {"loss/class", "loss/total", "grad_norm", "lr", "val/top1", "val/top1_raw"}
+    scores = {"val/top1", "val/loss", "val/top1_raw", "val/loss_raw"}
+    assert names == {"loss/class", "loss/total", "grad_norm", "lr", *scores}
     for name in ("config.yaml", "log.txt", "curves.png", "last.safetensors", "tensorboard"):
         assert (folder / name).exists(), name
 

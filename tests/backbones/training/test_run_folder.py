@@ -1,11 +1,12 @@
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from backbones.common.config import load_config
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
 from backbones.training.run_folder import CurvePoint, RunFolder, read_curves
@@ -79,15 +80,62 @@ def test_resume_deletes_what_a_killed_run_left_half_written(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_resume_with_another_config_warns_and_names_the_key(tmp_path, caplog):
+@dataclass(frozen=True)
+class Group:
+    width: float = 0.25
+    names: tuple[str, ...] = ("a",)
+
+
+@dataclass(frozen=True)
+class Trained:
+    lr: float = 0.001
+    group: Group = field(default_factory=Group)
+    workers: int = 1
+
+
+def begun(folder, text):
+    """A run that has a checkpoint and this configuration."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step_0000000001.pt").touch()
+    (folder / "config.yaml").write_text(text)
+
+
+def resume(folder, config):
+    return RunFolder(folder, config, resume=True, may_change={"workers"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 2e-3", r"lr was 0\.002 and is 0\.001 now: leave them"),
+        ("group: {width: 1}", r"group\.width was 1\.0 and is 0\.25 now: leave"),
+        ("group: {names: [b]}", r"group\.names was \['b'\] and is \['a'\] now: leave"),
+        ("{lr: 1, group: {width: 1}}", r"group\.width was 1\.0 .*; lr was 1\.0 and is 0\.001 now"),
+        ("rate: 1", r"config\.yaml: unknown key rate"),
+    ],
+)
+def test_another_run_is_refused_by_name(tmp_path, text, message):
+    begun(tmp_path, text)
+    with pytest.raises(UserError, match=message):
+        resume(tmp_path, Trained())
+    assert (tmp_path / "config.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "text", ["lr: 1e-3", "{lr: 0.001, group: {width: 0.25, names: [a]}}", "workers: 7"]
+)
+def test_the_same_run_may_be_written_in_another_way(tmp_path, text):
+    begun(tmp_path, text)
+    with resume(tmp_path, Trained()) as run:
+        run.open_curves(1)
+    assert load_config(Trained, tmp_path / "config.yaml") == Trained()
+
+
+def test_before_its_first_checkpoint_a_run_may_begin_in_another_way(tmp_path):
     make_run(tmp_path)
-    config = tmp_path / "config.yaml"
     with RunFolder(tmp_path, Config(lr=0.2, resume=True), resume=True) as run:
-        assert yaml.safe_load(config.read_text())["lr"] == 0.1
-        run.open_curves(30)
-    assert yaml.safe_load(config.read_text())["lr"] == 0.2
-    assert "resuming with lr 0.2, the run began with 0.1" in caplog.text
-    assert "resuming with resume" not in caplog.text
+        run.open_curves(0)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["lr"] == 0.2
 
 
 def test_an_exception_ends_in_the_log_and_frees_the_handler(tmp_path):

@@ -18,7 +18,7 @@ from backbones.data.sampler import EpochSampler, derive_seed
 from backbones.networks.weights import load_weights
 from backbones.training.recipe import OptimConfig
 from backbones.training.run_folder import read_curves
-from backbones.training.step import TrainingState
+from backbones.training.step import StepConfig, TrainingState
 from detect.build import build_detector
 from detect.checkpoint import load_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
@@ -182,13 +182,16 @@ def loop(monkeypatch) -> dict[str, Any]:
 
 def test_the_loop_is_given_what_the_configuration_says(digits, tmp_path, loop):
     options = {"epochs": 3, "batch_size": 4, "workers": 2, "eval_every": 5, "seed": 11}
+    options |= {"checkpoint_minutes": 1.5, "keep_checkpoints": 7, "step": StepConfig(accumulate=2)}
     options |= {"precision": "bf16", "augment": AugmentConfig(flip=1.0), "device": "cpu"}
     config = tiny(digits, tmp_path / "run", **options)
     train_detector(config)
     assert loop["run"].path == tmp_path / "run"
     assert not loop["run"].resume
     assert loop["optim"] is config.optim
-    assert (loop["precision"], loop["eval_every"]) == ("bf16", 5)
+    assert loop["step_config"] is config.step
+    options = ("precision", "eval_every", "checkpoint_minutes", "keep_checkpoints")
+    assert [loop[option] for option in options] == ["bf16", 5, 1.5, 7]
     assert next(loop["model"].parameters()).device == torch.device("cpu")
     assert loop["model"].config is config.model.rcnn
     loader = loop["loader"]
@@ -301,12 +304,17 @@ def test_other_proposers_train_and_score(proposer, digits, tmp_path):
     assert (tmp_path / "run" / "test_results.json").exists()
 
 
-def test_resuming_a_finished_detector_changes_nothing(digits, tmp_path):
+def test_resuming_a_finished_detector_changes_nothing_and_another_is_refused(digits, tmp_path):
     config = tiny(digits, tmp_path / "run", epochs=1)
     train_detector(config)
-    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    files = [tmp_path / "run" / name for name in ("config.yaml", "last.safetensors")]
+    before = [file.read_bytes() for file in files]
+    other = {"resume": True, "augment": replace(NO_AUGMENT, flip=0.5)}
+    with pytest.raises(UserError, match=r"augment\.flip was 0\.0 and is 0\.5 now: leave"):
+        train_detector(tiny(digits, tmp_path / "run", epochs=1, **other))
+    assert [file.read_bytes() for file in files] == before
     train_detector(tiny(digits, tmp_path / "run", epochs=1, resume=True))
-    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+    assert files[1].read_bytes() == before[1]
 
 
 def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path):

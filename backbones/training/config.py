@@ -1,0 +1,73 @@
+"""What every training run is told, of a backbone or of a detector."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from backbones.common.device import Precision
+from backbones.common.errors import UserError
+from backbones.training.recipe import OptimConfig
+from backbones.training.step import StepConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run, whatever is trained.
+
+    What extends it adds data and model, and gives `run`, `epochs` and `batch_size` their defaults.
+    """
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("run", "resume", "device", "workers", "processes"),
+            # How the images of a step are divided; that they stay as many is checked by `fit`.
+            *("batch_size", "step.accumulate"),
+            *("step.compile", "step.on_non_finite", "checkpoint_minutes", "keep_checkpoints"),
+        }
+    )
+    """Keys that a resumed run may have anew: where and how it runs, not what comes of it."""
+
+    run: str
+    """Folder for checkpoints, log, curves and weights."""
+    epochs: int
+    """Passes over the training images. A resumed run may have more than it began with where
+    optim.schedule is staircase, which does not depend on their number."""
+    batch_size: int
+    """Images in a step, of each process."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    precision: Precision = "auto"
+    """Of the convolutions in training: `bf16` or `fp16` (autocast, weights stay fp32), `fp32`;
+    `auto` takes bf16 where the device has instructions for it."""
+    step: StepConfig = field(default_factory=StepConfig)
+    """How a step is taken."""
+    workers: int = 1
+    """Processes that read and augment images; 0 does it in the training process."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    checkpoint_minutes: float = 10.0
+    """Longest time between two checkpoints; every epoch writes one too."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one, with several processes each
+    its own."""
+    resume: bool = False
+    """Continue the run in the run folder from its last checkpoint, with the configuration it has
+    there where none is given. What would change the result is refused."""
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "eval_every", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
+        self.step.check_batch_size(self.batch_size)
+        if self.checkpoint_minutes < 0:
+            raise UserError(f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}")
+        if self.workers < 0:
+            raise UserError(f"workers must be 0 or more, got {self.workers}")
+
+    @property
+    def may_change(self) -> frozenset[str]:
+        """`MAY_CHANGE`, and the epochs where the learning rate at a step does not go by them."""
+        return self.MAY_CHANGE | ({"epochs"} if self.optim.schedule == "staircase" else set())
