@@ -6,6 +6,7 @@ python -m tools.train_backbone --config configs/backbone/inception_v3_79.yaml --
 from pathlib import Path
 
 from backbones.classification.pretraining import PretrainConfig, pretrain
+from backbones.common import distributed
 from backbones.common.cli import run_tool
 from backbones.common.config import parse_config
 
@@ -18,6 +19,8 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(PretrainConfig, description="Train a backbone as an image classifier.")
     state = pretrain(config)
+    if not distributed.is_main():
+        return
     best = state.best_metrics
     print(f"best top-1 {100 * best['top1']:.2f} %, top-5 {100 * best['top5']:.2f} %")
     print(f"weights: {Path(config.run) / 'best.safetensors'}")

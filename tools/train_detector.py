@@ -3,6 +3,7 @@
 python -m tools.train_detector --config configs/detector/digits_79.yaml
 """
 
+from backbones.common import distributed
 from backbones.common.cli import run_tool
 from backbones.common.config import parse_config
 from detect.config import DetectorConfig
@@ -17,6 +18,8 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(DetectorConfig, description="Train an R-CNN detector.")
     outcome = train_detector(config)
+    if not distributed.is_main():
+        return
     for split in ("val", "test"):
         scores = outcome[split]
         if scores is not None:

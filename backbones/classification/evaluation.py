@@ -85,6 +85,7 @@ def evaluate_classifier(
         count, top1, top5 = count + len(labels), top1 + first, top5 + five
     sums = distributed.sum_over_processes({"count": count, "top1": top1, "top5": top5})
     count = round(sums.pop("count"))
+    skipped = [message for part in distributed.gather(skipped) for message in part]
     if skipped:
         logger.warning("left out %d unreadable images, first: %s", len(skipped), skipped[0])
     if count == 0:

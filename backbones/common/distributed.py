@@ -7,12 +7,14 @@ process, and everything here is a plain function of it.
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 from backbones.common.device import resolve_device
@@ -45,13 +47,19 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and reports progress."""
-    return rank() == 0
+    """Whether this is the process that writes files and reports, also before and after `processes`.
+
+    Raises:
+        UserError: as `processes`, for the environment.
+    """
+    return (dist.get_rank() if dist.is_initialized() else _launched_rank(os.environ)) == 0
 
 
 @contextmanager
 def processes(device: str) -> Iterator[torch.device]:
     """Join the other processes, where there are any, until the block ends.
+
+    In the block only the main process logs and warns; the others log errors alone.
 
     Args:
         device: as for `resolve_device`. With several processes `auto` and `cuda` are the GPU with
@@ -76,11 +84,24 @@ def processes(device: str) -> Iterator[torch.device]:
     # gloo beside NCCL carries what lies in the memory of the machine: flags, counts, checkpoints.
     backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT)
-    logger.info("process %d of %d on %s", place.rank, place.world_size, own)
     try:
-        yield own
+        with nullcontext() if is_main() else _errors_alone():
+            logger.info("%d processes, the main one on %s", place.world_size, own)
+            yield own
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    root = logging.getLogger()
+    former = root.level
+    root.setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            yield
+        finally:
+            root.setLevel(former)
 
 
 def sum_over_processes(values: Mapping[str, float]) -> dict[str, float]:
@@ -90,6 +111,21 @@ def sum_over_processes(values: Mapping[str, float]) -> dict[str, float]:
     tensor = torch.tensor(list(values.values()), dtype=torch.float64)
     dist.all_reduce(tensor)
     return dict(zip(values, tensor.tolist(), strict=True))
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one dtype and device, here and in all processes, by their means over them.
+
+    All processes get the same bits. The tensors travel together.
+    """
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def gather(value: Value) -> list[Value]:
@@ -143,29 +179,44 @@ def lost_processes_are_errors() -> Iterator[None]:
         reason = text.partition("\n")[0]
         raise UserError(
             f"another of the {world_size()} processes was lost ({reason}): look at its messages, "
-            "then continue with --resume true"
+            "then continue with --resume"
         ) from error
 
 
 def _place(environment: Mapping[str, str]) -> _Place | None:
     """Who this process is, from what its launcher left in the environment; None if it is alone."""
-    if "RANK" in environment and "WORLD_SIZE" in environment:  # torchrun
+    if _is_torchrun(environment):
         return _Place(
-            rank=_number(environment, "RANK"),
+            rank=_launched_rank(environment),
             world_size=_number(environment, "WORLD_SIZE"),
             local_rank=_number(environment, "LOCAL_RANK"),
         )
-    # Of a job step only: a batch script sees the job's SLURM_NTASKS, but is one process.
-    if _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
+    if _is_srun(environment):
         os.environ.setdefault("MASTER_ADDR", _first_host(environment))
         port = _SLURM_PORTS[_number(environment, "SLURM_JOB_ID") % len(_SLURM_PORTS)]
         os.environ.setdefault("MASTER_PORT", str(port))
         return _Place(
-            rank=_number(environment, "SLURM_PROCID"),
+            rank=_launched_rank(environment),
             world_size=_number(environment, "SLURM_STEP_NUM_TASKS"),
             local_rank=_number(environment, "SLURM_LOCALID"),
         )
     return None
+
+
+def _launched_rank(environment: Mapping[str, str]) -> int:
+    """Number that a launcher gave this process; 0 where it is alone."""
+    if _is_torchrun(environment):
+        return _number(environment, "RANK")
+    return _number(environment, "SLURM_PROCID") if _is_srun(environment) else 0
+
+
+def _is_torchrun(environment: Mapping[str, str]) -> bool:
+    return "RANK" in environment and "WORLD_SIZE" in environment
+
+
+def _is_srun(environment: Mapping[str, str]) -> bool:
+    # Of a job step only: a batch script sees the job's SLURM_NTASKS, but is one process.
+    return _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1
 
 
 def _number(environment: Mapping[str, str], key: str, default: int | None = None) -> int:

@@ -115,12 +115,12 @@ def read_shard(location: str) -> Iterator[Sample]:
         except tarfile.TarError as error:
             if count == 0:
                 raise UserError(f"{location}: not a tar file, or damaged: {error}") from error
-            _warn_once(f"{location}: damaged after {count} images: {error}")
+            _tell_once(f"{location}: damaged after {count} images: {error}")
             return
     if count == 0:
         raise UserError(f"{location}: expected members NAME.jpg and NAME.cls, found none")
     if unpaired := len(images) + len(labels):
-        _warn_once(f"{location}: {unpaired} members lack their .jpg or .cls and are left out")
+        _tell_once(f"{location}: {unpaired} members lack their .jpg or .cls and are left out")
 
 
 def parse_label(text: bytes, name: str) -> int:
@@ -131,9 +131,10 @@ def parse_label(text: bytes, name: str) -> int:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
-    """Each shard is read again in every pass."""
-    logger.warning("%s", message)
+def _tell_once(message: str) -> None:
+    """Each shard is read again in every pass. An error, for of several processes the main one alone
+    logs warnings, and others read other shards."""
+    logger.error("%s", message)
 
 
 class _Tail:

@@ -92,8 +92,8 @@ def fit(
 
     Raises:
         NonFiniteLossError: names step, term and files.
-        UserError: the checkpoint does not fit the model, the data or the seed; another process was
-            lost.
+        UserError: the checkpoint does not fit the model, the data or the seed, or is of a later
+            epoch than the last; another process was lost.
         SystemExit: SIGTERM came; the code is 143.
         KeyboardInterrupt: Ctrl-C came.
     """
@@ -104,8 +104,12 @@ def fit(
     step_config.check_batch_size(plan.batch_size)
     stepper = Stepper(model, loss_fn, optim, step_config, precision, plan.seed)
     identity = {key: getattr(plan, key) for key in ("seed", "num_examples", "global_batch")}
-    identity |= {f"optim.{key}": value for key, value in asdict(optim).items()}
     state = _restore(run, stepper, identity) if run.resume else TrainingState()
+    if state.step > plan.total_steps:
+        raise UserError(
+            f"cannot resume {run.path}: it has taken {state.step} steps, and {plan.epochs} epochs "
+            f"are {plan.total_steps}: give more epochs"
+        )
     if isinstance(loader, StreamedTraining):
         loader.cursors = state.cursors
     plan.start_step = state.step
@@ -138,7 +142,7 @@ def fit(
             if isinstance(batch, StreamedBatch):
                 state.cursors[batch.cursor["slot"]] = batch.cursor
 
-            _warn_of_skipped(batch, skipped)
+            _warn_of_skipped(batch.skipped, skipped)
             epoch = state.step / plan.steps_per_epoch
             ends_epoch = state.step % plan.steps_per_epoch == 0
             if (ends_epoch or state.step % LOG_STEPS == 0) and state.summed_steps:
@@ -157,13 +161,15 @@ def fit(
                     drawn = time.monotonic()
             if ends_epoch or overdue or stopping:
                 state.cursors = _of_all_processes(state.cursors)
+                for messages in distributed.gather(sorted(skipped)):
+                    _warn_of_skipped(messages, skipped)
                 if distributed.is_main():
                     content = {**stepper.state_dict(), **identity, "state": asdict(state)}
                     save_checkpoint(run.checkpoints, state.step, content, keep_checkpoints)
                 checkpointed = time.monotonic()
             if stopping:
                 logger.info(
-                    *("stopped at step %d; continue with --run %s --resume true", state.step),
+                    *("stopped at step %d; continue with --run %s --resume", state.step),
                     run.path,
                 )
                 stop.leave()
@@ -213,7 +219,8 @@ def _is_usable(
         return False
     stepper.drop_gradients()
     names = [name for part in distributed.gather(batch.names) for name in part]
-    logger.error("images of step %d: %s", state.step, ", ".join(names))
+    if distributed.is_main():
+        logger.error("images of step %d: %s", state.step, ", ".join(names))
     problem = f"step {state.step}: {bad[0]} is {values[bad[0]]}"
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
@@ -243,8 +250,9 @@ def _timed(items: Iterable[Item]) -> Iterator[tuple[Item, float]]:
         yield item, time.perf_counter() - asked
 
 
-def _warn_of_skipped(batch: Batch, skipped: set[str]) -> None:
-    for message in batch.skipped:
+def _warn_of_skipped(messages: Iterable[str], skipped: set[str]) -> None:
+    """Warn of unreadable images that are not among those warned of, which they join."""
+    for message in messages:
         if message not in skipped:
             skipped.add(message)
             logger.warning("skipped image %d: %s", len(skipped), message)
@@ -260,7 +268,7 @@ def _restore(run: RunFolder, stepper: Stepper, identity: Mapping[str, Any]) -> T
         if checkpoint.get(key) != value:
             raise UserError(
                 f"cannot resume {run.path}: {key} was {checkpoint.get(key)} and is {value} now: "
-                "give the seed, data, batch size and optimiser that the run began with"
+                "give the seed, data and images in a step that the run began with"
             )
     try:
         stepper.load_state_dict(checkpoint)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from backbones.common import distributed
@@ -108,6 +109,7 @@ class Stepper:
         self._scaler = GradScaler(self.device.type, enabled=precision == "fp16")
         self._network: nn.Module | None = None
         self._buffers = [b for b in model.buffers() if b.is_floating_point()]
+        self._norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
         self._saved_buffers: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,6 +152,7 @@ class Stepper:
                     key = f"loss/{name}"
                     sums[key] = sums[key] + share if key in sums else share
                 self._scaler.scale(loss / len(parts) if len(parts) > 1 else loss).backward()
+        self._average_statistics()
         self._scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = math.inf if self._optim.clip_grad is None else self._optim.clip_grad
@@ -181,6 +184,24 @@ class Stepper:
         self._scaler.update()
         return True
 
+    def _average_statistics(self) -> None:
+        """Make the running statistics those of the batches of all processes.
+
+        The plain mean, of the variances too: each process normalises by its own batch, and so the
+        batches of a step count as batches one after the other do in a single process, whose running
+        variance knows nothing of the differences between their means either. After every step, in
+        place of DistributedDataParallel's broadcast of the main process's own: then scores,
+        averaged weights and checkpoints have the same statistics whenever they are made.
+        """
+        buffers = [
+            buffer
+            for norm in self._norms
+            if norm.training  # frozen ones stay as they are, to the bit
+            for buffer in (norm.running_mean, norm.running_var)
+            if buffer is not None
+        ]
+        distributed.average(buffers)
+
     def _parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
         if self.ema is not None:
@@ -199,7 +220,8 @@ class Stepper:
                 network = torch.compile(network)  # type: ignore[assignment]
             if distributed.world_size() > 1:
                 gpu = [self.device] if self.device.type == "cuda" else None
-                network = DistributedDataParallel(network, device_ids=gpu)
+                # See `_average_statistics`.
+                network = DistributedDataParallel(network, device_ids=gpu, broadcast_buffers=False)
             self._network = network
         return self._network
 

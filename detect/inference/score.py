@@ -109,6 +109,7 @@ def detect_dataset(
     """
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     found: Looks = {index: (_nothing(), torch.zeros(0, 4)) for index in own}
+    unreadable: list[str] = []
     crops, looked_at = 0, 0
     spans: list[tuple[float, float]] = []
 
@@ -126,15 +127,17 @@ def detect_dataset(
         looks = zip(detections, boxes, strict=True)
         return dict(zip(indices, looks, strict=True)), (started, ended)
 
-    device = detector.device
+    device, readable = detector.device, _readable(dataset, own, unreadable)
     with TrainingProgress("evaluate", len(own)) as progress:
-        for looks, span in work_through(_readable(dataset, own), work, device, len(own)):
+        for looks, span in work_through(readable, work, device, len(own)):
             found |= looks
             crops += sum(len(image_boxes) for _, image_boxes in looks.values())
             spans.append(span)
             looked_at += len(looks)
             progress.update(looked_at, len(looks), waited=None, notes="")
-    parts = distributed.gather((found, crops, busy_seconds(spans), looked_at))
+    parts = distributed.gather((found, crops, busy_seconds(spans), looked_at, unreadable))
+    for message in (message for part in parts for message in part[4]):
+        logger.warning("counted as without detections: %s", message)
     ordered = [parts[index % len(parts)][0][index] for index in range(len(dataset))]
     detections, regions = (list(column) for column in zip(*ordered, strict=True))
     looked_at = sum(part[3] for part in parts)
@@ -150,17 +153,25 @@ def calibration_images(data: DatasetConfig, split: str | None) -> Iterator[Tenso
     Raises:
         UserError: as `build_dataset`.
     """
-    if split is not None:
-        dataset = build_dataset(data, split)
-        yield from (image for _, image in _readable(dataset, range(len(dataset))))
+    if split is None:
+        return
+    dataset = build_dataset(data, split)
+    for index in range(len(dataset)):
+        try:
+            yield dataset.load_image(index)
+        except ImageError as error:
+            logger.warning("not calibrated on: %s", error)
 
 
-def _readable(dataset: DetectionDataset, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+def _readable(
+    dataset: DetectionDataset, indices: Sequence[int], unreadable: list[str]
+) -> Iterator[tuple[int, Tensor]]:
+    """Images with their index; the errors of others join `unreadable`."""
     for index in indices:
         try:
             yield index, dataset.load_image(index)
         except ImageError as error:
-            logger.warning("counted as without detections: %s", error)
+            unreadable.append(str(error))
 
 
 def _nothing() -> dict[str, Tensor]:

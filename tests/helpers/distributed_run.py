@@ -19,7 +19,7 @@ from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training.loop import fit
 from backbones.training.recipe import OptimConfig, classification_loss
 from backbones.training.run_folder import RunFolder
-from backbones.training.step import StepConfig
+from backbones.training.step import StepConfig, Stepper
 
 EXAMPLES, GLOBAL_BATCH, STEPS = 83, 8, 10
 OPTIM = OptimConfig(lr=0.01, clip_grad=1.0, ema_decay=0.9)
@@ -37,7 +37,8 @@ class Noise(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Example:
         random = np.random.default_rng(derive_seed(*key))
         pixels = random.integers(0, 256, (3, 75, 75), dtype=np.uint8)
-        return Example(torch.from_numpy(pixels), int(random.integers(3)), f"{key[1]}.png", [])
+        skipped = [f"{key[1]}.jpg: broken"] if key[1] % 8 == 0 else []
+        return Example(torch.from_numpy(pixels), int(random.integers(3)), f"{key[1]}.png", skipped)
 
 
 def train(folder: Path, accumulate: int = 1) -> nn.Module:
@@ -72,6 +73,46 @@ def train(folder: Path, accumulate: int = 1) -> nn.Module:
     return model
 
 
+def check_statistics(rank: int) -> None:
+    """Two steps in training mode against the formula, with what each of two processes saw."""
+    norm, frozen = nn.BatchNorm2d(3, momentum=0.1), nn.BatchNorm2d(3)
+    frozen.running_mean += torch.rand(3)
+    model = nn.Sequential(norm, frozen, nn.Conv2d(3, 1, 1))
+    model.train()
+    frozen.eval()
+    kept = frozen.running_mean.clone()
+    draws = np.random.default_rng(0).normal(size=(2, 2, 4, 3, 5, 5))  # step, rank, images
+    draws[:, 1] = 3 * draws[:, 1] + 2
+
+    def loss_fn(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        return {"output": network(images).mean()}
+
+    stepper = Stepper(model, loss_fn, OPTIM, StepConfig(), "fp32", seed=0)
+    mean, var = np.zeros(3), np.ones(3)
+    means, variances = [], []
+    for step, images in enumerate(draws):
+        stepper.accumulate_gradients(torch.from_numpy(images[rank]).float(), step)  # type: ignore[arg-type]
+        stepper.apply_gradients(0.1)
+        mean = 0.9 * mean + 0.1 * images.mean((1, 3, 4)).mean(0)
+        var = 0.9 * var + 0.1 * images.var((1, 3, 4), ddof=1).mean(0)
+        means.append(mean)
+        variances.append(var)
+    averaged = stepper.ema.module[0]
+    # The first update copies, the second mixes by 1 - (1 + 1) / (10 + 1).
+    weights = [2 / 11, 9 / 11]
+    for buffer, expected in (
+        (norm.running_mean, mean),
+        (norm.running_var, var),
+        (averaged.running_mean, np.average(means, 0, weights)),
+        (averaged.running_var, np.average(variances, 0, weights)),
+    ):
+        np.testing.assert_allclose(buffer.numpy(), expected, rtol=1e-5, atol=1e-6)
+        first, second = distributed.gather(buffer)
+        assert torch.equal(first, second)
+    assert torch.equal(frozen.running_mean, kept)
+    assert int(norm.num_batches_tracked) == 2
+
+
 def main(folder: Path) -> None:
     with distributed.processes("cpu"):
         rank = distributed.rank()
@@ -85,7 +126,11 @@ def main(folder: Path) -> None:
         assert distributed.call_on_main(lambda: rank + 5) == 5
         with pytest.raises(UserError, match="refused by 0"):
             distributed.call_on_main(lambda: refuse(rank))
+        with pytest.raises(UserError, match="the processes were given different configurations"):
+            RunFolder(folder, StepConfig(accumulate=1 + rank))
+        check_statistics(rank)
         train(folder)
+    assert distributed.is_main() == (rank == 0)
 
 
 def refuse(rank: int) -> None:

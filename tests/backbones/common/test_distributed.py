@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -31,13 +32,14 @@ def torchrun(script, *arguments):
 def finish(process):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+    return output
 
 
 def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path):
     process = torchrun("distributed_run.py", tmp_path / "two")
     train(tmp_path / "one")
     train(tmp_path / "parts", accumulate=2)
-    finish(process)
+    output = finish(process)
     one = torch.load(tmp_path / "one/last.safetensors")
     for name in ("two", "parts"):
         other = torch.load(tmp_path / name / "last.safetensors")
@@ -49,6 +51,18 @@ def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path):
         for other in others:
             assert other[:3] == point[:3]
             assert other.value == pytest.approx(point.value, abs=1e-5)
+
+    # One process speaks, but says what the other saw.
+    assert output.count("2 processes, the main one on cpu") == 1
+    assert output.count("epoch 1/1: top1") == 1
+    assert output.count("left out 11 unreadable images, first: 0.jpg: broken") == 1
+    skipped = [skipped_images((tmp_path / name / "log.txt").read_text()) for name in ("one", "two")]
+    assert sorted(skipped[0]) == sorted(skipped[1]) == sorted(skipped_images(output))
+    assert len(skipped[0]) >= 8  # three of the eleven can be in no batch
+
+
+def skipped_images(text):
+    return re.findall(r"skipped image \d+: (\S+)", text)
 
 
 def test_a_lost_process_ends_the_run_and_resuming_is_exact(tmp_path):
@@ -65,12 +79,14 @@ def test_a_lost_process_ends_the_run_and_resuming_is_exact(tmp_path):
     assert 'Traceback (most recent call last):\n  File "' + str(HERE) not in output
     before = load_last_checkpoint(tmp_path / "broken/checkpoints")["state"]["step"]
     finish(unbroken)
-    finish(torchrun("tiny_run.py", tmp_path / "broken", 0, 0))
+    output = finish(torchrun("tiny_run.py", tmp_path / "broken", 0, 0))
+    assert output.count(f"resumed {tmp_path / 'broken'} at step {before}\n") == 1
     expected = load_last_checkpoint(tmp_path / "unbroken/checkpoints")
     resumed = load_last_checkpoint(tmp_path / "broken/checkpoints")
     assert 0 < before < resumed["state"]["step"] == expected["state"]["step"]
-    for name, tensor in expected["model"].items():
-        assert torch.equal(resumed["model"][name], tensor), name
+    for part in ("model", "ema"):
+        for name, tensor in expected[part].items():
+            assert torch.equal(resumed[part][name], tensor), f"{part} {name}"
     assert read_curves(tmp_path / "broken/curves.csv") == read_curves(
         tmp_path / "unbroken/curves.csv"
     )
