@@ -1,7 +1,10 @@
-"""What goes wrong in a detector's results, after TIDE (Bolya et al., ECCV 2020).
+"""What goes wrong in a detector's results: TIDE (Bolya et al., ECCV 2020, section 2).
 
 Every detection that is no hit is given one kind of error, every object that nothing accounts for is
-missed, and each kind weighs what AP50 would gain if it alone were put right.
+missed, and each kind weighs what AP50 would gain if it alone were put right. Kinds and costs are
+those of the authors' package tidecv, but for two things in which COCO's scores are followed: what
+is found in a crowd is no error, and a class without objects has no part in the mean. And 100
+detections count of a class in an image, where tidecv takes 100 of all classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +33,9 @@ MAX_DETECTIONS = 100
 
 _HIT, _IGNORED = -1, -2
 
+_MEANING = [KINDS.index("classification"), KINDS.index("localisation")]
+"""Kinds of errors that mean an object: they would hit it, were they put right."""
+
 
 @dataclass(frozen=True)
 class ErrorReport:
@@ -55,7 +61,6 @@ class _Marked:
     kinds: np.ndarray  # index into KINDS, or _HIT or _IGNORED
     objects: np.ndarray  # the object hit or meant, -1 for none
     object_labels: np.ndarray
-    found: np.ndarray  # of objects: hit by a detection
 
 
 def error_report(dataset: DetectionDataset, detections: Sequence[Mapping[str, Any]]) -> ErrorReport:
@@ -72,18 +77,14 @@ def error_report(dataset: DetectionDataset, detections: Sequence[Mapping[str, An
     """
     check_one_per_image(dataset, detections)
     marked = _mark(dataset, detections)
-    covered = np.isin(marked.kinds, [KINDS.index("classification"), KINDS.index("localisation")])
-    accounted = marked.found.copy()
-    accounted[marked.objects[covered]] = True
     counts = {kind: int((marked.kinds == i).sum()) for i, kind in enumerate(KINDS)}
-    counts["missed"] = int((~accounted).sum())
+    counts["missed"] = int(_missed(marked).sum())
 
     classes = np.unique(marked.object_labels).tolist()
     ap50 = _mean_ap(marked, classes)
     cost = {}
     for kind in KINDS:
-        fixed = _fixed(marked, kind, accounted)
-        better = _mean_ap(fixed, classes)
+        better = _mean_ap(_put_right(marked, kind), classes)
         cost[kind] = 0.0 if ap50 is None or better is None else better - ap50
     return ErrorReport(ap50, counts, cost)
 
@@ -138,9 +139,7 @@ def _mark(dataset: DetectionDataset, detections: Sequence[Mapping[str, Tensor]])
         object_labels.append(sample.labels[~sample.crowd].numpy())
         first += len(object_labels[-1])
     labels, scores, kinds, objects = (np.concatenate(c) for c in zip(*columns, strict=True))
-    found_objects = np.zeros(first, bool)
-    found_objects[objects[kinds == _HIT]] = True
-    return _Marked(labels, scores, kinds, objects, np.concatenate(object_labels), found_objects)
+    return _Marked(labels, scores, kinds, objects, np.concatenate(object_labels))
 
 
 def _mark_image(
@@ -179,7 +178,7 @@ def _kind(iou: Tensor, same: Tensor) -> tuple[str, int]:
         same: whether the object is of the detection's class, `[G]`.
     """
     of_class, of_others = torch.where(same, iou, 0.0), torch.where(same, 0.0, iou)
-    if BACKGROUND_IOU <= of_class.max() < FOREGROUND_IOU:
+    if BACKGROUND_IOU <= of_class.max() <= FOREGROUND_IOU:
         return "localisation", int(of_class.argmax())
     if of_others.max() >= FOREGROUND_IOU:
         return "classification", int(of_others.argmax())
@@ -211,24 +210,40 @@ def _in_crowd(boxes: Tensor, labels: Tensor, sample: Sample) -> Tensor:
     return inside.any(dim=1)
 
 
-def _fixed(marked: _Marked, kind: str, accounted: np.ndarray) -> _Marked:
-    """The same results with the errors of one kind put right."""
+def _missed(marked: _Marked) -> np.ndarray:
+    """Objects that nothing hits and that no classification or localisation error means: `[G]`."""
+    accounted = np.isin(marked.kinds, [_HIT, *_MEANING])
+    missed = np.ones(len(marked.object_labels), bool)
+    missed[marked.objects[accounted]] = False
+    return missed
+
+
+def _owners(marked: _Marked) -> np.ndarray:
+    """Which errors become a hit when put right: `bool [D]`.
+
+    Of all that mean one object, of both kinds, that of the highest score; none where the object is
+    hit already. The others are in the way however well they are put right.
+    """
+    taken = np.zeros(len(marked.object_labels), bool)
+    taken[marked.objects[marked.kinds == _HIT]] = True
+    meaning = np.flatnonzero(np.isin(marked.kinds, _MEANING))
+    owners = np.zeros(len(marked.kinds), bool)
+    for i in meaning[np.argsort(-marked.scores[meaning], kind="stable")]:
+        owners[i] = not taken[marked.objects[i]]
+        taken[marked.objects[i]] = True
+    return owners
+
+
+def _put_right(marked: _Marked, kind: str) -> _Marked:
+    """The same results without the errors of one kind."""
     if kind == "missed":
-        # Objects that a wrong detection means stay: they are that error's.
-        return replace(
-            marked, object_labels=marked.object_labels[accounted], found=marked.found[accounted]
-        )
-    labels, kinds = marked.labels.copy(), marked.kinds.copy()
-    wrong = np.flatnonzero(kinds == KINDS.index(kind))
-    kinds[wrong] = _IGNORED
-    if kind in ("classification", "localisation"):
-        found = marked.found.copy()
-        # The best of several that mean one object becomes its hit; the others are in its way.
-        for i in wrong[np.argsort(-marked.scores[wrong], kind="stable")]:
-            meant = marked.objects[i]
-            if not found[meant]:
-                found[meant] = True
-                kinds[i], labels[i] = _HIT, marked.object_labels[meant]
+        # Of the objects only labels are asked for from here on, so their numbers may go stale.
+        return replace(marked, object_labels=marked.object_labels[~_missed(marked)])
+    wrong = marked.kinds == KINDS.index(kind)
+    hits = wrong & _owners(marked)
+    kinds = np.where(hits, _HIT, np.where(wrong, _IGNORED, marked.kinds))
+    labels = marked.labels.copy()
+    labels[hits] = marked.object_labels[marked.objects[hits]]
     return replace(marked, labels=labels, kinds=kinds)
 
 

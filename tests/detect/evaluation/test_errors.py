@@ -1,12 +1,14 @@
 """Kinds of error, confusion, AP by size and precision curves."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers.scenes import make_dataset, make_detections, scenes
+from helpers.tide import SEEDS, scene
 from hypothesis import given, settings
 from torchvision.ops import box_area
 
@@ -40,6 +42,26 @@ def test_putting_errors_right_never_hurts(scene: Any) -> None:
     for kind in KINDS:
         if report.counts[kind] == 0:
             assert report.cost[kind] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kinds_and_costs_are_tides(seed):
+    answers = json.loads((Path(__file__).parent / "tide.json").read_text())
+    truth, found = scene(seed)
+    report = error_report(make_dataset(truth), make_detections(found))
+    want = answers[str(seed)]
+    assert report.counts == want["counts"]
+    assert report.ap50 == pytest.approx(want["ap50"])
+    assert report.cost == pytest.approx(want["cost"])
+
+
+def test_an_object_belongs_to_the_best_error_of_either_kind():
+    dataset = make_dataset([[(0, 0, 100, 100, CAT)]])
+    misplaced, misnamed = ONE_OF_EACH["localisation"], (0, 0, 100, 100, DOG, 0.8)
+    report = error_report(dataset, make_detections([[misplaced, misnamed]]))
+    assert report.counts == dict.fromkeys(KINDS, 0) | {"localisation": 1, "classification": 1}
+    # The dog's name put right is a second detection of what the better box stands for.
+    assert report.cost == pytest.approx(dict.fromkeys(KINDS, 0.0) | {"localisation": 1.0})
 
 
 ONE_OF_EACH = {

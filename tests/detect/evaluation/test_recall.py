@@ -1,8 +1,12 @@
-import numpy as np
+import contextlib
+import io
+
+import pytest
 import torch
-from helpers.scenes import make_dataset, scenes
+from helpers.scenes import make_dataset, make_detections, scenes
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from detect.evaluation.recall import proposal_recall
 
@@ -18,8 +22,17 @@ def test_counts_and_thresholds():
     ).float()
     rows = proposal_recall(dataset, [first, torch.zeros(0, 4)])
     assert [row["count"] for row in rows] == [1, 2, 3]
-    assert [row["recall_50"] for row in rows] == np.float32([1, 2, 2] / np.float32(3)).tolist()
-    assert [row["recall_70"] for row in rows] == np.float32([0, 1, 2] / np.float32(3)).tolist()
+    assert [row["recall_50"] for row in rows] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    assert [row["recall_70"] for row in rows] == pytest.approx([0, 1 / 3, 2 / 3])
+
+
+def test_a_proposal_finds_one_object():
+    twins = [(0, 0, 100, 100, 1), (4, 0, 104, 100, 2)]
+    dataset = make_dataset([twins])
+    first, second = torch.tensor([[1.0, 0, 101, 100], [0, 0, 104, 100]]).split(1)
+    assert proposal_recall(dataset, [first])[0]["recall_50"] == 0.5
+    both = proposal_recall(dataset, [torch.cat([first, second])])
+    assert [row["recall_50"] for row in both] == [0.5, 1.0]
 
 
 def test_difficult_objects_and_crowds_do_not_count():
@@ -29,30 +42,56 @@ def test_difficult_objects_and_crowds_do_not_count():
     ]
 
 
-@settings(max_examples=30, deadline=None)
-@given(scenes(), st.integers(1, 6))
-def test_against_counting_one_by_one(scene, count):
+@settings(max_examples=40, deadline=None)
+@given(scenes())
+def test_recall_is_cocos_without_classes(scene):
     truth, found = scene
-    dataset = make_dataset(truth)
-    boxes = [torch.tensor([row[:4] for row in rows]).float().reshape(-1, 4) for rows in found]
-    rows = {row["count"]: row for row in proposal_recall(dataset, boxes)}
-    if count not in rows:
-        return
-    for threshold, key in ((0.5, "recall_50"), (0.7, "recall_70")):
-        hits, objects = 0, 0
-        for items, proposals in zip(truth, found, strict=True):
-            for x1, y1, x2, y2, _, difficult in items:
-                if difficult:
-                    continue
-                objects += 1
-                for px1, py1, px2, py2, *_ in proposals[:count]:
-                    width = max(0, min(x2, px2) - max(x1, px1))
-                    shared = width * max(0, min(y2, py2) - max(y1, py1))
-                    union = (x2 - x1) * (y2 - y1) + (px2 - px1) * (py2 - py1) - shared
-                    if shared >= threshold * union:
-                        hits += 1
-                        break
-        if objects:
-            assert abs(rows[count][key] - hits / objects) < 1e-6
-        else:
-            assert rows[count][key] is None
+    truth = [[item[:5] for item in items] for items in truth]
+    # Equal scores would leave the order to each side.
+    found = [[(*hit[:5], 1 - rank / 100) for rank, hit in enumerate(hits)] for hits in found]
+    boxes = [image["boxes"] for image in make_detections(found)]
+    for row in proposal_recall(make_dataset(truth), boxes):
+        want = coco_recall(truth, found, row["count"])
+        assert (row["recall_50"], row["recall_70"]) == (
+            (None, None) if want is None else pytest.approx(want)
+        )
+
+
+def coco_recall(truth, found, count):
+    """pycocotools' recall at 0.5 and 0.7 of the first proposals; None without objects."""
+    if not any(truth):
+        return None
+    if not any(found) or count == 0:
+        return 0.0, 0.0
+
+    def entries(images):
+        rows = [(number, row) for number, rows in enumerate(images) for row in rows]
+        return [
+            {
+                "id": index + 1,
+                "image_id": number,
+                "category_id": 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+                "score": rest[1] if len(rest) > 1 else 1.0,
+            }
+            for index, (number, (x1, y1, x2, y2, *rest)) in enumerate(rows)
+        ]
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": number} for number in range(len(truth))],
+            "annotations": entries(truth),
+            "categories": [{"id": 1}],
+        }
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(entries(found)), "bbox")
+        evaluation.params.useCats = 0
+        evaluation.params.maxDets = [count]
+        evaluation.params.iouThrs = [0.5, 0.7]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return tuple(evaluation.eval["recall"][:, 0, 0, 0].tolist())
