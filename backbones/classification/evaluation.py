@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from backbones.common import distributed
 from backbones.common.device import ResolvedPrecision, autocast
@@ -15,8 +14,8 @@ from backbones.common.errors import UserError
 from backbones.common.progress import track
 from backbones.data.datasets import EvaluationImages, ImageBatch, collate
 from backbones.data.multi_crop import Crops
-from backbones.data.sampler import start_worker
 from backbones.data.sources import ImageSource
+from backbones.data.workers import WorkerLoader
 from backbones.networks.inception import InceptionV3
 from backbones.networks.normalization import normalize
 
@@ -127,12 +126,11 @@ def predict(
             results.append(logits.float().softmax(dim=1))
         return torch.cat(results).unflatten(0, (len(images), crops)).mean(dim=1).cpu()
 
-    loader: DataLoader = DataLoader(
+    loader = WorkerLoader(
         EvaluationImages(source, spec.input_size, spec.crop_fraction, spec.interpolation, crops),
         batch_size=max(batch_size // crops, 1),
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=start_worker,
     )
     scores: list[Tensor] = []
     labels: list[Tensor] = []

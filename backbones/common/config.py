@@ -21,8 +21,6 @@ from backbones.common.files import atomic_write
 
 Config = TypeVar("Config")
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
 
 def parse_config(
     config_class: type[Config], argv: list[str] | None = None, description: str = ""
@@ -180,6 +178,8 @@ def _leaf_hints(config_class: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _parser(config_class: type, description: str) -> ArgumentParser:
+    # One setting for the whole process, so not touched before a configuration is read.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         exit_on_error=False, default_env=False, allow_abbrev=False, description=description
     )

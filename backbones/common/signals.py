@@ -1,7 +1,5 @@
 """Ending a run when a scheduler or the user asks for it, at a moment that loses nothing."""
 
-import atexit
-import multiprocessing.util
 import os
 import signal
 import threading
@@ -57,15 +55,3 @@ def ignore_stop_signals(worker: int) -> None:
     to the main process: it finishes its step, writes a checkpoint and then ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-# Registered after multiprocessing's own end, so run before it.
-@atexit.register
-def _end_workers() -> None:
-    """End loader workers that a failed run left behind.
-
-    multiprocessing would send them SIGTERM, which they ignore, and wait for them for ever.
-    """
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()

@@ -7,11 +7,12 @@ from torch.utils.data import DataLoader, Subset
 
 from backbones.common.errors import UserError
 from backbones.data.datasets import EvaluationImages, TrainingImages, collate
-from backbones.data.sampler import EpochSampler, start_worker, training_loader
+from backbones.data.sampler import EpochSampler, training_loader
 from backbones.data.shards import expand_braces
 from backbones.data.sources import FirstClasses, ImageSource, open_split
 from backbones.data.streams import StreamedImages, StreamedTraining, load_class_names
 from backbones.data.transforms import AugmentConfig
+from backbones.data.workers import WorkerLoader
 from backbones.networks.specs import BackboneSpec
 
 
@@ -114,11 +115,10 @@ def build_val_loader(
 ) -> DataLoader:
     """This process's part of the validation images, each once."""
     images = EvaluationImages(sources.val, spec.input_size, spec.crop_fraction, spec.interpolation)
-    return DataLoader(
+    return WorkerLoader(
         Subset(images, range(plan.rank, len(sources.val), plan.world_size)),
         batch_size=plan.batch_size,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=start_worker,
         pin_memory=pin_memory,
     )

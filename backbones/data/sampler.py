@@ -8,12 +8,11 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.common.errors import UserError
-from backbones.common.signals import ignore_stop_signals
+from backbones.data.workers import WorkerLoader
 
 
 def derive_seed(*keys: int) -> int:
@@ -98,12 +97,6 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             first = 0
 
 
-def start_worker(worker: int) -> None:
-    """To be called first in a loader's worker: one process for one core, stopped by its parent."""
-    ignore_stop_signals(worker)
-    cv2.setNumThreads(0)
-
-
 def training_loader(
     dataset: Dataset,
     sampler: EpochSampler,
@@ -113,11 +106,10 @@ def training_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """A loader whose batches are those of `sampler`, read by `workers` processes (0: in place)."""
-    return DataLoader(
+    return WorkerLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate_fn,
-        worker_init_fn=start_worker,
         pin_memory=pin_memory,
     )

@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import EncodedImage
 from backbones.data.datasets import Example, ImageBatch, collate
-from backbones.data.sampler import EpochSampler, derive_seed, start_worker
+from backbones.data.sampler import EpochSampler, derive_seed
 from backbones.data.shards import Sample, open_stream, read_shard
 from backbones.data.sources import parse_class_names
 from backbones.data.transforms import AugmentConfig, train_transform
+from backbones.data.workers import WorkerLoader
 
 BLOCK = 512
 """Examples that are shuffled together; encoded, they are some 50 MB of each worker's memory."""
@@ -205,11 +206,10 @@ class StreamedTraining:
 
 def streamed_loader(dataset: StreamedImages, pin_memory: bool = False) -> DataLoader:
     """A loader of whole batches, read by the dataset's `workers` processes (0: in place)."""
-    return DataLoader(
+    return WorkerLoader(
         dataset,
         batch_size=None,
         num_workers=dataset.workers,
-        worker_init_fn=start_worker,
         pin_memory=pin_memory,
     )
 

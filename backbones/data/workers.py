@@ -1,0 +1,40 @@
+"""Processes that read images for the main one."""
+
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from typing import Any
+
+import cv2
+from torch.utils.data import DataLoader
+
+from backbones.common.signals import ignore_stop_signals
+
+
+class WorkerLoader(DataLoader):
+    """A `DataLoader` whose workers leave stop signals to the main process, and end with it.
+
+    torch ends workers when their iterator is no longer used, which after an error it still is, in
+    the traceback. multiprocessing then asks them to stop, by a signal that they ignore, and waits.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, worker_init_fn=start_worker, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = super().__iter__()
+        if self.num_workers:
+            # Called before multiprocessing waits, with a priority at all.
+            Finalize(iterator, _kill, (iterator._workers,), exitpriority=0)
+        return iterator
+
+
+def start_worker(worker: int) -> None:
+    """To be called first in a loader's worker: one process for one core, stopped by its parent."""
+    ignore_stop_signals(worker)
+    cv2.setNumThreads(0)
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
