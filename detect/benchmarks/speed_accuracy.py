@@ -18,9 +18,10 @@ from detect.benchmarks.stages import STAGES, crop_costs, image_costs, stage_cost
 from detect.checkpoint import load_detector
 from detect.data import DetectionDataset
 from detect.data.open import DatasetConfig, build_dataset, check_same_classes
-from detect.deployment.detector import DetectorPrecision, Engine, deploy_detector
+from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco
+from detect.inference.config import DeploymentConfig, check_calibration_split
 from detect.inference.score import calibration_images, detect_dataset
 from detect.streaming import IMAGES_PER_BATCH
 
@@ -28,20 +29,14 @@ CROP_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 IMAGE_COUNTS = (1, 2, 4, 8, 16, 32)
 
 
-@dataclass(frozen=True)
-class FrontPoint:
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint(DeploymentConfig):
     """A detector with its settings."""
 
     name: str
-    """Of the point in table and figure."""
+    """What the point is called in table and figure."""
     weights: str
-    """Detector checkpoint (.safetensors)."""
-    precision: DetectorPrecision = "auto"
-    """As for tools.infer."""
-    engine: Engine = "auto"
-    """As for tools.infer."""
-    model: dict[str, Any] = field(default_factory=dict)
-    """Settings with other values than in training."""
+    """Detector checkpoint (.safetensors), or a run folder."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +44,16 @@ class FrontPeer:
     """A model that Ultralytics runs (its package must be installed)."""
 
     name: str
-    """Of the point in table and figure."""
+    """What its point is called in table and figure."""
     weights: str
     """File or name that `ultralytics.YOLO` takes; a .yaml has random weights."""
     num_classes: int | None = None
-    """Of a .yaml, whose head depends on it; null for the number in the file."""
+    """Classes that a .yaml gets a head for; null for the number in the file."""
     image_size: int = 640
     """Longer side that images are resized to."""
     AP: float | None = None
-    """Its accuracy, measured elsewhere."""
+    """Average precision of this model on the same images, measured elsewhere; null leaves it out of
+    the figure."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +85,8 @@ class FrontConfig:
             raise UserError(f"points and peers must have different names, at least one: {names}")
         if not 0 <= self.score_thresh <= 1:
             raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
-        quantised = any(point.precision == "int8" for point in self.points)
-        if quantised != (self.calibration_split is not None):
-            raise UserError("precision int8 and calibration_split belong together: name both")
+        is_int8 = any(point.precision == "int8" for point in self.points)
+        check_calibration_split(self.split, self.calibration_split, is_int8=is_int8)
         for peer in self.peers:
             if peer.num_classes is not None and not peer.weights.endswith(".yaml"):
                 raise UserError(f"num_classes of {peer.name} is for a .yaml: remove it")

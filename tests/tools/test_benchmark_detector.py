@@ -110,6 +110,10 @@ def test_mistakes_are_one_line(base, tmp_path, monkeypatch, capsys):
         ({"points": [same, same]}, "points and peers must have different names"),
         ({"score_thresh": 2}, "score_thresh must be in [0, 1], got 2"),
         ({"calibration_split": "train"}, "int8 and calibration_split belong together"),
+        (
+            {"points": [same | {"precision": "int8"}], "calibration_split": "val"},
+            "calibration_split must be another split than the one that is scored, val",
+        ),
         ({"points": []}, "must have different names, at least one"),
         ({"repeats": 0}, "repeats must be at least 1"),
         ({"peers": [{"name": "p", "weights": "yolo11n.yaml"}]}, "pip install ultralytics"),

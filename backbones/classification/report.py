@@ -1,0 +1,136 @@
+"""Scores of classifiers, each alone and together as an ensemble, as a table and a file."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbones.classification.classifiers import load_classifiers, open_matching_split
+from backbones.classification.evaluation import (
+    Predictions,
+    average,
+    class_scores,
+    predict,
+    top_scores,
+)
+from backbones.common.device import Precision, resolve_device, resolve_precision
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write, make_folder
+from backbones.data.multi_crop import Crops
+
+logger = logging.getLogger(__name__)
+
+WORST = 10
+"""Classes in the table; the file has all."""
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which dataset."""
+
+    root: str = "data/imagenet"
+    """Folder with SPLIT/CLASS/*, or with shards SPLIT-*.tar."""
+    max_classes: int | None = None
+    """Use only the first so many classes, as in training; null uses all."""
+
+
+@dataclass(frozen=True)
+class EvaluateBackboneConfig:
+    """What to score on what."""
+
+    weights: list[str]
+    """Checkpoints (.safetensors) that train_backbone wrote, or run folders, of which the averaged
+    and the raw weights are scored side by side; several make an ensemble."""
+    data: SplitConfig = field(default_factory=SplitConfig)
+    """Images that are classified."""
+    split: str = "val"
+    """Part of the dataset that is scored."""
+    crops: Crops = 1
+    """Crops of each image, whose probabilities are averaged: 1 is the central one, 12 or 144 are
+    those of the papers."""
+    batch_size: int = 32
+    """Crops that a network is given at once."""
+    workers: int = 1
+    """Processes that read images; 0 does it in this one."""
+    precision: Precision = "fp32"
+    """Numbers that convolutions compute in: `fp32`, `bf16`, `fp16`; `auto` takes bf16 where the
+    device has instructions for it."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    output: str = "runs/evaluate_backbone.json"
+    """JSON file for the scores, of all classes too."""
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise UserError("weights: name at least one checkpoint")
+        if self.batch_size < 1 or self.workers < 0:
+            raise UserError("batch_size must be at least 1 and workers 0 or more")
+
+
+def evaluate_backbones(config: EvaluateBackboneConfig) -> dict[str, Any]:
+    """Score classifiers and write `config.output`.
+
+    Returns:
+        What the file holds: `data`, `split`, `crops`, `images` (their number), `unreadable`
+        (messages), `scores` by name of the weights (see `top_scores`), and `classes`, the worst
+        first, as the ensemble or the only network has them (see `ClassScore`).
+
+    Raises:
+        UserError: weights or images are not there, or their classes differ.
+    """
+    device = resolve_device(config.device)
+    classifiers, class_names = load_classifiers(config.weights)
+    source = open_matching_split(
+        config.data.root, config.split, class_names, config.data.max_classes
+    )
+    make_folder(Path(config.output).parent)
+    results: dict[str, Predictions] = {}
+    for classifier in classifiers:
+        logger.info("evaluating %s", classifier.name)
+        model = classifier.model
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        results[classifier.name] = predict(
+            model,
+            source,
+            config.crops,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            precision=resolve_precision(config.precision, device),
+        )
+    members = [results[classifier.name] for classifier in classifiers if classifier.in_ensemble]
+    chosen = members[0]
+    if len(members) > 1:
+        chosen = results[f"ensemble of {len(members)}"] = average(members)
+    report = {
+        "data": config.data.root,
+        "split": config.split,
+        "crops": config.crops,
+        "images": len(chosen.labels),
+        "unreadable": chosen.skipped,
+        "scores": {name: top_scores(predictions) for name, predictions in results.items()},
+        "classes": [asdict(score) for score in class_scores(chosen, source.class_names)],
+    }
+    with atomic_write(config.output, "w") as file:
+        json.dump(report, file, indent=2)
+    return report
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """Scores line by line, and the worst classes, of what `evaluate_backbones` returns."""
+    scores = report["scores"]
+    width = max(map(len, scores))
+    lines = [f"{'weights':{width}}  crops   top-1   top-5   images  unreadable"]
+    for name, score in scores.items():
+        shares = f"{100 * score['top1']:5.2f} % {100 * score['top5']:5.2f} %"
+        counts = f"{report['images']:7d} {len(report['unreadable']):11d}"
+        lines.append(f"{name:{width}}  {report['crops']:5d} {shares}  {counts}")
+    lines += ["", "worst classes"]
+    for each in report["classes"][:WORST]:
+        others = ", ".join(f"{name} {count}" for name, count in each["taken_for"][:3])
+        share = f"{100 * each['top1']:.1f} % of {each['images']}"
+        lines.append(f"{each['name']}: {share}, taken for {others or '-'}")
+    return "\n".join(lines)

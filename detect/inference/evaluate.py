@@ -1,0 +1,142 @@
+"""Scores of a detector, or of any detector's results, as a report."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write, make_folder
+from detect.checkpoint import load_detector
+from detect.data import DetectionDataset
+from detect.data.open import DatasetConfig, build_dataset, check_same_classes, dataset_for
+from detect.deployment.detector import deploy_detector
+from detect.detector import Detector
+from detect.evaluation import load_results, to_coco_images, to_coco_results
+from detect.evaluation.report import write_report
+from detect.inference.config import InferenceConfig, check_calibration_split
+from detect.inference.score import calibration_images, detect_dataset
+from detect.proposals import Proposals, load_proposals
+from detect.proposals.precomputed import proposals_for
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(InferenceConfig):
+    """What to score on what."""
+
+    weights: str | None = None
+    """Detector checkpoint (.safetensors) or run folder of what to run; or name `results`."""
+    results: str | None = None
+    """File in COCO's results format, of any detector; or name `weights`."""
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+    """Images and boxes that detections are held against."""
+    split: str = "val"
+    """Part of the dataset that is scored."""
+    precomputed: str | None = None
+    """File of proposals for a detector that was trained on precomputed ones."""
+    output: str = "runs/evaluate"
+    """Folder for report.html and report.json, and for results.json with images.json, which says
+    what its image ids are."""
+    score_thresh: float = 0.5
+    """Scores from which detections enter the confusion matrix and the pictures."""
+    calibration_split: str | None = None
+    """Split whose first images set the ranges of `int8`; not the one that is scored."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.weights is None) == (self.results is None):
+            raise UserError("name one of weights and results")
+        for key in ("model", "precomputed", "device", "precision", "engine"):
+            is_set = getattr(self, key) not in ({}, None, "auto")
+            if is_set and self.weights is None:
+                raise UserError(f"{key} is for weights: remove it, or name weights for results")
+        check_calibration_split(
+            self.split, self.calibration_split, is_int8=self.precision == "int8"
+        )
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score what the configuration names; leaves what `EvaluateConfig.output` says.
+
+    Returns:
+        What `report.json` holds, see `write_report`.
+
+    Raises:
+        UserError: a checkpoint, dataset or file is not as the configuration says.
+    """
+    if config.weights is not None:
+        return _evaluate_detector(config, config.weights)
+    assert config.results is not None
+    dataset = build_dataset(config.data, config.split)
+    detections = load_results(config.results, dataset)
+    without = sum(not len(found["boxes"]) for found in detections)
+    if without:
+        logger.warning(
+            "%s: no results for %d of %d images, which count as without detections: "
+            "is it a file of this split?",
+            *(config.results, without, len(dataset)),
+        )
+    return _report(config, dataset, detections, make_folder(config.output), config.results)
+
+
+def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
+    detector = load_detector(weights, config.device, config.model)
+    data = dataset_for(config.data, detector.class_names)
+    dataset = build_dataset(data, config.split)
+    check_same_classes(detector.class_names, detector.category_ids, dataset, config.split)
+    proposals = _proposals(config, detector, dataset)
+    folder = make_folder(config.output)
+    calibration = calibration_images(data, config.calibration_split)
+    detector = deploy_detector(detector, config.precision, calibration, config.engine)
+    detections, regions, cost = detect_dataset(detector, dataset, proposals)
+    with atomic_write(folder / "results.json", "w") as file:
+        json.dump(to_coco_results(dataset, detections), file)
+    with atomic_write(folder / "images.json", "w") as file:
+        json.dump(to_coco_images(dataset), file)
+    how = f", in {detector.metadata['precision']} ({detector.metadata['engine']})"
+    if config.model:
+        how += f", with {json.dumps(config.model)}"
+    return _report(
+        config, dataset, detections, folder, weights, how, cost=asdict(cost), regions=regions
+    )
+
+
+def _proposals(
+    config: EvaluateConfig, detector: Detector, dataset: DetectionDataset
+) -> dict[int, Proposals] | None:
+    has_proposer = detector.model.proposer is not None
+    if config.precomputed is None:
+        if not has_proposer:
+            raise UserError(
+                f"{config.weights}: this detector has no proposer of its own: name its proposals "
+                "by --precomputed"
+            )
+        return None
+    if has_proposer:
+        raise UserError(
+            f"{config.weights}: this detector has a proposer of its own: remove --precomputed"
+        )
+    return proposals_for(load_proposals(config.precomputed), [dataset])
+
+
+def _report(
+    config: EvaluateConfig,
+    dataset: DetectionDataset,
+    detections: Sequence[Mapping[str, Tensor]],
+    folder: Path,
+    what: str,
+    how: str = "",
+    **of_detector: Any,
+) -> dict[str, Any]:
+    return write_report(
+        *(dataset, detections, folder),
+        title=f"{what} on {config.data.root}, {config.split}{how}",
+        score_thresh=config.score_thresh,
+        **of_detector,
+    )
