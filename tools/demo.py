@@ -59,6 +59,7 @@ def _main() -> None:
         logger.info("the demo begins anew; to continue its training: %s", command)
         raise
     trained = time.monotonic()
+    assert config.data.root is not None  # the configuration names it
     held_out = find_inputs([str(Path(config.data.root) / "val")]).images[:PICTURES]
     video = run / "held_out.mp4"
     slideshow(video, map(read_image, held_out), fps=2, size=(256, 256))

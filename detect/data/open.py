@@ -13,29 +13,37 @@ DatasetFormat = Literal["coco", "voc", "digits"]
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Which images and boxes."""
+    """Which images and boxes; `format` and `root` must be named before anything is loaded."""
 
-    format: DatasetFormat = "digits"
+    format: DatasetFormat | None = None
     """Layout of the data: `coco` (ROOT/annotations/[instances_]SPLIT.json, images in ROOT/SPLIT or
     ROOT/images/SPLIT), `voc` (ROOT with Annotations, ImageSets/Main and JPEGImages), `digits`
-    (handwritten digits on photographs, generated into ROOT when it is not there)."""
-    root: str = "data/digits"
-    """Folder of the dataset."""
+    (handwritten digits on photographs, generated into ROOT when it is not there). To be named."""
+    root: str | None = None
+    """Folder of the dataset. To be named."""
     class_names: tuple[str, ...] | None = None
-    """Classes in the order of their labels, `voc` only; null takes
+    """Classes in the order of their labels, for the format `voc` only; null takes
     VOC's 20 where the annotations have no others, else the names in them."""
 
     def __post_init__(self) -> None:
         if self.class_names is not None and self.format != "voc":
-            raise UserError(f"data.class_names is for data.format voc; {self.format} names its own")
+            raise UserError(
+                f"data.class_names is for data.format voc, got {self.format}: other annotations "
+                "name their classes"
+            )
 
 
 def build_dataset(config: DatasetConfig, split: str) -> DetectionDataset:
     """Load one split; `digits` are generated first where they are missing.
 
     Raises:
-        UserError: a file is missing or malformed, or the split is empty.
+        UserError: no dataset is named, a file is missing or malformed, or the split is empty.
     """
+    if config.format is None or config.root is None:
+        raise UserError(
+            "name the dataset by --data.format (coco, voc or digits) and --data.root, or by "
+            "--config FILE.yaml"
+        )
     root = Path(config.root)
     if config.format == "voc":
         return load_voc(root, split, class_names=config.class_names)
@@ -75,17 +83,7 @@ def check_same_classes(
 
 def dataset_for(data: DatasetConfig, class_names: Sequence[str]) -> DatasetConfig:
     """The dataset to use a detector of these classes on; in VOC's layout it has them if no others
-    were named, so that it need not show all of them.
-
-    Raises:
-        UserError: the dataset is digits, the default, which would be generated, and the detector's
-            classes are others.
-    """
-    if data.format == "digits" and list(class_names) != [str(digit) for digit in range(10)]:
-        raise UserError(
-            "name the dataset by --data.format (voc or coco) and --data.root: the default, digits, "
-            f"has none of this detector's classes {', '.join(class_names[:5])}"
-        )
+    were named, so that it need not show all of them."""
     if data.format == "voc" and data.class_names is None:
         return replace(data, class_names=tuple(class_names))
     return data

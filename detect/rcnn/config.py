@@ -21,14 +21,16 @@ class RCNNConfig:
     """Proposals from this IoU on are positives of their best box's class."""
     negative_iou: float = 0.5
     """Proposals below this IoU are background; those in between are not used."""
-    crops_per_image: int = 32
-    """Crops an image in a training step (R-CNN: 128 in a step of two or more images)."""
-    positive_fraction: float = 0.25
-    """Largest share of positives among them."""
+    crops_per_image: int = 8
+    """Crops an image in a training step (R-CNN: 128 in a step of two or more images). Few of many
+    images teach more than many of few, for those of one image are much alike."""
+    positive_fraction: float = 0.5
+    """Largest share of positives among the crops of a training step (R-CNN: 0.25)."""
     jitter_copies: int = 4
     """Random boxes around each ground-truth box added to the proposals in training."""
     jitter_strength: float = 0.3
-    """How far they move and scale, as a fraction of the box's side."""
+    """How far the random boxes around a ground-truth box move and scale, as a fraction of its
+    side."""
     regression_iou: float = 0.5
     """Positives from this IoU on train the box regression (R-CNN: 0.6)."""
     delta_std: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)

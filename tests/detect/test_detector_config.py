@@ -7,6 +7,7 @@ import torch
 from backbones.classification.pretraining import PretrainConfig
 from backbones.common.config import from_dict, parse_config, to_dict
 from backbones.common.errors import UserError
+from backbones.training.recipe import OptimConfig
 from detect.benchmarks.crop_networks import ComparisonConfig
 from detect.benchmarks.speed_accuracy import FrontConfig
 from detect.build import build_detector
@@ -27,6 +28,25 @@ def test_every_config_reads_and_builds(path):
     if issubclass(kind, DetectorConfig):
         with torch.device("meta"):
             build_detector(dataclasses.replace(config.model, weights=None), 3)
+
+
+@pytest.mark.parametrize("name", [None, "bccd_79", "digits_79", "voc_79", "coco_79"])
+def test_the_default_recipe_is_the_one_that_was_measured(name):
+    arguments = [] if name is None else ["--config", str(CONFIGS / "detector" / f"{name}.yaml")]
+    config = parse_config(DetectorConfig, arguments)
+    assert config.optim == OptimConfig(
+        optimizer="muon",
+        lr=0.003,
+        weight_decay=0.05,
+        schedule="cosine",
+        warmup_epochs=0.5 if name in ("digits_79", "coco_79") else 1.0,
+        ema_decay=0.99 if name == "digits_79" else 0.995,
+        clip_grad=10.0,
+    )
+    assert config.model.rcnn.positive_fraction == 0.5
+    assert from_dict(DetectorConfig, {"optim": {"lr": 0.1}}).optim.optimizer == "muon"
+    # Of classifiers it is the paper's.
+    assert PretrainConfig().optim == OptimConfig()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def leaf_keys(config_class: type, prefix: str = "") -> list[str]:
     keys = []
     for field in dataclasses.fields(config_class):
         default = field.default
-        if isinstance(field.default_factory, type):
+        if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if dataclasses.is_dataclass(default):
             keys += leaf_keys(type(default), f"{prefix}{field.name}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.tool_runs import error_of, run
+from helpers.untrained_detector import save_untrained
 
 from detect.build import build_detector
 from detect.checkpoint import save_detector
@@ -15,7 +16,7 @@ from detect.config import ModelConfig
 from detect.data import load_coco, make_digits
 from detect.evaluation import evaluate_coco, to_coco_results
 from detect.proposals import LearnedConfig
-from tools import evaluate
+from tools import evaluate, propose
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,20 @@ def test_the_page_opens_in_a_browser(report, tmp_path):
     assert picture.stat().st_size > 50_000
 
 
+@pytest.mark.parametrize("named", [[], ["--data.root", "data"], ["--data.format", "digits"]])
+@pytest.mark.parametrize(
+    ("tool", "key"), [(evaluate, "results"), (evaluate, "weights"), (propose, "weights")]
+)
+def test_without_a_dataset_it_is_asked_for(tool, key, named, tmp_path, monkeypatch, capsys):
+    """Digits least of all are generated for a detector of something else."""
+    monkeypatch.chdir(tmp_path)
+    files = {"weights": save_untrained(tmp_path / "x.safetensors", 10), "results": "r.json"}
+    arguments = [f"--{key}", str(files[key]), *named]
+    message = error_of(tool, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert "name the dataset by --data.format (coco, voc or digits) and --data.root" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -175,6 +190,10 @@ def test_the_page_opens_in_a_browser(report, tmp_path):
         (["--results", "a.json", "--engine", "torch"], "engine is for weights"),
         (["--results", "a.json", "--score_thresh", "2"], r"score_thresh must be in"),
         (["--weights", "a", "--precision", "int8"], "int8 and calibration_split belong together"),
+        (
+            ["--weights", "a", "--precision", "int8", "--calibration_split", "val"],
+            "calibration_split must be another split than the one that is scored, val",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, digits, tmp_path, monkeypatch, capsys):

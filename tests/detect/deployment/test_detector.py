@@ -193,12 +193,9 @@ def test_int8_is_calibrated_on_the_first_images(detector):
     assert not deployed.model.eval().training
 
 
-def test_no_dataset_named_for_a_detector_of_something_else(detector):
-    for data in (DatasetConfig(), DatasetConfig(root="data/mine")):
-        with pytest.raises(UserError, match=r"by --data.format \(voc or coco\) and --data.root"):
-            dataset_for(data, detector.class_names)
-    digits = Detector(detector.model, [str(digit) for digit in range(10)], list(range(1, 11)))
-    assert dataset_for(DatasetConfig(), digits.class_names) == DatasetConfig()
+def test_data_in_vocs_layout_have_the_detectors_classes(detector):
+    coco = DatasetConfig(format="coco", root="data/mine")
+    assert dataset_for(coco, detector.class_names) == coco
     voc = dataset_for(DatasetConfig(format="voc"), detector.class_names)
     assert voc.class_names == tuple(detector.class_names)
     named = DatasetConfig(format="voc", class_names=("a",))

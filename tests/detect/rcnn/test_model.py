@@ -261,7 +261,7 @@ def test_malformed_images_are_named():
         ({"context": 0.5}, "rcnn.context must be in"),
         ({"positive_fraction": 0.0}, "rcnn.positive_fraction must be in"),
         ({"crops_per_image": 0}, "must be at least 1"),
-        ({"crops_per_image": 2}, "leaves no positive crop"),
+        ({"crops_per_image": 1}, "leaves no positive crop"),
         ({"jitter_copies": -1}, "must be 0 or more"),
         ({"regression_weight": -1.0}, "must be 0 or more"),
         ({"soft_nms_sigma": 0.0}, "rcnn.soft_nms_sigma must be more than 0"),
