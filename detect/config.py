@@ -6,6 +6,7 @@ from typing import Literal
 from backbones.common.errors import UserError
 from backbones.networks.finetuning import Frozen
 from backbones.training.config import TrainConfig
+from backbones.training.recipe import OptimConfig
 from detect.data.augmentation import AugmentConfig
 from detect.data.open import DatasetConfig
 from detect.proposals import GridConfig, LearnedConfig, SelectiveSearchConfig
@@ -33,15 +34,16 @@ class ModelConfig:
     width: float = 0.25
     """Width multiplier of the crop network: 0.25, 0.5, 0.75 or 1.0."""
     dropout: float = 0.0
-    """Dropout before the classifier."""
+    """Share of the features that dropout leaves out before the crop network's classifier."""
     weights: str | None = None
     """Backbone checkpoint (.safetensors) that the crop network starts from; null starts at
     random."""
     freeze: Frozen = "none"
-    """Parts of the crop network that keep the weights and statistics they start from: all up to
-    and including this one. `stage_c` trains what lies on top alone."""
+    """Parts of the crop network that keep the weights and statistics they start from: all blocks up
+    to and including this one. `stage_c` trains what lies on top alone."""
     proposer: Literal["learned", "grid", "selective_search", "precomputed"] = "learned"
-    """Where proposals come from."""
+    """What proposes regions: `learned` with the detector, `grid` for sliding windows,
+    `selective_search`, or `precomputed` for a file."""
     learned: LearnedConfig = field(default_factory=LearnedConfig)
     """Settings of the learned proposer."""
     grid: GridConfig = field(default_factory=GridConfig)
@@ -49,15 +51,17 @@ class ModelConfig:
     selective_search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
     """Settings of selective search, which needs OpenCV's contrib modules."""
     precomputed: str | None = None
-    """File in COCO results format, covering all splits, for the precomputed proposer."""
+    """File of proposals in COCO's results format, covering all splits, for the precomputed
+    proposer."""
     proposals_per_image: int = 100
-    """At most this many learned proposals an image in use, each of which costs one crop."""
+    """Most learned proposals of an image in use, each of which costs one crop."""
     proposals_per_image_train: int = 300
-    """At most this many learned ones in training, from which the crops of a step are drawn."""
+    """Most learned proposals of an image in training, from which the crops of a step are drawn."""
     proposal_score_thresh: float = 0.0
-    """Learned proposals below this score are not looked at in use: easy images cost fewer crops."""
+    """Score below which learned proposals are not looked at in use: easy images cost fewer
+    crops."""
     rcnn: RCNNConfig = field(default_factory=RCNNConfig)
-    """Crops, matching and post-processing."""
+    """Crops, matching and post-processing of the detector."""
 
     def __post_init__(self) -> None:
         if self.freeze != "none" and self.weights is None:
@@ -128,9 +132,9 @@ class DetectorConfig(TrainConfig):
     epochs: int = 30
     batch_size: int = 8
     data: DataConfig = field(default_factory=DataConfig)
-    """Which images and boxes."""
+    """Images and boxes that the detector is trained and scored on."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to training images."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The detector."""
+    """Detector that is trained."""
     optim: OptimConfig = field(default_factory=detector_recipe)

@@ -37,24 +37,27 @@ class BenchmarkConfig:
     """What to measure."""
 
     parts: tuple[Part, ...] = ("inference", "training", "memory", "input")
-    """`inference` and `training` are forward passes and training steps, `memory` is the peak of a
-    process that makes forward passes, `input` is reading and augmenting training images."""
+    """What is measured: `inference` and `training` are forward passes and training steps, `memory`
+    is the peak of a process that makes forward passes, `input` is reading and augmenting training
+    images."""
     networks: tuple[str, ...] = ("inception_v3", "inception_v3_79")
-    """Variants; the peers are the same networks, built from torchvision's and timm's."""
+    """Variants that are measured; the peers are the same networks, built from torchvision's and
+    timm's."""
     width: float = 1.0
-    """Width multiplier of ours; peers are measured beside 1 alone."""
+    """Width multiplier of our networks; peers are measured beside 1 alone."""
     batch_size: int | None = None
-    """Images in a batch; null is 32 below 100 pixels and 8 above."""
+    """Images in a batch; null is 32 for networks with inputs below 100 pixels and 8 above."""
     repeats: int = 7
-    """Measurements of each, in turns; the median counts."""
+    """Measurements of each network, in turns; the median counts."""
     compile: bool = False
-    """Also torchvision's and ours compiled by torch.compile, which takes minutes before it runs."""
+    """Measure torchvision's network and ours also as torch.compile compiles them, which takes
+    minutes before they run."""
     images: str | None = None
-    """Folder CLASS/* of images for `input`; null makes JPEGs of 500 by 375 pixels."""
+    """Folder CLASS/* of images for the part `input`; null makes JPEGs of 500 by 375 pixels."""
     output: str = "runs/benchmark"
     """Folder for benchmark.json and benchmark.png."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
         for name in self.networks:

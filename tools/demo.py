@@ -39,7 +39,7 @@ class DemoConfig:
     """Where the demo leaves what it makes."""
 
     run: str = "runs/demo"
-    """Folder of the run; a number is added where there is one already."""
+    """Folder of the run; a number is added to its name where there is one already."""
 
 
 def main() -> None:

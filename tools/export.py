@@ -24,7 +24,7 @@ class ExportConfig:
     weights: str
     """Checkpoint (.safetensors) that train_backbone or train_detector wrote."""
     output: str | None = None
-    """The file to write; null writes beside the weights, with the suffix .onnx."""
+    """ONNX file to write; null writes beside the weights, with the suffix .onnx."""
 
     def __post_init__(self) -> None:
         if self.output is not None and Path(self.output).suffix != ".onnx":

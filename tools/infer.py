@@ -24,14 +24,14 @@ class InferConfig(InferenceConfig):
     weights: str
     """Detector checkpoint (.safetensors) that train_detector wrote, or its run folder."""
     inputs: list[str]
-    """Image files, video files, folders of them, or glob patterns."""
+    """Images and videos to look at: files, folders of them, or glob patterns."""
     output: str = "runs/infer"
     """Folder for annotated pictures and videos and for results.json."""
     score_thresh: float = 0.5
-    """Detections below this score are neither drawn nor written."""
+    """Score in 0..1 below which detections are neither drawn nor written."""
     calibration: list[str] = field(default_factory=list)
-    """Images, videos or folders that set the ranges of `int8`, so that they are the same in each
-    call; without any the first inputs do."""
+    """Images and videos, or folders of them, that set the ranges of `int8`, so that they are the
+    same in each call; without any the first inputs do."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

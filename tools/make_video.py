@@ -21,13 +21,13 @@ class MakeVideoConfig:
     """Which pictures, how fast."""
 
     inputs: list[str]
-    """Image files, folders of them, or glob patterns."""
+    """Pictures of the video: image files, folders of them, or glob patterns."""
     output: str = "pictures.mp4"
     """Video to write (H.264), an .mp4."""
     fps: float = 2.0
-    """Pictures a second."""
+    """Pictures that the video shows a second."""
     most: int = 1000
-    """At most this many pictures."""
+    """Most pictures that the video shows, the first ones."""
 
     def __post_init__(self) -> None:
         if self.fps <= 0 or self.most < 1:

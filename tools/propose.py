@@ -24,18 +24,19 @@ class ProposeConfig:
     """Whose proposals for what."""
 
     weights: str
-    """Detector checkpoint (.safetensors), or a run folder."""
+    """Detector whose proposals are written, a checkpoint (.safetensors) or a run folder."""
     data: DatasetConfig = field(default_factory=DatasetConfig)
-    """Which dataset."""
+    """Images that are looked at."""
     splits: tuple[str, ...] = ("train", "val")
-    """Which parts of it, as a list: `"[train, val]"`."""
+    """Parts of the dataset that are looked at, as a list: `"[train, val]"`."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Settings with other values than in training: `--model.proposals_per_image 100
-    --model.proposal_score_thresh 0` for many, as training wants them."""
+    """Settings of the detector with other values than in training: `--model.proposals_per_image 100
+    --model.proposal_score_thresh 0` for many proposals, as training wants them."""
     output: str = "proposals.json"
-    """File in COCO's results format, for `model.precomputed` of train_detector."""
+    """File of proposals to write, in COCO's results format, for model.precomputed of
+    train_detector."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
         if not self.splits or len(set(self.splits)) < len(self.splits):

@@ -39,15 +39,17 @@ class NetworkConfig:
     """Which network."""
 
     variant: str = "inception_v3"
-    """A name that `create_backbone` knows; the image size follows it."""
+    """Network, a name that `create_backbone` knows; the image size follows it."""
     width: float = 1.0
-    """Width multiplier."""
+    """Width multiplier of the network: 0.25, 0.5, 0.75 or 1.0."""
     aux: Literal["none", "plain", "batch_norm"] = "batch_norm"
-    """Auxiliary classifier in training: none, as in Inception-v2, or with batch normalisation."""
+    """Auxiliary classifier in training: `none`, `plain` as in Inception-v2, or `batch_norm`
+    with batch normalisation."""
     dropout: float = 0.2
-    """Dropout before the classifier."""
+    """Share of the features that dropout leaves out before the classifier."""
     weights: str | None = None
-    """Checkpoint (.safetensors) of any variant to start from; null starts at random."""
+    """Checkpoint (.safetensors) of any variant that the network starts from; null starts at
+    random."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class PretrainConfig(TrainConfig):
     epochs: int = 100
     batch_size: int = 32
     data: ImagesConfig = field(default_factory=ImagesConfig)
-    """Which images."""
+    """Images that are classified."""
     model: NetworkConfig = field(default_factory=NetworkConfig)
-    """Which network."""
+    """Network that is trained."""
     label_smoothing: float = 0.1
-    """Share of the target spread evenly over the classes."""
+    """Share of the target of the loss that is spread evenly over the classes."""
     aux_weight: float = 0.3
     """Weight of the auxiliary classifier's loss."""
 

@@ -42,7 +42,7 @@ class ReceptiveFieldConfig(PretrainConfig):
     run: str = "runs/receptive_fields"
     """Folder for the comparison, with one run folder for each variant in it."""
     variants: tuple[str, ...] = VARIANTS
-    """Names of the networks to compare."""
+    """Networks to compare, names that `create_backbone` knows, each at its own input size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,9 +33,9 @@ class SplitConfig:
     """Which dataset."""
 
     root: str = "data/imagenet"
-    """Folder with SPLIT/CLASS/*, or with shards SPLIT-*.tar."""
+    """Folder of the dataset, with SPLIT/CLASS/* or with shards SPLIT-*.tar."""
     max_classes: int | None = None
-    """Use only the first so many classes, as in training; null uses all."""
+    """Number of classes that are used, the first ones, as in training; null uses all."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class EvaluateBackboneConfig:
     batch_size: int = 32
     """Crops that a network is given at once."""
     workers: int = 1
-    """Processes that read images; 0 does it in this one."""
+    """Processes that read images; 0 reads them in the process that classifies."""
     precision: Precision = "fp32"
     """Numbers that convolutions compute in: `fp32`, `bf16`, `fp16`; `auto` takes bf16 where the
     device has instructions for it."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
     output: str = "runs/evaluate_backbone.json"
-    """JSON file for the scores, of all classes too."""
+    """JSON file for the scores, of all images together and of each class."""
 
     def __post_init__(self) -> None:
         if not self.weights:

@@ -6,13 +6,13 @@ import os
 import re
 import sys
 import types
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from backbones.common.arguments import config_file_first, only, spell_out
 from backbones.common.cli import exit_with_error
@@ -177,11 +177,23 @@ def _leaf_hints(config_class: type, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+class _HelpFormatter(DefaultHelpFormatter):
+    """Types of keys in the words of YAML."""
+
+    def _get_type_str(self, action: Action) -> str | None:
+        text = super()._get_type_str(action)
+        return None if text is None else _in_words(text)
+
+
 def _parser(config_class: type, description: str) -> ArgumentParser:
     # One setting for the whole process, so not touched before a configuration is read.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        exit_on_error=False, default_env=False, allow_abbrev=False, description=description
+        exit_on_error=False,
+        default_env=False,
+        allow_abbrev=False,
+        description=description,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
     parser.add_class_arguments(config_class)
@@ -266,19 +278,29 @@ def _accepts_none(hint: Any) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return hint.__name__ if isinstance(hint, type) else _in_words(str(hint))
+
+
+def _in_words(text: str) -> str:
+    """Python's types as a user reads them: `Literal['a', 'b']` is `one of a, b`."""
+    for name in ("str", "int", "float", "bool", "tuple", "list", "dict"):
+        text = text.replace(f"<class '{name}'>", name)
+    text = text.replace("typing.", "").replace("<class 'NoneType'>", "null")
+    text = re.sub(r"Literal\[([^]]*)\]", lambda found: f"one of {found[1]}".replace("'", ""), text)
+    return re.sub(r"Optional\[(one of [^]]*)\]", r"\1 or null", text)
 
 
 def _one_line(error: Exception) -> str:
     """The parser's message on one line, in the words of YAML rather than of Python."""
-    text = " ".join(str(error).split())
-    for name in ("str", "int", "float", "bool", "tuple", "list", "dict"):
-        text = text.replace(f"<class '{name}'>", name)
+    text = _in_words(" ".join(str(error).split()))
     text = re.sub(r"Problem with given class_path '[^']*': ", "", text)  # of an item in a list
-    text = text.replace("typing.", "").replace("Expected a ", "expected ")
-    if text.startswith('Parser key "'):
-        key, _, rest = text.removeprefix('Parser key "').partition('":')
-        text = f"{key}: {rest.strip()}"
+    text = text.replace("Expected a ", "expected ")
+    # Of a key that takes several types, each with an error of its own.
+    subtypes = re.search(r"Does not validate .*Subtypes: \[(.*)\] Errors: .* Given value: ", text)
+    if subtypes is not None:
+        expected = " or ".join(subtypes[1].rsplit(", ", 1))
+        text = f"{text[: subtypes.start()]}expected {expected}, got {text[subtypes.end() :]}"
+    text = re.sub(r'Parser key "([^"]*)":', r"\1:", text)
     return text.replace(". Got value: ", ", got ")
 
 

@@ -21,18 +21,20 @@ class ImagesConfig:
     """Which images."""
 
     root: str = "data/imagenet"
-    """Folder with train/CLASS/* and val/CLASS/*, or with shards train-*.tar and val-*.tar."""
+    """Folder of the dataset, with train/CLASS/* and val/CLASS/*, or with shards train-*.tar and
+    val-*.tar."""
     train_shards: str | None = None
-    """Shards to stream training images from instead of `root`: a URL or path with braces, as in
-    https://host/train-{0000..1023}.tar; every process and worker reads others."""
+    """Shards to stream training images from instead of `data.root`: a URL or path with braces, as
+    in https://host/train-{0000..1023}.tar; every process and worker reads others."""
     train_images: int | None = None
-    """Images in the streamed shards, which make an epoch."""
+    """Number of images in the streamed shards, which make an epoch."""
     classes: str | None = None
     """Class names of the streamed shards: a JSON list, by path or URL, or the number of classes."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to training images."""
     max_classes: int | None = None
-    """Use only the first so many classes, for experiments in little time; null uses all."""
+    """Number of classes that are used, the first ones, for experiments in little time; null uses
+    all."""
 
     def __post_init__(self) -> None:
         if self.max_classes is not None and self.max_classes < 2:

@@ -24,14 +24,14 @@ class AugmentConfig:
     2015), section 6 describes them."""
 
     min_area: float = 0.08
-    """Smallest part of the image's area that a crop covers; the largest is all of it."""
+    """Smallest part of the image's area that a random crop covers; the largest is all of it."""
     max_ratio: float = 4 / 3
-    """Largest aspect ratio of a crop; the smallest is its inverse."""
+    """Largest aspect ratio of a random crop; the smallest is its inverse."""
     flip: bool = True
-    """Mirror half of the images."""
+    """Mirror half of the training images."""
     color_jitter: float = 0.5
-    """Brightness, contrast and saturation each change by a factor in 1 ± this, in random order
-    (A. Howard, arXiv:1312.5402); 0 changes nothing."""
+    """Brightness, contrast and saturation of training images each change by a factor in 1 ± this,
+    in random order (A. Howard, arXiv:1312.5402); 0 changes nothing."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:

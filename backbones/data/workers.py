@@ -1,12 +1,13 @@
 """Processes that read images for the main one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
 import cv2
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from backbones.common.signals import ignore_stop_signals
 
@@ -19,12 +20,12 @@ class WorkerLoader(DataLoader):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, worker_init_fn=start_worker, **kwargs)
+        super().__init__(*args, **(kwargs | {"worker_init_fn": start_worker}))
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> _BaseDataLoaderIter:
         iterator = super().__iter__()
-        if self.num_workers:
-            # Called before multiprocessing waits, with a priority at all.
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            # With a priority it is called before multiprocessing waits.
             Finalize(iterator, _kill, (iterator._workers,), exitpriority=0)
         return iterator
 

@@ -36,10 +36,10 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and schedule."""
     precision: Precision = "auto"
-    """Of the convolutions in training: `bf16` or `fp16` (autocast, weights stay fp32), `fp32`;
-    `auto` takes bf16 where the device has instructions for it."""
+    """Numbers that convolutions compute in during training: `fp32`, or under autocast, with weights
+    in fp32, `bf16` or `fp16`; `auto` takes bf16 where the device has instructions for it."""
     step: StepConfig = field(default_factory=StepConfig)
-    """How a step is taken."""
+    """How a training step is taken."""
     workers: int = 1
     """Processes that read and augment images; 0 does it in the training process."""
     eval_every: int = 1
@@ -47,11 +47,11 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     """Longest time between two checkpoints; every epoch writes one too."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
+    """Checkpoints that are kept, the newest ones."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one, with several processes each
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one, with several processes each
     its own."""
     resume: bool = False
     """Continue the run in the run folder from its last checkpoint, with the configuration it has

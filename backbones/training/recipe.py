@@ -48,39 +48,41 @@ class OptimConfig:
     one), which with the paper's eps is another algorithm than PyTorch's; `sgd` has momentum;
     `muon` orthogonalises the momentum and needs the fewest steps from random weights."""
     lr: float = 0.045
-    """Learning rate after warm-up. The paper's goes with its batch of 32 a replica; it is used as
-    it stands unless scale_lr_from says otherwise."""
+    """Learning rate after warm-up, used as it stands unless optim.scale_lr_from says otherwise; the
+    paper's 0.045 goes with its batch of 32 a replica."""
     scale_lr_from: int | None = None
-    """Images in a step, of all processes, that `lr` is meant for: the rate used is lr times the
-    actual number over this (Goyal et al. 2017), and the log says so. Null uses lr as it stands."""
+    """Images in a step, of all processes, that optim.lr is meant for: the rate used is optim.lr
+    times the actual number over this (Goyal et al. 2017), and the log says so. Null uses optim.lr
+    as it stands."""
     momentum: float | None = None
-    """Momentum of rmsprop_tf, sgd and muon; null is 0.9, as in the authors' published code (the
-    paper names it for SGD only)."""
+    """Momentum of the optimizers rmsprop_tf, sgd and muon; null is 0.9, as in the authors'
+    published code (the paper names it for SGD only)."""
     decay: float | None = None
-    """Decay of rmsprop_tf's average of squared gradients; null is 0.9."""
+    """Decay of the average of squared gradients of the optimizer rmsprop_tf; null is 0.9."""
     eps: float | None = None
-    """Added to the average of squared gradients (rmsprop_tf, 1.0 where null) or to its root (adamw,
-    1e-8)."""
+    """What is added to the average of squared gradients (optimizer rmsprop_tf, 1.0 where null) or
+    to its root (adamw, 1e-8)."""
     weight_decay: float = 4e-5
-    """L2 on weights (decoupled in adamw and muon), not on biases and normalisation; the value of
-    the authors' published code."""
+    """L2 on weights (decoupled in adamw and muon), not on biases and normalisation; 4e-5 in the
+    authors' published code."""
     layer_decay: float | None = None
-    """Each block of the network learns this much slower than the one above it, the classifier at
-    the full rate: for fine-tuning, 0.7 to 0.9; null for one rate. A detector's proposer, which
-    starts at random, keeps the full rate."""
+    """Factor of the learning rate from each block of the network to the one below it, the
+    classifier learning at the full rate: for fine-tuning, 0.7 to 0.9; null for one rate. A
+    detector's proposer, which starts at random, keeps the full rate."""
     clip_grad: float | None = 2.0
-    """Largest norm of the whole gradient; null clips nothing."""
+    """Largest norm of the whole gradient, a longer one is shortened to it; null clips nothing."""
     schedule: Literal["staircase", "cosine"] = "staircase"
-    """`staircase` multiplies by decay_rate every decay_epochs, `cosine` falls to zero at last."""
+    """How the learning rate falls: `staircase` multiplies it by optim.decay_rate every
+    optim.decay_epochs, `cosine` brings it to zero at last."""
     decay_rate: float | None = None
-    """Factor of staircase; null is 0.94."""
+    """Factor of the learning rate at each stair of the schedule staircase; null is 0.94."""
     decay_epochs: float | None = None
-    """Epochs for one factor of staircase; null is 2."""
+    """Epochs of each stair of the schedule staircase; null is 2."""
     warmup_epochs: float = 0.0
     """Epochs in which the learning rate rises in a line from near zero."""
     ema_decay: float | None = 0.9999
-    """Decay per step of the running average of the weights that is evaluated and saved; it warms
-    up as min(ema_decay, (1 + n) / (10 + n)). Null evaluates the raw weights."""
+    """Decay per step of the running average of the weights that is evaluated and saved; in the n-th
+    step it is at most (1 + n) / (10 + n). Null evaluates the raw weights."""
 
     def __post_init__(self) -> None:
         self._refuse_unused("optimizer", ("momentum", "decay", "eps"), _OPTIMIZER_DEFAULTS)

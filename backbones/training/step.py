@@ -49,7 +49,7 @@ class StepConfig:
     """Parts that a batch goes through the network in, one after the other: a large batch in little
     memory. Batch normalisation sees the parts."""
     sync_batch_norm: bool = False
-    """Normalise by the batches of all GPUs together, not each by its own."""
+    """Batch normalisation by the batches of all GPUs together, not on each by its own."""
     compile: bool = False
     """Compile the network (torch.compile): minutes at the start, faster steps on a GPU."""
     on_non_finite: Literal["stop", "skip"] = "stop"

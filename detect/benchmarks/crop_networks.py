@@ -52,8 +52,8 @@ class ComparisonConfig(DetectorConfig):
     variants: tuple[str, ...] = ("inception_v3_79", "inception_v3_79_naive", "inception_v3")
     """Crop networks to compare, names that `create_backbone` knows, each at its own input size."""
     proposals_from: str | None = None
-    """Detector checkpoint whose learned proposals are taken, by its settings and not those of
-    `model.learned`; null trains one."""
+    """Detector checkpoint whose learned proposals all crop networks get, made by its settings and
+    not those of model.learned; null trains one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,11 +46,11 @@ class FrontPeer:
     name: str
     """What its point is called in table and figure."""
     weights: str
-    """File or name that `ultralytics.YOLO` takes; a .yaml has random weights."""
+    """Model, a file or name that `ultralytics.YOLO` takes; a .yaml has random weights."""
     num_classes: int | None = None
     """Classes that a .yaml gets a head for; null for the number in the file."""
     image_size: int = 640
-    """Longer side that images are resized to."""
+    """Longer side in pixels that images are resized to."""
     AP: float | None = None
     """Average precision of this model on the same images, measured elsewhere; null leaves it out of
     the figure."""
@@ -61,23 +61,23 @@ class FrontConfig:
     """What to measure on which images."""
 
     points: tuple[FrontPoint, ...]
-    """Detectors; cost by stage and by crops is measured of the first."""
+    """Detectors that are measured; the cost of stages and crops is measured of the first."""
     data: DatasetConfig = field(default_factory=DatasetConfig)
-    """Which dataset."""
+    """Images and boxes that detections are held against."""
     split: str = "val"
-    """Which part of it."""
+    """Part of the dataset that is used."""
     calibration_split: str | None = None
     """Split whose first images set the ranges of points in `int8`; not the one that is scored."""
     peers: tuple[FrontPeer, ...] = ()
-    """Other models, timed in the same run."""
+    """Models of others that are timed in the same run."""
     repeats: int = 5
-    """Passes over the images with each, in turns; the median counts."""
+    """Passes over the images with each detector and peer, in turns; the median counts."""
     score_thresh: float = 0.5
-    """Scores from which detections are drawn."""
+    """Score from which detections are drawn, where the cost of drawing is measured."""
     output: str = "runs/front"
     """Folder for front.json, front.md, front.png and cost.png."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
         names = [point.name for point in self.points] + [peer.name for peer in self.peers]

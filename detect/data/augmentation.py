@@ -33,16 +33,17 @@ class AugmentConfig:
     """Random changes to training images; all zero and `scale` (1, 1) for none."""
 
     flip: float = 0.5
-    """Probability of a left-right flip."""
+    """Probability that a training image is flipped left to right."""
     vertical_flip: float = 0.0
-    """Probability of an upside-down flip, for images without a natural up."""
+    """Probability that a training image is flipped upside down, for images without a natural up."""
     scale: tuple[float, float] = (0.8, 1.25)
-    """Range of the factor that image and boxes are resized by."""
+    """Range of the factor that training images and their boxes are resized by."""
     colour: float = 0.2
-    """Strength of the jitter: brightness, contrast and saturation change by up to this fraction,
-    the hue by up to a tenth of it."""
+    """Strength of the random change of colours: brightness, contrast and saturation change by up to
+    this fraction, the hue by up to a tenth of it."""
     crop: float = 0.3
-    """Probability of a random crop, 0.5 to 1 of each side, that keeps at least one whole box."""
+    """Probability that a training image is cropped at random, to 0.5 to 1 of each side, with at
+    least one whole box left."""
 
     def __post_init__(self) -> None:
         for name in ("flip", "vertical_flip", "colour", "crop"):

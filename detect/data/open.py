@@ -16,14 +16,15 @@ class DatasetConfig:
     """Which images and boxes; `format` and `root` must be named before anything is loaded."""
 
     format: DatasetFormat | None = None
-    """Layout of the data: `coco` (ROOT/annotations/[instances_]SPLIT.json, images in ROOT/SPLIT or
-    ROOT/images/SPLIT), `voc` (ROOT with Annotations, ImageSets/Main and JPEGImages), `digits`
-    (handwritten digits on photographs, generated into ROOT when it is not there). To be named."""
+    """Layout of the dataset, to be named: `coco` (ROOT/annotations/[instances_]SPLIT.json, images
+    in ROOT/SPLIT or ROOT/images/SPLIT), `voc` (ROOT with Annotations, ImageSets/Main and
+    JPEGImages), `digits` (handwritten digits on photographs, generated into ROOT when it is not
+    there)."""
     root: str | None = None
-    """Folder of the dataset. To be named."""
+    """Folder of the dataset, to be named."""
     class_names: tuple[str, ...] | None = None
-    """Classes in the order of their labels, for the format `voc` only; null takes
-    VOC's 20 where the annotations have no others, else the names in them."""
+    """Classes in the order of their labels, for data in VOC's layout only; null takes VOC's 20
+    where the annotations have no others, else the names in them."""
 
     def __post_init__(self) -> None:
         if self.class_names is not None and self.format != "voc":

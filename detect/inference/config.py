@@ -28,9 +28,9 @@ class InferenceConfig(DeploymentConfig):
     """How a detector is run, where, and what is shown of what it finds."""
 
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
     score_thresh: float = 0.5
-    """Detections below this score, in 0..1, are not shown."""
+    """Score in 0..1 below which detections are not shown."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_thresh <= 1:

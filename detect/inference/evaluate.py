@@ -31,9 +31,9 @@ class EvaluateConfig(InferenceConfig):
     """What to score on what."""
 
     weights: str | None = None
-    """Detector checkpoint (.safetensors) or run folder of what to run; or name `results`."""
+    """Detector to run, a checkpoint (.safetensors) or a run folder; or name `results`."""
     results: str | None = None
-    """File in COCO's results format, of any detector; or name `weights`."""
+    """Detections to score, a file in COCO's results format of any detector; or name `weights`."""
     data: DatasetConfig = field(default_factory=DatasetConfig)
     """Images and boxes that detections are held against."""
     split: str = "val"
@@ -41,10 +41,10 @@ class EvaluateConfig(InferenceConfig):
     precomputed: str | None = None
     """File of proposals for a detector that was trained on precomputed ones."""
     output: str = "runs/evaluate"
-    """Folder for report.html and report.json, and for results.json with images.json, which says
-    what its image ids are."""
+    """Folder for report.html and report.json, and where a detector was run for its results.json
+    with images.json, which says what the image ids are."""
     score_thresh: float = 0.5
-    """Scores from which detections enter the confusion matrix and the pictures."""
+    """Score in 0..1 from which detections enter the confusion matrix and the pictures."""
     calibration_split: str | None = None
     """Split whose first images set the ranges of `int8`; not the one that is scored."""
 

@@ -17,9 +17,9 @@ class GridConfig:
     """Multi-scale windows."""
 
     sizes: tuple[float, ...] = (16.0, 32.0, 64.0, 128.0)
-    """Window sides in pixels (square root of the area)."""
+    """Sides of the sliding windows in pixels (square root of the area)."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Window shapes, height over width."""
+    """Shapes of the sliding windows, height over width."""
     step: float = 0.5
     """Distance of neighbouring windows as a fraction of their side."""
 

@@ -29,28 +29,30 @@ class LearnedConfig:
     """A region proposal network (Ren et al. 2015) over an Inception trunk and feature pyramid."""
 
     width: float = 0.25
-    """Width multiplier of the trunk: 0.25, 0.5, 0.75 or 1.0."""
+    """Width multiplier of the proposer's trunk: 0.25, 0.5, 0.75 or 1.0."""
     image_size: int = 512
-    """The longer side of the image is resized to this many pixels for the trunk alone; crops are
-    always cut from the full image."""
+    """Pixels that the longer side of the image is resized to for the proposer; crops are always cut
+    from the full image."""
     channels: int = 64
-    """Channels of the feature pyramid and of the head."""
+    """Channels of the proposer's feature pyramid and head."""
     anchor_sizes: tuple[tuple[float, ...], ...] = ((16.0, 24.0), (32.0, 48.0), (64.0, 128.0))
-    """Anchor sides in pixels of the resized image, one list for each of the strides 8, 16, 32."""
+    """Sides of the anchors in pixels of the resized image, one list for each of the strides 8, 16,
+    32."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Anchor shapes, height over width."""
+    """Shapes of the anchors, height over width."""
     positive_iou: float = 0.5
-    """Anchors from this IoU on are positive (and the best ones of each object)."""
+    """IoU with an object from which an anchor is positive in training (as the best ones of each
+    object are in any case)."""
     negative_iou: float = 0.4
-    """Anchors below this IoU are negative."""
+    """IoU with every object below which an anchor is negative in training."""
     images_per_step: int | None = None
     """Images of a training step that the proposer sees, null for all. The proposals of the others
-    are windows of random place, with the anchors' sizes: a crop network learns from many images
-    at a time, and the proposer, which needs fewer, is what an image costs."""
+    are windows of random place, with the anchors' sizes: a crop network learns from many images at
+    a time, and the proposer, which needs fewer, is what an image costs."""
     pre_nms_top_n: int = 500
-    """Boxes kept on each level before non-maximum suppression."""
+    """Proposed boxes kept on each level of the pyramid before non-maximum suppression."""
     nms_thresh: float = 0.7
-    """Non-maximum suppression threshold, within and across levels."""
+    """IoU above which the worse one of two proposals is suppressed, within and across levels."""
 
     def __post_init__(self) -> None:
         if len(self.anchor_sizes) != 3 or not all(self.anchor_sizes):

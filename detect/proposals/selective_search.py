@@ -32,10 +32,11 @@ class SelectiveSearchConfig:
     """Regions by merging alike neighbours; seconds an image, so keep a cache."""
 
     mode: Literal["fast", "quality"] = "fast"
-    """`fast` is R-CNN's: two colour spaces and two scales, some 2,000 regions of a photograph;
-    `quality` has more of both, several times the regions and the time."""
+    """How much selective search looks for: `fast` is R-CNN's, two colour spaces and two scales,
+    some 2,000 regions of a photograph; `quality` has more of both, several times the regions and
+    the time."""
     top_n: int = 2000
-    """At most this many regions an image, each of which costs one crop in use."""
+    """Most regions of an image, each of which costs one crop in use."""
     cache: str | None = None
     """Folder that keeps the regions of every image seen, so that the next epoch or run does not
     search again; null keeps nothing."""

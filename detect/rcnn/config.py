@@ -14,25 +14,26 @@ class RCNNConfig:
     """Side of the crops in pixels; null is the input size of the crop network's variant. Smaller
     crops cost less, and small objects lose little by them."""
     crop_mode: CropMode = "warp"
-    """`warp` distorts the box to the crop, `square` takes the square around it."""
+    """How a box becomes a square crop: `warp` distorts it, `square` takes the square around it."""
     context: float = ORIGINAL_CONTEXT
-    """Padding on each side of the object as a fraction of the crop; R-CNN's is 16/227."""
+    """Padding on each side of an object as a fraction of the crop; R-CNN's is 16/227."""
     positive_iou: float = 0.5
-    """Proposals from this IoU on are positives of their best box's class."""
+    """IoU from which a proposal is a positive of its best box's class in training."""
     negative_iou: float = 0.5
-    """Proposals below this IoU are background; those in between are not used."""
+    """IoU below which a proposal is background in training; those between this and
+    rcnn.positive_iou are not used."""
     crops_per_image: int = 8
     """Crops an image in a training step (R-CNN: 128 in a step of two or more images). Few of many
     images teach more than many of few, for those of one image are much alike."""
     positive_fraction: float = 0.5
     """Largest share of positives among the crops of a training step (R-CNN: 0.25)."""
     jitter_copies: int = 4
-    """Random boxes around each ground-truth box added to the proposals in training."""
+    """Random boxes around each ground-truth box that are added to the proposals in training."""
     jitter_strength: float = 0.3
     """How far the random boxes around a ground-truth box move and scale, as a fraction of its
     side."""
     regression_iou: float = 0.5
-    """Positives from this IoU on train the box regression (R-CNN: 0.6)."""
+    """IoU from which a positive proposal trains the box regression (R-CNN: 0.6)."""
     delta_std: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
     """Scale of the regression targets (dx, dy, dw, dh); R-CNN whitens them, these are the fixed
     values of its successors."""
@@ -42,14 +43,14 @@ class RCNNConfig:
     """Share of the proposal's own score in a detection's: class probability^(1 - this) times
     proposal score^this; 0 is R-CNN's. Learned proposals know how well they are placed."""
     score_thresh: float = 0.05
-    """Detections below this score are dropped (R-CNN keeps all its SVM scores)."""
+    """Score below which detections are dropped (R-CNN keeps all its SVM scores)."""
     nms_thresh: float = 0.3
-    """Per-class non-maximum suppression threshold."""
+    """IoU above which the worse one of two detections of a class is suppressed."""
     soft_nms_sigma: float | None = None
-    """Soft suppression instead: what overlaps a better box of its class by IoU keeps
-    exp(-IoU² / this) of its score (Bodla et al. 2017, 0.5 there); null suppresses by nms_thresh."""
+    """Soft suppression instead of that by rcnn.nms_thresh: what overlaps a better box of its class
+    by IoU keeps exp(-IoU² / this) of its score (Bodla et al. 2017, 0.5 there); null for none."""
     detections_per_image: int = 100
-    """Detections kept an image, best first."""
+    """Most detections of an image that are kept, the best ones."""
 
     def __post_init__(self) -> None:
         for key in (

@@ -82,7 +82,7 @@ def test_overrides_win_wherever_the_file_stands(config_file, before):
         ("flip: null", [], "flip: expected bool, got"),
         ("optim: null", [], "optim: expected a group of keys, got null"),
         ("optim: 3", [], "optim: expected a group of keys, got 3"),
-        ("optim:\n  kind: rms", [], "optim.kind: expected Literal['sgd', 'adam'], got rms"),
+        ("optim:\n  kind: rms", [], "optim.kind: expected one of sgd, adam, got rms"),
         ("optim:\n  lr: -1", [], "optim.lr must be 0 or more, got -1.0"),
         ("size: 3\nsize: 4", [], "line 2: key 'size' stands twice"),
         ("optim:\n  lr: 1\n  lr: 2", [], "line 3: key 'lr' stands twice"),
@@ -140,9 +140,42 @@ def test_help_explains_every_key(capsys):
         "Train something.",
         "Side of the image in pixels.",
         "--optim.clip",
-        "Kind of opt",
+        "Kind of optimiser. (type: one of sgd, adam, default: sgd)",
     ):
         assert words in text
+
+
+@dataclass(frozen=True)
+class Part:
+    kind: Literal["a", "b"] | None = None
+    """Kind of the part."""
+    count: int | None = None
+    """Number of it."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    parts: tuple[Part, ...] = ()
+    """What it is made of."""
+    first: Part = field(default_factory=Part)
+    """What comes first."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--first.kind", "c"], "error: first.kind: expected one of a, b or null, got c\n"),
+        (["--first.count", "c"], "error: first.count: expected int or null, got c\n"),
+        (
+            ["--parts", "[{kind: c}]"],
+            "error: parts: kind: expected one of a, b or null, got c\n",
+        ),
+    ],
+)
+def test_types_are_told_in_words(arguments, expected, capsys):
+    with pytest.raises(SystemExit):
+        parse_config(Whole, arguments)
+    assert capsys.readouterr().err == expected
 
 
 def test_saved_config_reads_back(tmp_path):
