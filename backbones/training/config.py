@@ -51,8 +51,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
-    """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one, with several processes each
-    its own."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one,
+    with several processes each its own."""
     resume: bool = False
     """Continue the run in the run folder from its last checkpoint, with the configuration it has
     there where none is given. What would change the result is refused."""
