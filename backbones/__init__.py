@@ -5,19 +5,12 @@
 """
 
 from backbones.common.errors import UserError
+from backbones.networks.checkpoint import load_backbone, save_backbone
+from backbones.networks.conversion import from_timm, from_torchvision, to_timm, to_torchvision
 from backbones.networks.inception import InceptionOutput, InceptionV3, create_backbone
 from backbones.networks.specs import SPECS, BackboneSpec
-from backbones.networks.weights import (
-    from_timm,
-    from_torchvision,
-    load_backbone,
-    load_weights,
-    save_backbone,
-    save_weights,
-    to_timm,
-    to_torchvision,
-    warm_start,
-)
+from backbones.networks.warm_start import start_backbone, warm_start
+from backbones.networks.weights import load_weights, save_weights
 
 __all__ = [
     "SPECS",
@@ -32,6 +25,7 @@ __all__ = [
     "load_weights",
     "save_backbone",
     "save_weights",
+    "start_backbone",
     "to_timm",
     "to_torchvision",
     "warm_start",

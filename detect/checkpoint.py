@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from backbones.common.config import from_dict, to_dict
 from backbones.common.device import resolve_device
-from backbones.common.errors import MissingPackageError, UserError
-from backbones.networks.weights import load_weights, save_weights
+from backbones.common.errors import UserError
+from backbones.networks.metadata import (
+    broken_metadata,
+    checkpoint_metadata,
+    read_checkpoint,
+    spec_from_metadata,
+)
+from backbones.networks.state_dicts import check_fit, with_counters
+from backbones.networks.weights import save_weights
 from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.detector import Detector
@@ -39,7 +45,8 @@ def save_detector(
     config: ModelConfig,
     class_names: Sequence[str],
     category_ids: Sequence[int],
-    figures: Mapping[str, float],
+    metrics: Mapping[str, float] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one `.safetensors` file: weights, and as metadata all that `load_detector` needs.
 
@@ -49,27 +56,21 @@ def save_detector(
         config: what it was built from.
         class_names: of labels `1..K`.
         category_ids: of labels `1..K` in the training data.
-        figures: scores it was measured at, e.g. `{"AP50": 0.81}`.
+        metrics: scores it was measured at, e.g. `{"AP50": 0.81}`.
+        training: configuration of the run that made it, values that JSON can hold.
     """
-    spec = model.backbone.spec
-    metadata = {
-        "kind": "detector",
-        "config": asdict(config),
-        "class_names": list(class_names),
-        "category_ids": list(category_ids),
-        "variant": spec.name,
-        "input_size": spec.input_size,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        "figures": dict(figures),
-    }
-    save_weights(path, model.state_dict(), metadata)
+    own = {"config": asdict(config), "category_ids": list(category_ids)}
+    metadata = checkpoint_metadata("detector", model.backbone, class_names, metrics, training)
+    save_weights(path, model.state_dict(), metadata | own)
 
 
 def load_detector(
     path: str | Path, device: str = "auto", settings: Mapping[str, Any] | None = None
 ) -> Detector:
     """Read a file that `save_detector` wrote. Nothing in it is executed.
+
+    Its networks normalise images as the file says, and crops have the size that it says unless
+    `rcnn.crop_size` sets one.
 
     Args:
         path: the file, or a run folder, of which `best.safetensors` is taken, or where nothing
@@ -80,8 +81,8 @@ def load_detector(
             `SETTINGS_OF_USE`, as the weights were trained for the others.
 
     Raises:
-        UserError: missing, not a detector, or one whose tensors do not fit its own configuration or
-            the settings.
+        UserError: missing, not a detector, of a newer release, or one whose tensors do not fit its
+            own configuration or the settings.
         MissingPackageError: it needs an optional package that is not there.
     """
     if Path(path).is_dir():
@@ -92,12 +93,8 @@ def load_detector(
         path = files[0]
     elif not Path(path).exists():
         raise UserError(f"{path}: not found: expected a run folder or a .safetensors file")
-    state, metadata = load_weights(path)
-    if metadata.get("kind") != "detector":
-        kind = metadata.get("kind")
-        found = f"this is a {kind}" if kind else "this file does not say what it holds"
-        raise UserError(f"{path}: expected a checkpoint of train_detector, {found}")
-    try:
+    state, metadata = read_checkpoint(path, "detector")
+    with broken_metadata(path):
         config_dict = dict(metadata["config"])
         class_names, category_ids = list(metadata["class_names"]), list(metadata["category_ids"])
         if len(class_names) != len(category_ids) or not class_names:
@@ -105,15 +102,13 @@ def load_detector(
         # The weights are in this very file; the backbone they once started from need not exist.
         started_anew = {"weights": None, "freeze": "none"}
         trained_as = from_dict(ModelConfig, config_dict | started_anew)
+        spec = spec_from_metadata(metadata)
+        if spec.name != trained_as.variant:
+            raise ValueError(f"variant is {spec.name} but config.variant {trained_as.variant}")
         # Without storage: the sizes in a hostile file cost nothing until they are checked.
         with torch.device("meta"):
-            outline = build_detector(trained_as, len(class_names)).state_dict()
-    except MissingPackageError:
-        raise
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        raise UserError(f"{path}: detector checkpoint with broken metadata: {reason}") from error
-    _check_fit(outline, state, path)
+            outline = build_detector(trained_as, len(class_names), spec).state_dict()
+    check_fit(outline, state, f"{path}: weights do not fit the metadata")
     _check_settings(settings or {})
     config = trained_as
     if settings:
@@ -122,8 +117,8 @@ def load_detector(
             # Not used beside it, and so refused with another value than the default.
             trained_with["rcnn"].pop("nms_thresh")
         config = from_dict(ModelConfig, _changed(trained_with, settings))
-    model = build_detector(config, len(class_names))
-    model.load_state_dict(state)
+    model = build_detector(config, len(class_names), spec)
+    model.load_state_dict(with_counters(state))
     metadata = {**metadata, "config": to_dict(config)}
     return Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
 
@@ -150,15 +145,3 @@ def _changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
             value = _changed(own, value)
         changed[key] = value
     return changed
-
-
-def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise `UserError` naming the first tensor that does not fit."""
-    for name in sorted(own.keys() | state.keys()):
-        expected = list(own[name].shape) if name in own else None
-        got = list(state[name].shape) if name in state else None
-        if expected != got:
-            raise UserError(
-                f"{path}: checkpoint of another architecture: tensor {name} is "
-                f"{got or 'missing'}, this detector needs {expected or 'none of that name'}"
-            )

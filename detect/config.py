@@ -36,8 +36,8 @@ class ModelConfig:
     dropout: float = 0.0
     """Share of the features that dropout leaves out before the crop network's classifier."""
     weights: str | None = None
-    """Backbone checkpoint (.safetensors) that the crop network starts from; null starts at
-    random."""
+    """Backbone checkpoint (.safetensors) that the crop network starts from, and whose normalisation
+    the detector takes; null starts at random."""
     freeze: Frozen = "none"
     """Parts of the crop network that keep the weights and statistics they start from: all blocks up
     to and including this one. `stage_c` trains what lies on top alone."""

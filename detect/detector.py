@@ -31,7 +31,7 @@ class Detector:
         class_names: `class_names[label - 1]` names a label.
         category_ids: `category_ids[label - 1]` is the category id of the training data, for
             results in COCO format.
-        metadata: everything the checkpoint says: config, figures, package version.
+        metadata: everything the checkpoint says: config, training, metrics, package version.
     """
 
     def __init__(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from backbones.common.errors import UserError
 from backbones.data.sources import FirstClasses, ImageSource, open_split
+from backbones.networks.checkpoint import load_backbone
 from backbones.networks.inception import InceptionV3
-from backbones.networks.weights import load_backbone, load_metadata
+from backbones.networks.weights import load_metadata
 from backbones.training.checkpoints import load_last_checkpoint
 from backbones.training.step import weights_in
 

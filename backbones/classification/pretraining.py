@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from backbones import InceptionV3, create_backbone
+from backbones import InceptionV3
 from backbones.classification.evaluation import evaluate_classifier
 from backbones.common import distributed
 from backbones.common.config import to_dict
@@ -23,8 +23,9 @@ from backbones.data.loaders import (
     open_sources,
 )
 from backbones.data.sampler import EpochSampler, derive_seed
+from backbones.networks.checkpoint import save_backbone
 from backbones.networks.normalization import normalize
-from backbones.networks.weights import load_weights, save_backbone, warm_start
+from backbones.networks.warm_start import start_backbone
 from backbones.training.config import TrainConfig
 from backbones.training.loop import fit
 from backbones.training.recipe import classification_loss
@@ -48,8 +49,8 @@ class NetworkConfig:
     dropout: float = 0.2
     """Share of the features that dropout leaves out before the classifier."""
     weights: str | None = None
-    """Checkpoint (.safetensors) of any variant that the network starts from; null starts at
-    random."""
+    """Checkpoint (.safetensors) of any variant that the network starts from, whose normalisation is
+    taken too, and its image size where it is the same variant; null starts at random."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,14 @@ def build_network(config: NetworkConfig, num_classes: int) -> InceptionV3:
     Raises:
         UserError: an unknown variant, a setting out of range, weights that do not fit.
     """
-    model = create_backbone(
+    return start_backbone(
         config.variant,
+        config.weights,
         num_classes=num_classes,
         width=config.width,
         aux=config.aux,
         dropout=config.dropout,
     )
-    if config.weights is not None:
-        warm_start(model, load_weights(config.weights)[0])
-    return model
 
 
 def pretrain(config: PretrainConfig) -> TrainingState:

@@ -21,10 +21,10 @@ from backbones.common.device import autocast, resolve_device, resolve_precision
 from backbones.common.errors import UserError
 from backbones.common.figures import new_figure, save_figure
 from backbones.common.files import atomic_write, make_folder
+from backbones.networks.checkpoint import load_backbone
 from backbones.networks.cost import count_multiply_adds
 from backbones.networks.inception import InceptionV3
 from backbones.networks.specs import SPECS
-from backbones.networks.weights import load_backbone
 from backbones.training.run_folder import read_curves
 
 VARIANTS = ("inception_v3", "inception_v3_151", "inception_v3_79", "inception_v3_79_naive")

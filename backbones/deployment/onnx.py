@@ -13,7 +13,7 @@ from backbones.common.files import atomic_write
 from backbones.common.packages import quiet, require
 from backbones.deployment.folding import fold_batch_norm
 from backbones.networks.inception import InceptionV3
-from backbones.networks.weights import describe
+from backbones.networks.metadata import describe
 
 OPSET = 20
 """Version of ONNX's operators, the newest that `torch.onnx` writes by itself."""

@@ -25,9 +25,15 @@ from backbones.common.packages import quiet, require
 from backbones.deployment.folding import fold_batch_norm
 from backbones.deployment.pytorch import DeployPrecision, check_precision
 from backbones.networks.inception import InceptionV3, check_images
+from backbones.networks.metadata import (
+    broken_metadata,
+    describe,
+    read_checkpoint,
+    spec_from_metadata,
+)
 from backbones.networks.normalization import normalize
 from backbones.networks.specs import BackboneSpec
-from backbones.networks.weights import describe, load_weights, save_weights, spec_from_metadata
+from backbones.networks.weights import save_weights
 
 _SETTINGS = {
     "fp32": {"INFERENCE_PRECISION_HINT": "f32"},
@@ -211,19 +217,14 @@ def load_openvino(path: str | Path) -> OpenVINONetwork:
     """Read a network that `OpenVINONetwork.save` wrote.
 
     Raises:
-        UserError: missing, damaged, another kind of file, or the extra is not installed.
+        UserError: missing, damaged, another kind of file, of a newer release, or the extra is not
+            installed.
     """
     require("openvino", "openvino")
-    tensors, metadata = load_weights(path)
-    if metadata.get("kind") != "openvino":
-        kind = metadata.get("kind")
-        raise UserError(f"{path}: expected a network of OpenVINO, this is {kind!r}")
-    try:
+    tensors, metadata = read_checkpoint(path, "openvino")
+    with broken_metadata(path, "network of OpenVINO"):
         graph, weights = tensors["graph"].numpy().tobytes(), tensors["weights"].numpy()
         return OpenVINONetwork(graph, weights, metadata)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        raise UserError(f"{path}: broken network of OpenVINO: {reason}") from error
 
 
 def _converted(model: InceptionV3, side: int) -> Any:

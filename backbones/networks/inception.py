@@ -5,10 +5,9 @@ https://arxiv.org/abs/1512.00567.
 
 Importing this module registers the variants with `timm.create_model`, but for `inception_v3`: that
 name is timm's own, for the same network with torchvision's parameter names (see
-`backbones.networks.weights.from_timm`), and stays so.
+`backbones.networks.conversion.from_timm`), and stays so.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +26,7 @@ from backbones.networks.blocks import (
     init_weights,
 )
 from backbones.networks.normalization import normalize
-from backbones.networks.specs import SPECS, BackboneSpec
+from backbones.networks.specs import SPECS, BackboneSpec, find_spec
 from backbones.networks.stems import Stem, stage_geometry, stem_taps
 
 __all__ = ["WIDTHS", "AuxKind", "InceptionOutput", "InceptionV3", "create_backbone"]
@@ -225,11 +224,7 @@ def create_backbone(
         UserError: no variant has this name.
         ValueError: another argument is out of range.
     """
-    if name not in SPECS:
-        close = difflib.get_close_matches(name, SPECS)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(SPECS)}"
-        raise UserError(f"unknown backbone {name!r}: {hint}")
-    return InceptionV3(SPECS[name], num_classes, width, aux, dropout)
+    return InceptionV3(find_spec(name), num_classes, width, aux, dropout)
 
 
 def check_images(x: Tensor, spec: BackboneSpec) -> None:

@@ -1,7 +1,10 @@
 """What each network variant is: plain facts, checked against the built networks by the tests."""
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
+
+from backbones.common.errors import UserError
 
 Layout = Literal["released", "table1", "v2"]
 ReceptiveField = Literal["299", "151", "79", "79_naive"]
@@ -23,12 +26,15 @@ class BackboneSpec:
         input_size: side in pixels of the square image it is meant for. Any other works from
             `min_size` on.
         min_size: smallest side of an image that leaves a pixel for the last blocks.
-        mean: subtracted from RGB values scaled to `[0, 1]`.
-        std: divided by after that.
+        mean: subtracted from RGB values scaled to `[0, 1]`, of which it is one.
+        std: divided by after that, at most 1.
         interpolation: how images are resized for evaluation.
         crop_fraction: side of the centre crop over the side of the resized image.
         grids: sides of the maps after the A, B and C blocks for an image of `input_size`.
         num_features: channels before the classifier at width 1.
+
+    Raises:
+        ValueError: `input_size` is less than `min_size`, or `mean` or `std` out of range.
     """
 
     name: str
@@ -42,6 +48,16 @@ class BackboneSpec:
     interpolation: str = "bilinear"
     crop_fraction: float = 0.875
     num_features: int = 2048
+
+    def __post_init__(self) -> None:
+        size, least = self.input_size, self.min_size
+        if type(size) is not int or size < least:
+            raise ValueError(f"input_size must be a whole number of at least {least}, got {size!r}")
+        # Statistics of pixels in 0..255 would otherwise show as a network that finds nothing.
+        if not all(0 <= value <= 1 for value in self.mean):
+            raise ValueError(f"mean must be of values scaled to [0, 1], got {self.mean}")
+        if not all(0 < value <= 1 for value in self.std):
+            raise ValueError(f"std must be positive, of values scaled to [0, 1], got {self.std}")
 
 
 def _variants(layout: Layout, suffix: str) -> list[BackboneSpec]:
@@ -66,3 +82,12 @@ SPECS: dict[str, BackboneSpec] = {
 Mean, standard deviation, interpolation and crop are those the published weights were trained and
 measured with (TensorFlow-Slim's `inception_preprocessing.py`).
 """
+
+
+def find_spec(name: str) -> BackboneSpec:
+    """The variant of a name; raises `UserError` where there is none."""
+    if name not in SPECS:
+        close = difflib.get_close_matches(name, SPECS)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(SPECS)}"
+        raise UserError(f"unknown backbone {name!r}: {hint}")
+    return SPECS[name]

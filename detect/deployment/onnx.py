@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from backbones.deployment.folding import fold_batch_norm
 from backbones.deployment.onnx import export_onnx
-from backbones.networks.weights import describe
+from backbones.networks.metadata import describe
 from detect.detector import Detector
 from detect.rcnn.model import RCNN
 

@@ -7,7 +7,7 @@ resized image.
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 
@@ -17,11 +17,14 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.transforms.v2.functional import resize
 
-from backbones import create_backbone
 from backbones.common.errors import UserError
+from backbones.networks.inception import InceptionV3
+from backbones.networks.specs import SPECS
 from backbones.networks.stems import stage_geometry
 from detect.proposals.base import Proposals, Proposer
 from detect.proposals.rpn import ProposalHead, ProposalNetwork, TrunkAnchors
+
+TRUNK = SPECS["inception_v3"]
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,24 @@ class LearnedProposer(Proposer):
         top_n_train: the same in training.
         score_thresh: objectness in `[0, 1]` below which a box is not proposed in use, so that easy
             images cost few crops; in training every box counts.
+        mean: what the trunk normalises RGB values in `[0, 1]` by.
+        std: the same.
     """
 
     def __init__(
-        self, config: LearnedConfig, *, top_n: int, top_n_train: int, score_thresh: float
+        self,
+        config: LearnedConfig,
+        *,
+        top_n: int,
+        top_n_train: int,
+        score_thresh: float,
+        mean: tuple[float, float, float] = TRUNK.mean,
+        std: tuple[float, float, float] = TRUNK.std,
     ) -> None:
         super().__init__()
         self.config = config
-        self.trunk = create_backbone("inception_v3", num_classes=0, width=config.width)
+        spec = replace(TRUNK, mean=mean, std=std)
+        self.trunk = InceptionV3(spec, num_classes=0, width=config.width)
         strides, offsets = zip(*stage_geometry(self.trunk.spec), strict=True)
         # The stem's convolutions have no padding: without a border, the first cell of the last
         # level would look at pixel 37 and objects at the edge would have no anchor.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.common import distributed
+from backbones.common.config import to_dict
 from backbones.common.device import resolve_precision
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training.loop import fit
@@ -103,7 +104,11 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
 
     def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
         assert isinstance(model, RCNN)
-        save_detector(path, model, config.model, train.class_names, train.category_ids, metrics)
+        save_detector(
+            *(path, model, config.model, train.class_names, train.category_ids),
+            metrics=metrics,
+            training=to_dict(config),
+        )
 
     precision = resolve_precision(config.precision, device)
     in_use: Literal["bf16", "fp32"] = "bf16" if precision == "bf16" else "fp32"

@@ -7,7 +7,7 @@ import torch
 from helpers.contrib import needs_contrib
 
 from backbones import create_backbone, save_backbone
-from detect.build import build_detector, build_proposer
+from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.proposals import (
     GridConfig,
@@ -66,20 +66,25 @@ def test_frozen_parts_learn_nothing(freeze, frozen, backbone):
 
 
 def test_each_proposer_is_built_with_its_own_settings():
-    learned = build_proposer(ModelConfig(learned=SMALL))
+    learned = build_detector(ModelConfig(learned=SMALL), 2).proposer
     assert isinstance(learned, LearnedProposer)
     assert learned.config == SMALL
     grid = GridConfig(step=1.0)
-    proposer = build_proposer(ModelConfig(proposer="grid", grid=grid))
+    proposer = build_detector(ModelConfig(proposer="grid", grid=grid), 2).proposer
     assert isinstance(proposer, GridProposer)
     assert proposer.config == grid
-    assert build_proposer(ModelConfig(proposer="precomputed", precomputed="x.json")) is None
+    assert (
+        build_detector(ModelConfig(proposer="precomputed", precomputed="x.json"), 2).proposer
+        is None
+    )
 
 
 def test_selective_search_is_built_with_its_settings():
     needs_contrib()
     search = SelectiveSearchConfig(mode="quality", top_n=9)
-    proposer = build_proposer(ModelConfig(proposer="selective_search", selective_search=search))
+    proposer = build_detector(
+        ModelConfig(proposer="selective_search", selective_search=search), 2
+    ).proposer
     assert isinstance(proposer, SelectiveSearchProposer)
     assert proposer.config == search
 
@@ -92,7 +97,7 @@ def test_learned_proposals_are_so_many_and_no_worse():
 
     def found(**options) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(0)
-        proposer = build_proposer(ModelConfig(learned=SMALL, **options))
+        proposer = build_detector(ModelConfig(learned=SMALL, **options), 2).proposer
         in_training = proposer.train().forward_train([image], [target])[0][0]
         return proposer.eval()([image])[0].scores, in_training.scores
 

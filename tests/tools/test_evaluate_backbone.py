@@ -10,7 +10,7 @@ from PIL import Image
 from backbones import create_backbone
 from backbones.classification.evaluation import average, predict, top_scores
 from backbones.data.sources import open_split
-from backbones.networks.weights import load_backbone, save_backbone
+from backbones.networks.checkpoint import load_backbone, save_backbone
 from backbones.training.checkpoints import save_checkpoint
 from backbones.training.recipe import OptimConfig, classification_loss
 from backbones.training.step import StepConfig, Stepper

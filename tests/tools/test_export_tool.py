@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tool_runs import error_of, run
-from helpers.trained_network import trained
+from helpers.trained_network import normalised_otherwise, trained
 
 from backbones import save_backbone
 from backbones.networks.normalization import normalize
@@ -33,7 +33,8 @@ def test_backbone(tmp_path, monkeypatch, capsys):
 def test_crop_network_of_a_detector(tmp_path, monkeypatch):
     rcnn = RCNNConfig(crop_size=64, context=0.1)
     config = ModelConfig(width=0.25, proposer="grid", rcnn=rcnn)
-    model = RCNN(trained("inception_v3_79"), GridProposer(GridConfig()), 3, config.rcnn)
+    backbone = trained(normalised_otherwise("inception_v3_79"))
+    model = RCNN(backbone, GridProposer(GridConfig()), 3, config.rcnn)
     torch.nn.init.normal_(model.bbox_pred.weight, std=0.1)
     weights, output = tmp_path / "best.safetensors", tmp_path / "crops.onnx"
     save_detector(weights, model, config, ["a", "b", "c"], [1, 2, 3], {})
@@ -53,6 +54,7 @@ def test_crop_network_of_a_detector(tmp_path, monkeypatch):
         crops = model.crop([image], [boxes])
         expected = model._heads(crops)
     mean, std = metadata["mean"], metadata["std"]
+    assert (mean, std) == ([0.2, 0.5, 0.7], [0.3, 0.25, 0.2])
     images = np.ascontiguousarray(normalize(crops, mean, std))
     found = network.run(["logits", "deltas"], {"images": images})
     for ours, theirs in zip(expected, found, strict=True):

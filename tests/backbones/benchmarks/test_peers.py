@@ -14,8 +14,8 @@ from backbones.benchmarks.peers import (
     peer_network,
 )
 from backbones.benchmarks.timing import matrix_peak, time_interleaved
+from backbones.networks.conversion import from_timm, from_torchvision
 from backbones.networks.cost import count_multiply_adds
-from backbones.networks.weights import from_timm, from_torchvision
 
 RELEASED = [name for name, spec in SPECS.items() if spec.layout == "released"]
 CPU = torch.device("cpu")

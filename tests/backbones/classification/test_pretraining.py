@@ -25,7 +25,8 @@ from backbones.data.datasets import ImageBatch
 from backbones.data.loaders import ImagesConfig
 from backbones.data.sampler import EpochSampler
 from backbones.data.transforms import AugmentConfig
-from backbones.networks.weights import load_weights, save_backbone
+from backbones.networks.checkpoint import save_backbone
+from backbones.networks.weights import load_weights
 from backbones.training.recipe import OptimConfig, classification_loss
 from backbones.training.step import StepConfig, TrainingState
 

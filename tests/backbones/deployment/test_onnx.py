@@ -3,12 +3,13 @@ import sys
 
 import pytest
 import torch
-from helpers.trained_network import images, trained
+from helpers.trained_network import images, normalised_otherwise, trained
 
 import backbones.deployment.onnx
 from backbones import UserError, create_backbone
 from backbones.common.packages import require
 from backbones.deployment.onnx import export_backbone, export_onnx
+from backbones.networks.metadata import package_version
 
 
 def session(path):
@@ -28,7 +29,7 @@ def _extra():
     ["inception_v2", pytest.param("inception_v3_151_table1", marks=pytest.mark.large)],
 )
 def test_runs_without_pytorch(name, tmp_path):
-    model = trained(name, num_classes=3)
+    model = trained(normalised_otherwise(name), num_classes=3)
     difference = export_backbone(tmp_path / "net.onnx", model, ["a", "b", "c"])
     assert difference < 1e-4
     network = session(tmp_path / "net.onnx")
@@ -37,8 +38,9 @@ def test_runs_without_pytorch(name, tmp_path):
         "variant": name,
         "width": 0.25,
         "input_size": model.input_size,
-        "mean": [0.5] * 3,
-        "std": [0.5] * 3,
+        "mean": [0.2, 0.5, 0.7],
+        "std": [0.3, 0.25, 0.2],
+        "package_version": package_version(),
         "class_names": ["a", "b", "c"],
     }
     _, x = images(model, 4)

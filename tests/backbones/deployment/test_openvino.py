@@ -89,7 +89,7 @@ def test_saved_and_loaded(model, quantized, tmp_path):
 def test_files_that_are_none(model, quantized, tmp_path):
     path = tmp_path / "net.safetensors"
     save_backbone(path, model)
-    with pytest.raises(UserError, match="expected a network of OpenVINO, this is 'backbone'"):
+    with pytest.raises(UserError, match="of kind 'openvino', found kind 'backbone'"):
         load_openvino(path)
     broken = type(quantized)(quantized.graph, quantized.weights, quantized.metadata)
     broken.graph = broken.graph[:1000]

@@ -1,0 +1,119 @@
+"""Networks that start from the weights of another one."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from backbones.common.errors import UserError
+from backbones.networks.blocks import init_weights
+from backbones.networks.inception import AuxKind, InceptionV3
+from backbones.networks.metadata import broken_metadata, read_checkpoint, spec_from_metadata
+from backbones.networks.specs import find_spec
+from backbones.networks.state_dicts import check_fit, with_counters
+
+logger = logging.getLogger(__name__)
+
+
+def start_backbone(
+    name: str,
+    weights: str | os.PathLike[str] | None,
+    *,
+    num_classes: int,
+    width: float = 1.0,
+    aux: AuxKind = "none",
+    dropout: float = 0.0,
+) -> InceptionV3:
+    """A network with random weights, or with those of a file and the normalisation they are for.
+
+    Args:
+        name, num_classes, width, aux, dropout: as of `create_backbone`.
+        weights: a backbone, see `warm_start` for which ones fit. Its mean and standard deviation
+            become the network's, and its input size where it is the same variant; a file of
+            another program, which says nothing of them, is taken to be for the variant's own.
+
+    Raises:
+        UserError: an unknown variant, a setting out of range, or a file that cannot be read or
+            does not fit.
+    """
+    spec = find_spec(name)
+    if weights is None:
+        return InceptionV3(spec, num_classes, width, aux, dropout)
+    state, metadata = read_checkpoint(weights, "backbone", or_foreign=True)
+    if "kind" in metadata:
+        with broken_metadata(weights):
+            given = spec_from_metadata(metadata)
+        spec = given if given.name == name else replace(spec, mean=given.mean, std=given.std)
+        why = "as the weights were trained"
+    else:
+        why = "as is usual for this network, for the weights do not say"
+    logger.info(
+        "started from %s: images of %d pixels, normalised by mean %s and std %s, %s",
+        *(weights, spec.input_size, spec.mean, spec.std, why),
+    )
+    model = InceptionV3(spec, num_classes, width, aux, dropout)
+    try:
+        warm_start(model, state)
+    except UserError as error:
+        raise UserError(f"{weights}: {error}") from error
+    return model
+
+
+def warm_start(model: InceptionV3, state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Load another network's weights: any variant of the same layout and width, any classes.
+
+    A classifier (main or auxiliary) for another number of classes, or none at all, leaves `model`
+    with a fresh one. A head that `model` does not have is left behind. Everything else must fit.
+
+    Args:
+        model: loaded in place; keeps its device, its precision, and its `spec`: images must be
+            normalised as for the given weights, which `start_backbone` sees to.
+        state_dict: from `model.state_dict()`, `load_weights` or `from_torchvision`.
+
+    Returns:
+        Names of the freshly initialised tensors, which are also logged.
+
+    Raises:
+        UserError: any other difference, naming the first tensors with both shapes. `model` is
+            unchanged then.
+    """
+    own = model.state_dict()
+    fresh = _heads_to_replace(own, state_dict)
+    body = {name: tensor for name, tensor in state_dict.items() if not name.startswith(fresh)}
+    expected = {name: tensor for name, tensor in own.items() if not name.startswith(fresh)}
+    spec = model.spec
+    network = f"{spec.name} (layout {spec.layout}, width {model.width})"
+    check_fit(expected, body, f"these weights do not fit {network}")
+    model.load_state_dict(with_counters(body), strict=False)
+    if "fc." in fresh:
+        init_weights(model.fc)
+    if model.aux_head is not None and "aux_head." in fresh:
+        model.aux_head.reset_parameters()
+    elif model.aux_head is not None and "aux_head.fc." in fresh:
+        model.aux_head.reset_classifier(model.num_classes)
+
+    names = [name for name in own if name.startswith(fresh)]
+    if names:
+        logger.warning("not in the given weights, freshly initialised: %s", ", ".join(names))
+    if unused := [name for name in state_dict if name not in own]:
+        logger.info("given weights without a place in the network: %s", ", ".join(unused))
+    return names
+
+
+def _heads_to_replace(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Name prefixes of the heads that differ in their number of classes."""
+    fresh = []
+    if _num_classes(own, "fc.weight") != _num_classes(state, "fc.weight"):
+        fresh.append("fc.")
+    own_aux, aux = (_num_classes(s, "aux_head.fc.weight") for s in (own, state))
+    if own_aux == 0 or aux == 0:
+        fresh.append("aux_head.")
+    elif own_aux != aux:
+        fresh.append("aux_head.fc.")
+    return tuple(fresh)
+
+
+def _num_classes(state: Mapping[str, Tensor], name: str) -> int:
+    return state[name].shape[0] if name in state and state[name].ndim else 0

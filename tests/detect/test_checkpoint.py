@@ -1,0 +1,149 @@
+"""What a detector's file says is what its networks do: images normalised otherwise than usual."""
+
+import logging
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.trained_network import fill_statistics, normalised_otherwise, randomise
+
+from backbones import InceptionV3, UserError, load_weights, save_backbone, save_weights
+from backbones.common.config import from_dict
+from backbones.networks.metadata import package_version
+from detect import load_detector, save_detector
+from detect.build import build_detector
+from detect.config import ModelConfig
+from detect.deployment.detector import deploy_detector
+
+CONFIG = from_dict(
+    ModelConfig,
+    {
+        "learned": {"image_size": 96, "channels": 16},
+        "proposals_per_image": 8,
+        "rcnn": {"score_thresh": 0.0, "nms_thresh": 0.9},
+    },
+)
+SPEC = normalised_otherwise("inception_v3_79", input_size=48, grids=(20, 9, 4))
+METRICS, TRAINING = {"AP": 0.5, "AP50": 0.75}, {"epochs": 12, "optim": {"lr": 0.003}}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A detector after training on images normalised otherwise."""
+    torch.manual_seed(0)
+    model = build_detector(CONFIG, 2, SPEC).eval()
+    fill_statistics(model)
+    model.cls_score.weight.data *= 30
+    return model
+
+
+@pytest.fixture
+def saved(trained, tmp_path):
+    path = tmp_path / "detector.safetensors"
+    save_detector(path, trained, CONFIG, ["a", "b"], [7, 9], METRICS, TRAINING)
+    return path
+
+
+@pytest.fixture
+def image():
+    return torch.randint(
+        0, 256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+
+
+def assert_normalised_otherwise(model):
+    assert model.backbone.spec == SPEC
+    assert model.crop_size == 48
+    assert (model.proposer.trunk.spec.mean, model.proposer.trunk.spec.std) == (SPEC.mean, SPEC.std)
+
+
+def test_a_warm_start_takes_the_normalisation_of_the_weights(tmp_path, image, caplog):
+    backbone = randomise(InceptionV3(SPEC, num_classes=10, width=0.25), seed=0).eval()
+    path = tmp_path / "backbone.safetensors"
+    save_backbone(path, backbone)
+    with caplog.at_level(logging.INFO):
+        model = build_detector(replace(CONFIG, weights=str(path)), 2).eval()
+    assert "images of 48 pixels, normalised by mean (0.2, 0.5, 0.7)" in caplog.text
+    assert_normalised_otherwise(model)
+    crops = model.crop([image], [torch.tensor([[5.0, 5, 60, 70], [-20, -20, 30, 30]])])
+    # Outside of the image there is the mean colour, which is zero for the network.
+    assert crops[1, :, 0, 0].tolist() == [round(255 * value) for value in SPEC.mean]
+    backbone.reset_classifier(0)
+    torch.testing.assert_close(model.backbone(crops), backbone(crops), rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_a_detector_is_loaded_as_it_was_saved(trained, saved, image):
+    loaded = load_detector(saved, "cpu")
+    assert_normalised_otherwise(loaded.model)
+    expected = trained([image])[0]
+    assert len(expected["boxes"]) > 4
+    for name, values in loaded(image).items():
+        torch.testing.assert_close(values, expected[name], rtol=0, atol=0)
+    said = {
+        "kind": "detector",
+        "variant": "inception_v3_79",
+        "width": 0.25,
+        "input_size": 48,
+        "mean": [0.2, 0.5, 0.7],
+        "std": [0.3, 0.25, 0.2],
+        "class_names": ["a", "b"],
+        "category_ids": [7, 9],
+        "metrics": METRICS,
+        "training": TRAINING,
+        "package_version": package_version(),
+    }
+    assert {key: loaded.metadata[key] for key in said} == said
+    # Settings of use change what they name and nothing else.
+    settings = {"rcnn": {"score_thresh": 0.1, "crop_size": 40}}
+    changed = load_detector(saved, "cpu", settings).model
+    assert (changed.backbone.spec, changed.crop_size) == (SPEC, 40)
+
+
+@torch.inference_mode()
+def test_the_deployed_form_normalises_alike(saved, image):
+    detector = load_detector(saved, "cpu")
+    deployed = deploy_detector(detector, "fp32")
+    expected, found = detector(image), deployed(image)
+    assert torch.equal(found["labels"], expected["labels"])
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=0, atol=1e-2)
+
+
+def test_files_from_before_metrics_had_one_name(saved, tmp_path):
+    state, metadata = load_weights(saved)
+    for key in ("metrics", "training", "width", "package_version"):
+        del metadata[key]
+    save_weights(tmp_path / "old.safetensors", state, metadata | {"figures": METRICS})
+    loaded = load_detector(tmp_path / "old.safetensors", "cpu")
+    assert loaded.metadata["metrics"] == METRICS
+    assert_normalised_otherwise(loaded.model)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"variant": "inception_v9"}, "broken metadata: unknown backbone 'inception_v9'"),
+        (
+            {"variant": "inception_v3"},
+            "input_size must be a whole number of at least 75, got 48",
+        ),
+        (
+            {"variant": "inception_v3_151"},
+            "variant is inception_v3_151 but config.variant inception_v3_79",
+        ),
+        ({"mean": [51, 128, 179]}, "mean must be of values scaled"),
+        ({"std": None}, "broken metadata"),
+        ({"package_version": "99.0"}, "written by lowres-rcnn 99.0, newer than the installed 0.1"),
+        ({"kind": "backbone"}, "expected a checkpoint of kind 'detector', found kind 'backbone'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_obeyed_is_one_line(changed, message, saved, monkeypatch):
+    monkeypatch.setattr("backbones.networks.metadata.package_version", lambda: "0.1.0")
+    state, metadata = load_weights(saved)
+    save_weights(saved, state, metadata | changed)
+    with pytest.raises(UserError, match=re.escape(f"{saved}: ") + ".*" + re.escape(message)) as e:
+        load_detector(saved, "cpu")
+    assert "\n" not in str(e.value)
