@@ -9,6 +9,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from backbones.common.device import upload
 from backbones.common.images import read_image
 from detect.proposals import Proposals
 from detect.rcnn.checks import check_image
@@ -93,10 +94,7 @@ class Detector:
             raise ValueError("detect takes a list of images: call the detector itself with one")
         if not images:
             return []
-        if proposals is not None:
-            proposals = [Proposals(*(t.to(self.device) for t in given)) for given in proposals]
-        detections = self.model([self.as_tensor(image) for image in images], proposals=proposals)
-        return [{key: value.cpu() for key, value in found.items()} for found in detections]
+        return self.model.detect([self.as_tensor(image) for image in images], proposals)
 
     def stream(self, images: Iterable[Image]) -> Iterator[dict[str, Tensor]]:
         """Detect objects in any number of images, faster than batch by batch.
@@ -148,7 +146,7 @@ class Detector:
 
     @torch.inference_mode()
     def propose(self, images: Sequence[Image]) -> list[Proposals]:
-        """Where the detector looks in each image; each region costs a crop. On its device.
+        """Where the detector looks in each image; each region costs a crop. On the CPU.
 
         Raises:
             ImageError: a file cannot be read.
@@ -173,4 +171,4 @@ class Detector:
                 "an image must be a file, an array, a tensor or an image of Pillow, "
                 f"got {type(image).__name__}"
             )
-        return image.to(self.device)
+        return upload(image, self.device)

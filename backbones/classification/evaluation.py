@@ -17,7 +17,6 @@ from backbones.data.multi_crop import Crops
 from backbones.data.sources import ImageSource
 from backbones.data.workers import WorkerLoader
 from backbones.networks.inception import InceptionV3
-from backbones.networks.normalization import normalize
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +119,9 @@ def predict(
     def probabilities(images: Tensor) -> Tensor:
         results = []
         for part in images.reshape(-1, *images.shape[-3:]).split(batch_size):
-            inputs = normalize(part.to(device), spec.mean, spec.std)
+            inputs = part.to(device).contiguous(memory_format=torch.channels_last)
             with autocast(device, precision):
-                logits = model(inputs.contiguous(memory_format=torch.channels_last))
+                logits = model(inputs)
             results.append(logits.float().softmax(dim=1))
         return torch.cat(results).unflatten(0, (len(images), crops)).mean(dim=1).cpu()
 

@@ -13,7 +13,7 @@ from backbones import InceptionV3
 from backbones.classification.evaluation import evaluate_classifier
 from backbones.common import distributed
 from backbones.common.config import to_dict
-from backbones.common.device import resolve_precision
+from backbones.common.device import resolve_precision, set_tf32
 from backbones.common.errors import UserError
 from backbones.data.datasets import ImageBatch
 from backbones.data.loaders import (
@@ -24,7 +24,6 @@ from backbones.data.loaders import (
 )
 from backbones.data.sampler import EpochSampler, derive_seed
 from backbones.networks.checkpoint import save_backbone
-from backbones.networks.normalization import normalize
 from backbones.networks.warm_start import start_backbone
 from backbones.training.config import TrainConfig
 from backbones.training.loop import fit
@@ -129,7 +128,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
     val_loader = build_val_loader(sources, spec, plan, workers=config.workers, pin_memory=pin)
 
     def classify(model: nn.Module, images: Tensor) -> Any:
-        images = normalize(images.to(device, non_blocking=True), spec.mean, spec.std)
+        images = images.to(device, non_blocking=True)
         return model(images.contiguous(memory_format=torch.channels_last))
 
     def loss_fn(model: nn.Module, batch: ImageBatch) -> Mapping[str, Tensor]:
@@ -146,6 +145,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
         )
 
     precision = resolve_precision(config.precision, device)
+    set_tf32(precision == "tf32")
     with RunFolder(config.run, config, resume=config.resume, may_change=config.may_change) as run:
         logger.info(
             "%s: %d training and %d validation images, %d classes, %d px, %s on %s",

@@ -9,6 +9,7 @@ from typing import NoReturn
 import cv2
 import torch
 
+from backbones.common.device import set_tf32
 from backbones.common.errors import UserError
 from backbones.common.memory import keep_freed_memory
 from backbones.common.progress import console_handler
@@ -21,6 +22,7 @@ def run_tool(main: Callable[[], None]) -> None:
     defect of this package and keeps its traceback. Log messages go to stderr.
     """
     keep_freed_memory()
+    set_tf32(False)  # fp32 is fp32, but for training in the precision tf32
     # One setting for the threads of both, OMP_NUM_THREADS or what torchrun says.
     cv2.setNumThreads(torch.get_num_threads())
     logging.basicConfig(level=logging.INFO, handlers=[console_handler()])

@@ -22,6 +22,11 @@ class ConvReLU(nn.Conv2d):
         return super().forward(x).relu_()
 
 
+class PooledConvReLU(nn.Sequential):
+    """A 1×1 convolution, and of each channel the 3×3 sum with bias and ReLU: what is left of a
+    `PooledConvNormAct`."""
+
+
 def fold_batch_norm(model: InceptionV3) -> InceptionV3:
     """A copy of a trained network for inference: no normalisation, no auxiliary head, no gradients.
 
@@ -53,7 +58,7 @@ def _fold(layer: ConvNormAct) -> nn.Module:
     # average itself is a convolution of each channel with ones, which has room for bias and ReLU
     # and costs less; its ninth goes where weights are rounded anyway, as bf16 has no 1/9.
     ones = torch.ones_like(weight[:, :1]).expand(-1, -1, 3, 3)
-    return nn.Sequential(
+    return PooledConvReLU(
         _conv(nn.Conv2d, weight / 9, None),
         _conv(ConvReLU, ones, bias, padding=(1, 1), groups=len(ones)),
     )

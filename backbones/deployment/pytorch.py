@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.common.device import resolve_precision
+from backbones.deployment import cuda
 from backbones.deployment.folding import ConvReLU, fold_batch_norm
 from backbones.deployment.onednn import fuse_convolutions
 from backbones.deployment.surgery import replace_layers
@@ -61,7 +62,7 @@ class DeployedInception(nn.Module):
         dtype: of weights and maps, `bfloat16` or `float32`.
     """
 
-    def __init__(self, folded: InceptionV3, dtype: torch.dtype) -> None:
+    def __init__(self, folded: InceptionV3, dtype: torch.dtype, adapts: bool = True) -> None:
         super().__init__()
         self.spec = folded.spec
         self.num_classes = folded.num_classes
@@ -79,10 +80,15 @@ class DeployedInception(nn.Module):
         self.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.fc = folded.fc.float()  # costs nothing beside the rest
         self.eval()
-        if first.weight.device.type != "cpu":
-            return  # cuDNN takes these layers as they are; not measured
-        replace_layers(self, nn.MaxPool2d, MaxPoolOfReLU.like)
-        fuse_convolutions(self)
+        if not adapts:
+            return
+        if first.weight.device.type == "cuda":
+            cuda.pool_sums(self)
+            cuda.merge_entries(self)
+            cuda.fuse_convolutions(self)
+        elif first.weight.device.type == "cpu":
+            replace_layers(self, nn.MaxPool2d, MaxPoolOfReLU.like)
+            fuse_convolutions(self)
 
     @property
     def input_size(self) -> int:

@@ -7,6 +7,8 @@ reductions B, D).
 """
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -94,12 +96,34 @@ class PooledConvNormAct(ConvNormAct):
         return self.act(self.bn(F.avg_pool2d(self.conv(x), 3, stride=1, padding=1)))
 
 
-class InceptionA(nn.Module):
+class InceptionBlock(nn.Module):
+    """A block: 1×1 convolutions of its input, side by side, and what is made of them.
+
+    Attributes:
+        entries: names of these convolutions, but for the pooled branch's.
+        out_channels: of the block.
+    """
+
+    entries: ClassVar[tuple[str, ...]]
+    out_channels: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Concatenate the branches."""
+        return self.join(x, [self.get_submodule(name)(x) for name in self.entries])
+
+    def join(self, x: Tensor, entered: Sequence[Tensor]) -> Tensor:
+        """The block's output, given its input and what its `entries` made of it."""
+        raise NotImplementedError(f"{type(self).__name__} must define join(x, entered)")
+
+
+class InceptionA(InceptionBlock):
     """The 35×35 block, Figure 5: `[N, Cin, H, W] -> [N, 224 + pool_features, H, W]` at width 1.
 
     Figure 5 replaces each 5×5 convolution by two 3×3; the published network does so in one branch
     and keeps a 5×5 in the other, and so does this one.
     """
+
+    entries = ("branch1x1", "branch5x5_1", "branch3x3dbl_1")
 
     def __init__(self, in_channels: int, pool_features: int, width: float = 1.0) -> None:
         super().__init__()
@@ -114,11 +138,11 @@ class InceptionA(nn.Module):
         self.branch_pool = PooledConvNormAct(in_channels, pooled)
         self.out_channels = c64 + c64 + c96 + pooled
 
-    def forward(self, x: Tensor) -> Tensor:
+    def join(self, x: Tensor, entered: Sequence[Tensor]) -> Tensor:
         """Concatenate the four branches."""
-        branch1x1 = self.branch1x1(x)
-        branch5x5 = self.branch5x5_2(self.branch5x5_1(x))
-        branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        branch1x1, branch5x5, branch3x3dbl = entered
+        branch5x5 = self.branch5x5_2(branch5x5)
+        branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(branch3x3dbl))
         branch_pool = self.branch_pool(x)
         return torch.cat([branch1x1, branch5x5, branch3x3dbl, branch_pool], 1)
 
@@ -147,12 +171,14 @@ class ReductionA(nn.Module):
         return torch.cat([branch3x3, branch3x3dbl, self.pool(x)], 1)
 
 
-class InceptionB(nn.Module):
+class InceptionB(InceptionBlock):
     """The 17×17 block, Figure 6 with n = 7: `[N, Cin, H, W] -> [N, 768, H, W]` at width 1.
 
     Each 7×7 convolution is a 1×7 followed by a 7×1. `channels_7x7` is the number of channels
     between them, which the published network lets grow from block to block.
     """
+
+    entries = ("branch1x1", "branch7x7_1", "branch7x7dbl_1")
 
     def __init__(self, in_channels: int, channels_7x7: int, width: float = 1.0) -> None:
         super().__init__()
@@ -169,21 +195,23 @@ class InceptionB(nn.Module):
         self.branch_pool = PooledConvNormAct(in_channels, c192)
         self.out_channels = 4 * c192
 
-    def forward(self, x: Tensor) -> Tensor:
+    def join(self, x: Tensor, entered: Sequence[Tensor]) -> Tensor:
         """Concatenate the four branches."""
-        branch1x1 = self.branch1x1(x)
-        branch7x7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        branch7x7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        branch1x1, branch7x7, branch7x7dbl = entered
+        branch7x7 = self.branch7x7_3(self.branch7x7_2(branch7x7))
+        branch7x7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(branch7x7dbl))
         branch7x7dbl = self.branch7x7dbl_5(self.branch7x7dbl_4(branch7x7dbl))
         branch_pool = self.branch_pool(x)
         return torch.cat([branch1x1, branch7x7, branch7x7dbl, branch_pool], 1)
 
 
-class ReductionB(nn.Module):
+class ReductionB(InceptionBlock):
     """17×17 to 8×8, Figure 10: `[N, Cin, H, W] -> [N, 512 + Cin, (H-1)//2, (W-1)//2]` at width 1.
 
     As published, the longer branch has a factorised 7×7 where the figure has a 3×3.
     """
+
+    entries = ("branch3x3_1", "branch7x7x3_1")
 
     def __init__(self, in_channels: int, width: float = 1.0) -> None:
         super().__init__()
@@ -197,20 +225,23 @@ class ReductionB(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2)
         self.out_channels = c320 + c192 + in_channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def join(self, x: Tensor, entered: Sequence[Tensor]) -> Tensor:
         """Concatenate the three branches."""
-        branch3x3 = self.branch3x3_2(self.branch3x3_1(x))
-        branch7x7x3 = self.branch7x7x3_2(self.branch7x7x3_1(x))
+        branch3x3, branch7x7x3 = entered
+        branch3x3 = self.branch3x3_2(branch3x3)
+        branch7x7x3 = self.branch7x7x3_2(branch7x7x3)
         branch7x7x3 = self.branch7x7x3_4(self.branch7x7x3_3(branch7x7x3))
         return torch.cat([branch3x3, branch7x7x3, self.pool(x)], 1)
 
 
-class InceptionC(nn.Module):
+class InceptionC(InceptionBlock):
     """The 8×8 block, Figure 7: `[N, Cin, H, W] -> [N, 2048, H, W]` at width 1.
 
     A 1×3 and a 3×1 side by side expand the features, as high-dimensional representations are
     easier to process locally.
     """
+
+    entries = ("branch1x1", "branch3x3_1", "branch3x3dbl_1")
 
     def __init__(self, in_channels: int, width: float = 1.0) -> None:
         super().__init__()
@@ -226,11 +257,10 @@ class InceptionC(nn.Module):
         self.branch_pool = PooledConvNormAct(in_channels, c192)
         self.out_channels = c320 + 4 * c384 + c192
 
-    def forward(self, x: Tensor) -> Tensor:
+    def join(self, x: Tensor, entered: Sequence[Tensor]) -> Tensor:
         """Concatenate the six branch ends."""
-        branch1x1 = self.branch1x1(x)
-        branch3x3 = self.branch3x3_1(x)
-        branch3x3dbl = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        branch1x1, branch3x3, branch3x3dbl = entered
+        branch3x3dbl = self.branch3x3dbl_2(branch3x3dbl)
         branch_pool = self.branch_pool(x)
         return torch.cat(
             [

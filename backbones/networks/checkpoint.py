@@ -13,6 +13,7 @@ from backbones.networks.metadata import (
     read_checkpoint,
     spec_from_metadata,
 )
+from backbones.networks.normalization import Normalization
 from backbones.networks.state_dicts import check_fit, with_counters
 from backbones.networks.weights import save_weights
 
@@ -60,6 +61,8 @@ def load_backbone(path: str | os.PathLike[str]) -> InceptionV3:
         model = _build(metadata)
     check_fit(model.state_dict(), state, f"{path}: weights do not fit the metadata")
     model.load_state_dict(with_counters(state), assign=True)
+    # No part of the file, and until now without storage.
+    model.normalization = Normalization(model.spec.mean, model.spec.std)
     return model.eval()
 
 

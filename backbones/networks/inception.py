@@ -25,7 +25,7 @@ from backbones.networks.blocks import (
     ReductionB,
     init_weights,
 )
-from backbones.networks.normalization import normalize
+from backbones.networks.normalization import Normalization
 from backbones.networks.specs import SPECS, BackboneSpec, find_spec
 from backbones.networks.stems import Stem, stage_geometry, stem_taps
 
@@ -92,6 +92,7 @@ class InceptionV3(nn.Module):
         self.aux: AuxKind = aux
         self.dropout = dropout
 
+        self.normalization = Normalization(spec.mean, spec.std)
         self.stem = Stem(spec, width)
         channels = self.stem.out_channels
         blocks_a: list[InceptionA] = []
@@ -177,7 +178,7 @@ class InceptionV3(nn.Module):
         """The maps after the A, B and C blocks; `stems.stage_geometry` places them."""
         check_images(x, self.spec)
         if x.dtype == torch.uint8:
-            x = normalize(x, self.spec.mean, self.spec.std)
+            x = self.normalization(x)
         a = self.stage_a(self.stem(x))
         b = self.stage_b(self.reduction_a(a))
         return [a, b, self.stage_c(self.reduction_b(b))]

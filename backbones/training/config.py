@@ -37,7 +37,8 @@ class TrainConfig:
     """Optimiser and schedule."""
     precision: Precision = "auto"
     """Numbers that convolutions compute in during training: `fp32`, or under autocast, with weights
-    in fp32, `bf16` or `fp16`; `auto` takes bf16 where the device has instructions for it."""
+    in fp32, `bf16` or `fp16`; `tf32` is fp32 whose products NVIDIA GPUs round to 10 bits; `auto`
+    takes bf16 where the device has instructions for it."""
     step: StepConfig = field(default_factory=StepConfig)
     """How a training step is taken."""
     workers: int = 1

@@ -7,7 +7,6 @@ gradient clipping at 2.0, evaluation on a running average of the parameters.
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -198,25 +197,43 @@ def lr_factor(step: int, config: OptimConfig, steps_per_epoch: int, total_steps:
     return warmup * config.value("decay_rate") ** decays
 
 
-def build_ema(model: nn.Module, decay: float) -> AveragedModel:
+class RunningAverage(AveragedModel):
     """A running average of the weights, to be fed with `update_parameters(model)` after each step.
 
     The n-th update uses decay min(decay, (1 + n) / (10 + n)), TensorFlow's warm-up, and the first
     copies. BatchNorm's running statistics are averaged in the same way: they then belong to the
     averaged weights over the same span of steps. Integer buffers are copied.
+
+    torch's own way of updating sends the number of updates to a GPU and would have to wait for it.
+
+    Args:
+        model: whose weights these are; copied.
+        decay: of the average, in (0, 1).
     """
 
-    @torch.no_grad()
-    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        if not averaged[0].is_floating_point():
-            for old, new in zip(averaged, current, strict=True):
-                old.copy_(new)
-            return
-        updates = int(count)
-        weight = 1 - min(decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(list(averaged), list(current), weight)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self._decay = decay
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights of a step in."""
+        updates = int(self.n_averaged)
+        weight = 1 - min(self._decay, (1 + updates) / (10 + updates)) if updates else 1.0
+        pairs = zip(_tensors(self.module), _tensors(model), strict=True)
+        floats: list[tuple[Tensor, Tensor]] = []
+        others: list[tuple[Tensor, Tensor]] = []
+        for pair in pairs:
+            (floats if pair[0].is_floating_point() else others).append(pair)
+        for averaged, current in others:
+            averaged.copy_(current)
+        averages, currents = (list(column) for column in zip(*floats, strict=True))
+        torch._foreach_lerp_(averages, currents, weight)
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
 def classification_loss(

@@ -17,7 +17,7 @@ from backbones.common.device import ResolvedPrecision, autocast, require_compile
 from backbones.common.errors import UserError
 from backbones.data.sampler import derive_seed
 from backbones.data.streams import Cursor
-from backbones.training.recipe import OptimConfig, build_ema, build_optimizer
+from backbones.training.recipe import OptimConfig, RunningAverage, build_optimizer
 
 LOWEST_SCALE = 2.0**-10
 """Scale of an fp16 loss below which an infinite gradient is no longer put down to fp16's range."""
@@ -105,7 +105,7 @@ class Stepper:
         self._loss_fn, self._optim, self._seed = loss_fn, optim, seed
         self._precision = precision
         self.optimizer = build_optimizer(model, optim)
-        self.ema = None if optim.ema_decay is None else build_ema(model, optim.ema_decay)
+        self.ema = None if optim.ema_decay is None else RunningAverage(model, optim.ema_decay)
         self._scaler = GradScaler(self.device.type, enabled=precision == "fp16")
         self._network: nn.Module | None = None
         self._buffers = [b for b in model.buffers() if b.is_floating_point()]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from backbones.common.device import constant
+
 MAX_LOG_SCALE = math.log(1000 / 16)
 """Decoded boxes grow at most 62.5 times, so a wild delta cannot overflow (as in torchvision)."""
 
@@ -31,7 +33,7 @@ def encode_boxes(proposals: Tensor, gt_boxes: Tensor, delta_std: Sequence[float]
     gt_sides = gt_boxes[:, 2:] - gt_boxes[:, :2]
     shift = (gt_boxes[:, :2] + gt_boxes[:, 2:] - proposals[:, :2] - proposals[:, 2:]) / 2 / sides
     deltas = torch.cat([shift, (gt_sides / sides).log()], dim=1)
-    return deltas / deltas.new_tensor(delta_std)
+    return deltas / constant(tuple(delta_std), deltas.device)
 
 
 def decode_boxes(proposals: Tensor, deltas: Tensor, delta_std: Sequence[float]) -> Tensor:
@@ -45,7 +47,7 @@ def decode_boxes(proposals: Tensor, deltas: Tensor, delta_std: Sequence[float]) 
     Returns:
         Boxes in the shape of `deltas`.
     """
-    deltas = deltas * deltas.new_tensor(delta_std)
+    deltas = deltas * constant(tuple(delta_std), deltas.device)
     if deltas.ndim == 3:
         proposals = proposals[:, None, :]
     sides = proposals[..., 2:] - proposals[..., :2]

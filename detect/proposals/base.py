@@ -26,12 +26,15 @@ class Proposer(nn.Module):
     """
 
     def forward(self, images: Sequence[Tensor]) -> list[Proposals]:
-        """`uint8` RGB images `[3, H_i, W_i]` -> one `Proposals` each."""
+        """`uint8` RGB images `[3, H_i, W_i]` -> one `Proposals` each, on the CPU."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(images)")
 
     def forward_train(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """As `forward`, with the named losses of the proposer itself (none for a fixed one)."""
+        """As `forward`, with the named losses of the proposer itself (none for a fixed one).
+
+        Targets are on the CPU.
+        """
         del targets
         return self(images), {}

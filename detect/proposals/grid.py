@@ -45,8 +45,8 @@ class GridProposer(Proposer):
         proposals = []
         for image in images:
             _, height, width = image.shape
-            boxes = self._windows(height, width).to(image.device)
-            proposals.append(Proposals(boxes, torch.ones(len(boxes), device=image.device)))
+            boxes = self._windows(height, width)
+            proposals.append(Proposals(boxes, torch.ones(len(boxes))))
         return proposals
 
     def _windows(self, height: int, width: int) -> Tensor:

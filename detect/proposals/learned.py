@@ -17,6 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.transforms.v2.functional import resize
 
+from backbones.common.device import constant
 from backbones.common.errors import UserError
 from backbones.networks.inception import InceptionV3
 from backbones.networks.specs import SPECS
@@ -163,7 +164,7 @@ class LearnedProposer(Proposer):
         half = torch.stack([size / ratio.sqrt(), size * ratio.sqrt()], dim=1) / 2
         centres = torch.rand(count, 2) * torch.tensor([width, height])
         boxes = clip_boxes_to_image(torch.cat([centres - half, centres + half], 1), (height, width))
-        return Proposals(boxes.to(image.device), torch.zeros(count, device=image.device))
+        return Proposals(boxes, torch.zeros(count))
 
     def _propose(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None
@@ -192,11 +193,11 @@ class LearnedProposer(Proposer):
         return proposals, losses
 
     def _resize(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The image `uint8` with the wanted longer side, and its scales `[x, y, x, y]`."""
+        """The image `uint8` with the wanted longer side; its scales `[x, y, x, y]`, on the CPU."""
         _, height, width = image.shape
         factor = self.config.image_size / max(height, width)
         size = [max(1, round(height * factor)), max(1, round(width * factor))]
-        scale = torch.tensor([size[1] / width, size[0] / height] * 2, device=image.device)
+        scale = torch.tensor([size[1] / width, size[0] / height] * 2)
         return resize(image, size, antialias=True), scale
 
     def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -208,7 +209,7 @@ class LearnedProposer(Proposer):
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         height = max(spec.min_size, max(h for h, _ in sizes) + 2 * border)
         width = max(spec.min_size, max(w for _, w in sizes) + 2 * border)
-        colour = images[0].new_tensor([round(255 * value) for value in spec.mean])
+        colour = constant(tuple(round(255 * value) for value in spec.mean), images[0].device).byte()
         # Row by row: to repeat three bytes at a time would take longer than all the resizing.
         rows = colour.repeat(width).expand(len(images), height, -1).contiguous()
         batch = rows.view(len(images), height, width, 3).permute(0, 3, 1, 2)

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops import box_iou, clip_boxes_to_image, generalized_box_iou_loss
 from torchvision.ops.boxes import remove_small_boxes
 
+from backbones.common.device import upload
 from backbones.common.errors import UserError
-from detect.boxes.coding import paired_iou
+from detect.boxes.coding import decode_boxes, paired_iou
 from detect.boxes.suppression import hard_nms
 from detect.proposals.base import Proposals
 
@@ -67,10 +68,10 @@ class TrunkAnchors(AnchorGenerator):
         grids = [list(feature.shape[-2:]) for feature in feature_maps]
         device = feature_maps[0].device
         # Whatever the maps are: bf16 would place anchors to within 4 pixels at the far side.
-        self.set_cell_anchors(torch.float32, device)
-        strides = [
-            [torch.tensor(stride, dtype=torch.int64, device=device)] * 2 for stride in self.strides
-        ]
+        with torch.inference_mode(False):  # they are kept, and may be needed in training
+            self.set_cell_anchors(torch.float32, device)
+        # Numbers where torchvision says tensors: nothing is copied to the device.
+        strides: Any = [[stride] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors(grids, strides))
         return [anchors for _ in image_list.image_sizes]
 
@@ -136,7 +137,7 @@ class ProposalNetwork(RegionProposalNetwork):
         features: dict[str, Tensor],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Proposals, and the losses where targets are given."""
+        """Proposals, on the CPU, and the losses where targets, on the CPU too, are given."""
         levels = list(features.values())
         logits, deltas = self.head(levels)
         anchors = self.anchor_generator(images, levels)
@@ -145,39 +146,84 @@ class ProposalNetwork(RegionProposalNetwork):
         logits, deltas = logits.view(len(anchors), -1), deltas.view(len(anchors), -1, 4)
         best = self._get_top_n_idx(logits.detach(), per_level)
         chosen = torch.arange(len(best), device=best.device)[:, None], best
+        losses: dict[str, Tensor] = {}
         if targets is None:
             # Only the losses need the boxes of all anchors.
             anchors = [own[places] for own, places in zip(anchors, best, strict=True)]
             boxes = self._decode(deltas[chosen], anchors)
-            return self._select(boxes.detach(), logits.detach()[chosen], images.image_sizes), {}
-        boxes = self._decode(deltas, anchors)
-        found = self._select(boxes.detach()[chosen], logits.detach()[chosen], images.image_sizes)
-        labels, matched = self.assign_targets_to_anchors(anchors, targets)
-        return found, proposal_losses(logits, boxes, torch.stack(labels), torch.stack(matched))
+        else:
+            boxes = self._decode(deltas, anchors)
+            labels, matched = assign_objects(
+                anchors[0],
+                [target["boxes"] for target in targets],
+                self.proposal_matcher.high_threshold,
+                self.proposal_matcher.low_threshold,
+            )
+            losses = proposal_losses(logits, boxes, labels, matched)
+            boxes = boxes[chosen]
+        # One copy: how many boxes are left, only the processor can know.
+        scores = logits.detach()[chosen].sigmoid()
+        packed = torch.cat([boxes.detach(), scores[..., None]], dim=2).cpu()
+        return self._select(packed[..., :4], packed[..., 4], images.image_sizes), losses
 
     def _decode(self, deltas: Tensor, anchors: list[Tensor]) -> Tensor:
         """Boxes `[B, N, 4]` of deltas `[B, N, 4]` and B times N anchors."""
-        return self.box_coder.decode(deltas.flatten(0, 1), anchors).view_as(deltas)
+        flat = deltas.flatten(0, 1)
+        return decode_boxes(torch.cat(anchors), flat, (1.0,) * 4).view_as(deltas)
 
     def _select(
-        self, boxes: Tensor, logits: Tensor, sizes: Sequence[tuple[int, int]]
+        self, boxes: Tensor, scores: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> list[Proposals]:
         """The best boxes of each image after suppression across levels, and their scores.
 
         Args:
-            boxes: `[B, N, 4]`.
-            logits: `[B, N]`, their objectness.
+            boxes: `[B, N, 4]`, on the CPU.
+            scores: `[B, N]`, their objectness in [0, 1].
             sizes: height and width of each image.
         """
         top_n = self.top_n_train if self.training else self.top_n
         found = []
-        for image_boxes, scores, size in zip(boxes, logits.sigmoid(), sizes, strict=True):
+        for image_boxes, own, size in zip(boxes, scores, sizes, strict=True):
             clipped = clip_boxes_to_image(image_boxes, size)
-            keep = (scores >= self.score_thresh).nonzero().flatten()
+            keep = (own >= self.score_thresh).nonzero().flatten()
             keep = keep[remove_small_boxes(clipped[keep], self.min_size)]
-            keep = keep[hard_nms(clipped[keep], scores[keep], None, self.nms_thresh, limit=top_n)]
-            found.append(Proposals(clipped[keep], scores[keep]))
+            keep = keep[hard_nms(clipped[keep], own[keep], None, self.nms_thresh, limit=top_n)]
+            found.append(Proposals(clipped[keep], own[keep]))
         return found
+
+
+def assign_objects(
+    anchors: Tensor, gt_boxes: Sequence[Tensor], positive_iou: float, negative_iou: float
+) -> tuple[Tensor, Tensor]:
+    """As the RPN of torchvision assigns objects to anchors, for all images at once.
+
+    An anchor is positive from `positive_iou` on, and where no other anchor overlaps an object as
+    much; below `negative_iou` it is negative, in between ignored.
+
+    Args:
+        anchors: `[A, 4]`, on the device of what comes back.
+        gt_boxes: `[G_i, 4]` of each of B images, on the CPU.
+        positive_iou: in [0, 1].
+        negative_iou: no more than this.
+
+    Returns:
+        Labels `float32 [B, A]` (1, 0 and -1), and `[B, A, 4]`, of each anchor the object that it
+        overlaps most, zeros where an image has none.
+    """
+    most = max(1, *(len(boxes) for boxes in gt_boxes))
+    packed = torch.zeros(len(gt_boxes), most, 5)
+    for own, boxes in zip(packed, gt_boxes, strict=True):
+        own[: len(boxes), :4], own[: len(boxes), 4] = boxes, 1
+    packed = upload(packed, anchors.device)
+    objects, exists = packed[..., :4], packed[..., 4:] > 0
+    iou = box_iou(objects.flatten(0, 1), anchors).view(len(packed), most, len(anchors))
+    iou = iou.where(exists, -1.0)
+    overlap, matched_idxs = iou.max(dim=1)
+    is_best = ((iou == iou.amax(dim=2, keepdim=True)) & exists).any(dim=1)
+    labels = torch.where(overlap >= negative_iou, -1.0, 0.0)
+    labels = torch.where((overlap >= positive_iou) | is_best, 1.0, labels)
+    images = torch.arange(len(packed), device=anchors.device)[:, None]
+    return labels, objects[images, matched_idxs]
 
 
 def proposal_losses(
@@ -197,15 +243,18 @@ def proposal_losses(
     Returns:
         `loss_objectness` and `loss_rpn_box_reg`, scalars.
     """
+    # Nothing is picked out: a GPU would be waited for to know how much there is.
     positive = labels == 1
     count = positive.sum().clamp(min=1)
-    quality = torch.zeros_like(logits)
+    # The others have a loss of zero: with themselves.
+    wanted = torch.where(positive[..., None], gt_boxes, boxes.detach()).flatten(0, 1)
+    boxes = boxes.flatten(0, 1)
     with torch.no_grad():
-        quality[positive] = paired_iou(boxes[positive], gt_boxes[positive])
+        quality = paired_iou(boxes, wanted).view_as(logits) * positive
     cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
     objectness = (quality - logits.sigmoid()).square() * cross_entropy
-    box_loss = generalized_box_iou_loss(boxes[positive], gt_boxes[positive], reduction="sum")
+    box_loss = (generalized_box_iou_loss(boxes, wanted) * positive.flatten()).sum()
     return {
-        "loss_objectness": objectness[labels >= 0].sum() / count,
+        "loss_objectness": (objectness * (labels >= 0)).sum() / count,
         "loss_rpn_box_reg": BOX_LOSS_WEIGHT * box_loss / count,
     }

@@ -74,8 +74,8 @@ class SelectiveSearchProposer(Proposer):
         # OpenCV's colours are in the order blue, green, red.
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()[..., ::-1])
         regions = self._regions(pixels)
-        boxes = torch.from_numpy(regions[: self.config.top_n]).to(image.device, torch.float32)
-        ranks = torch.arange(len(boxes), device=image.device)
+        boxes = torch.from_numpy(regions[: self.config.top_n]).to(torch.float32)
+        ranks = torch.arange(len(boxes))
         return Proposals(boxes, 1 - ranks / len(regions))
 
     def _regions(self, pixels: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ Glossary: B images, R_i boxes on image i, R their sum, S the crop size (79 for `
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -60,7 +60,8 @@ def crop_regions(
 
     Args:
         images: B tensors `uint8 [3, H_i, W_i]`, all on one device.
-        boxes: B tensors `float32 [R_i, 4]` xyxy in pixels, possibly empty.
+        boxes: B tensors `float32 [R_i, 4]` xyxy in pixels, possibly empty; on the CPU, or they
+            are copied there.
         size: S, the side of a crop in pixels.
         fill: RGB colour of what lies outside the image, 0..255; the mean colour of the crop network
             is zero to it.
@@ -74,43 +75,31 @@ def crop_regions(
         ValueError: a box is not finite or has no area; the message names image and box.
     """
     check_boxes(boxes)
-    crops = []
-    for image, image_boxes in zip(images, boxes, strict=True):
-        windows = crop_windows(image_boxes.detach().to(torch.float32), mode, context)
-        crops.append(resample_windows(image, windows, size, fill))
-    return _joined(crops)
+    windows = [crop_windows(own.detach().float().cpu(), mode, context) for own in boxes]
+    return resample_windows(images, windows, size, fill)
 
 
-def split_evenly(parts: Iterable[Tensor], total: int, limit: int) -> Iterator[Tensor]:
-    """Join crops and cut them into as few batches as the limit allows, all about equally large.
+def split_evenly(boxes: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
+    """Cut the boxes of some images into as few parts as the limit allows, all about equally large.
 
     A few crops at the end would cost as much as more of them.
 
     Args:
-        parts: crops `[R_i, 3, S, S]`, taken one after the other as they are needed.
-        total: R, the sum of all R_i, at least 1.
-        limit: crops of a batch at most.
+        boxes: B tensors `[R_i, 4]`.
+        limit: boxes of a part at most.
 
     Yields:
-        Crops `[up to limit, 3, S, S]` in order, `channels_last`.
+        B tensors `[<= R_i, 4]`, of each image those in this part; without boxes once.
     """
-    size = math.ceil(total / math.ceil(total / limit))
-    waiting: list[Tensor] = []
-    room = size
-    for part in parts:
-        while len(part) >= room:
-            yield _joined([*waiting, part[:room]])
-            part, waiting, room = part[room:], [], size
-        if len(part):
-            waiting.append(part)
-            room -= len(part)
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(crops: Sequence[Tensor]) -> Tensor:
-    """One batch, `channels_last` also where a part is empty."""
-    return torch.cat(list(crops)).contiguous(memory_format=torch.channels_last)
+    counts = [len(image_boxes) for image_boxes in boxes]
+    total = sum(counts)
+    size = math.ceil(total / max(1, math.ceil(total / limit)))
+    for start in range(0, max(total, 1), max(size, 1)):
+        part, before = [], 0
+        for image_boxes, count in zip(boxes, counts, strict=True):
+            part.append(image_boxes[max(start - before, 0) : max(start + size - before, 0)])
+            before += count
+        yield part
 
 
 def check_boxes(boxes: Sequence[Tensor], what: str = "boxes") -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import clip_boxes_to_image
 
+from backbones.common.device import upload
 from backbones.common.errors import UserError
 from backbones.networks.finetuning import keep_frozen
 from backbones.networks.inception import InceptionV3
@@ -21,8 +22,9 @@ from detect.rcnn.crops import check_boxes, crop_regions, split_evenly
 from detect.rcnn.minibatch import Crops, add_candidates, choose_crops
 from detect.rcnn.postprocess import select_detections
 
-CROPS_PER_FORWARD = 64
-"""Crops that go through the network at once in use; bounds memory, changes results by rounding."""
+CROPS_PER_FORWARD = {"cpu": 64, "cuda": 1024}
+"""Crops that go through the network at once in use, by kind of device; bounds memory, changes
+results by rounding."""
 
 
 class RCNN(nn.Module):
@@ -89,15 +91,19 @@ class RCNN(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training mode, detections in eval mode.
 
+        Boxes are matched, drawn and suppressed on the CPU, whatever the device: a GPU would be
+        waited for at each step to know how many there are. Targets and proposals are best there.
+
         Args:
-            images: B tensors `uint8` RGB `[3, H_i, W_i]`.
+            images: B tensors `uint8` RGB `[3, H_i, W_i]`, on the model's device.
             targets: in training, B dicts with `boxes` `float32 [G_i, 4]` xyxy in pixels and
                 `labels` `int64 [G_i]` in `1..K`; G_i may be 0.
             proposals: use these instead of the proposer's.
 
         Returns:
             Training: `loss_classifier`, `loss_box_reg`, and the proposer's `loss_*`, scalars.
-            Eval: B dicts `boxes [N, 4]`, `labels [N]`, `scores [N]`, best first.
+            Eval: B dicts `boxes [N, 4]`, `labels [N]`, `scores [N]`, best first, on the device of
+            the images.
 
         Raises:
             ValueError: images that are not `uint8 [3, H, W]`, targets missing or malformed (the
@@ -107,14 +113,26 @@ class RCNN(nn.Module):
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode; call model.eval() for use")
+            targets = [{key: value.cpu() for key, value in one.items()} for one in targets]
             check_targets(images, targets, self.num_classes)
             return self._losses(images, targets, proposals)
+        device = images[0].device
+        return [
+            {key: value.to(device) for key, value in found.items()}
+            for found in self.detect(images, proposals)
+        ]
+
+    def detect(
+        self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Detections as from `forward`, on the CPU, where they come about; the same arguments."""
+        check_images(images)
         if proposals is None:
-            proposals = self.propose(images)
+            proposals = self.require_proposer()(images)
         return self._detect(images, proposals)
 
     def propose(self, images: Sequence[Tensor]) -> list[Proposals]:
-        """Where this detector looks in each of B images, `uint8` RGB `[3, H_i, W_i]`.
+        """Where this detector looks in each of B images, `uint8` RGB `[3, H_i, W_i]`; on the CPU.
 
         Raises:
             ValueError: it has no proposer of its own, or images that are not `uint8 [3, H, W]`.
@@ -133,7 +151,7 @@ class RCNN(nn.Module):
             proposals, losses = self.require_proposer().forward_train(images, targets)
         crops = [
             choose_crops(
-                add_candidates(proposal, target["boxes"], _size(image), self.config),
+                add_candidates(_on_cpu(proposal), target["boxes"], _size(image), self.config),
                 target,
                 self.config,
             )
@@ -145,13 +163,13 @@ class RCNN(nn.Module):
     def _crop_losses(
         self, crops: Sequence[Crops], cls_logits: Tensor, deltas: Tensor
     ) -> dict[str, Tensor]:
-        boxes, labels, gt_boxes, regress = (list(column) for column in zip(*crops, strict=True))
-        all_labels = torch.cat(labels)
-        wanted = torch.cat(regress).nonzero().flatten()
-        predicted = of_class(deltas[wanted], all_labels[wanted])
-        encoded = encode_boxes(
-            torch.cat(boxes)[wanted], torch.cat(gt_boxes)[wanted], self.config.delta_std
+        boxes, labels, gt_boxes, regress = (
+            torch.cat(column) for column in zip(*crops, strict=True)
         )
+        wanted = regress.nonzero().flatten()
+        encoded = encode_boxes(boxes[wanted], gt_boxes[wanted], self.config.delta_std)
+        all_labels, encoded, wanted = (upload(t, deltas.device) for t in (labels, encoded, wanted))
+        predicted = of_class(deltas[wanted], all_labels[wanted])
         # Divided by all crops, not by the positives: an object weighs the same in a crowded image
         # as in an empty one (Fast R-CNN's normalisation).
         box_loss = F.smooth_l1_loss(predicted, encoded, reduction="sum") / max(1, len(all_labels))
@@ -167,6 +185,7 @@ class RCNN(nn.Module):
         self, images: Sequence[Tensor], proposals: Sequence[Proposals]
     ) -> list[dict[str, Tensor]]:
         config = self.config
+        proposals = [_on_cpu(proposal) for proposal in proposals]
         boxes = [proposal.boxes for proposal in proposals]
         probabilities, deltas = self.look(images, boxes)
         counts = [len(image_boxes) for image_boxes in boxes]
@@ -184,23 +203,20 @@ class RCNN(nn.Module):
         return detections
 
     def look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class probabilities `[R, K + 1]` and box deltas of every box, in use.
+        """Class probabilities `[R, K + 1]` and box deltas `[R, K, 4]` of every box, in use.
 
-        At most `CROPS_PER_FORWARD` crops at a time, which may be those of several images.
+        They are on the CPU. At most `CROPS_PER_FORWARD` crops go through the network at a time,
+        which may be those of several images.
         """
         check_boxes(boxes)
-        total = sum(len(image_boxes) for image_boxes in boxes)
-        pieces = (
-            self.crop([image], [piece])
-            for image, image_boxes in zip(images, boxes, strict=True)
-            for piece in image_boxes.split(CROPS_PER_FORWARD)
-        )
-        batches = split_evenly(pieces, total, CROPS_PER_FORWARD) if total else pieces
-        logits, deltas = (
-            torch.cat(parts)
-            for parts in zip(*(self._heads(batch) for batch in batches), strict=True)
-        )
-        return logits.softmax(dim=1), deltas
+        limit = CROPS_PER_FORWARD[images[0].device.type]
+        packed = []
+        for part in split_evenly(boxes, limit):
+            logits, deltas = self._heads(self.crop(images, part))
+            packed.append(torch.cat([logits.softmax(dim=1), deltas.flatten(1)], dim=1))
+        # One copy from a GPU.
+        probabilities, deltas = torch.cat(packed).cpu().tensor_split([self.num_classes + 1], dim=1)
+        return probabilities, deltas.unflatten(1, (self.num_classes, 4))
 
     def _heads(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits `[R, K + 1]` and box deltas `[R, K, 4]`."""
@@ -233,6 +249,10 @@ class RCNN(nn.Module):
                 "pass proposals=[Proposals(boxes, scores), ...]"
             )
         return self.proposer
+
+
+def _on_cpu(proposals: Proposals) -> Proposals:
+    return Proposals(*(tensor.cpu() for tensor in proposals))
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -4,7 +4,7 @@ Both read a small pyramid of the image: each window from the level where its sho
 than twice as long as its crop, or from the last one. Along each axis, a pixel of the crop is the
 mean of as many bilinear samples as it covers pixels. Outside of the image all has one colour.
 
-Glossary: R windows, S side of a crop, H and W of the image.
+Glossary: B images, R windows, S side of a crop, H and W of the image.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from backbones.common.device import constant, upload
+
 Pixels = TypeVar("Pixels")
 
 TOP_LEVEL = 2
@@ -27,22 +29,30 @@ LONGEST = 2**14
 5 counts pixels in 16 bits."""
 
 
-def resample_windows(image: Tensor, windows: Tensor, size: int, fill: Sequence[int]) -> Tensor:
-    """Cut windows out of an image, each resized to a square.
+def resample_windows(
+    images: Sequence[Tensor], windows: Sequence[Tensor], size: int, fill: Sequence[int]
+) -> Tensor:
+    """Cut windows out of images, each resized to a square.
 
     Args:
-        image: `uint8 [3, H, W]`.
-        windows: `float32 [R, 4]` xyxy in pixels, of positive area; they may reach outside.
+        images: B tensors `uint8 [3, H_i, W_i]`, all on one device.
+        windows: B tensors `float32 [R_i, 4]` xyxy in pixels, of positive area, on the CPU; they may
+            reach outside.
         size: S.
         fill: the colour outside of the image, 0..255.
 
     Returns:
-        `uint8 [R, 3, S, S]`, in the memory format `channels_last`.
+        `uint8 [R, 3, S, S]`, image by image, in the memory format `channels_last`.
     """
-    levels = levels_for(windows, size)
-    windows = windows * 0.5 ** levels[:, None]
-    resample = resample_by_opencv if image.device.type == "cpu" else resample_by_roi_align
-    return resample(image, windows, levels, size, fill)
+    levels = [levels_for(own, size) for own in windows]
+    scaled = [own * 0.5 ** its[:, None] for own, its in zip(windows, levels, strict=True)]
+    if images[0].device.type != "cpu":
+        return resample_by_roi_align(images, scaled, levels, size, fill)
+    crops = [
+        resample_by_opencv(*one, size, fill) for one in zip(images, scaled, levels, strict=True)
+    ]
+    # Also where a part is empty.
+    return torch.cat(crops).contiguous(memory_format=torch.channels_last)
 
 
 def levels_for(windows: Tensor, size: int) -> Tensor:
@@ -56,7 +66,7 @@ def levels_for(windows: Tensor, size: int) -> Tensor:
 def resample_by_opencv(
     image: Tensor, windows: Tensor, levels: Tensor, size: int, fill: Sequence[int]
 ) -> Tensor:
-    """As `resample_windows`.
+    """As `resample_windows`, of one image.
 
     Args:
         image: as there, on the CPU.
@@ -116,25 +126,54 @@ def resample_by_opencv(
 
 
 def resample_by_roi_align(
-    image: Tensor, windows: Tensor, levels: Tensor, size: int, fill: Sequence[int]
+    images: Sequence[Tensor],
+    windows: Sequence[Tensor],
+    levels: Sequence[Tensor],
+    size: int,
+    fill: Sequence[int],
 ) -> Tensor:
-    """As `resample_by_opencv`, in few calls on any device."""
-    # Zero is the colour outside, which padding and halving then leave alone.
-    shift = torch.tensor(list(fill), dtype=torch.float32, device=image.device).view(3, 1, 1)
+    """As `resample_by_opencv`, of all images together, in few calls on any device.
 
-    def halve(pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[1:]
-        return F.avg_pool2d(F.pad(pixels, (0, width % 2, 0, height % 2)), 2)
+    All that the processor knows travels in one copy.
+    """
+    device = images[0].device
+    halvings = torch.cat(list(levels))
+    order = halvings.argsort(stable=True)
+    number = torch.repeat_interleave(torch.tensor([len(own) for own in windows]))
+    # A border of one pixel is added below.
+    rois = torch.cat([number[:, None], torch.cat(list(windows)) + 1], dim=1)[order]
+    rois = upload(torch.cat([rois, order.argsort()[:, None]], dim=1), device)
+    pyramid = [_stacked(images, fill)]
+    crops = [pyramid[0].new_zeros(0, 3, size, size)]
+    counts = torch.bincount(halvings).tolist()
+    for level, part in enumerate(rois[:, :5].split(counts)):
+        if len(part):
+            # roi_align repeats the edge for samples up to a pixel outside of its input.
+            padded = F.pad(_level(pyramid, level, _halve), (1, 1, 1, 1))
+            crops.append(roi_align(padded, part, size, aligned=True))
+    joined = torch.cat(crops)[rois[:, 5].long()] + _colour(fill, device)
+    joined = joined.round_().clamp_(0, 255).to(torch.uint8)
+    return joined.contiguous(memory_format=torch.channels_last)
 
-    pyramid = [image - shift]
-    crops = shift.new_empty(len(windows), 3, size, size)
-    for halvings in levels.unique().tolist():
-        chosen = (levels == halvings).nonzero().flatten()
-        # roi_align repeats the edge for samples up to a pixel outside of its input.
-        level = F.pad(_level(pyramid, halvings, halve), (1, 1, 1, 1))
-        crops[chosen] = roi_align(level[None], [windows[chosen] + 1], size, aligned=True)
-    crops = (crops + shift).round_().clamp_(0, 255).to(torch.uint8)
-    return crops.contiguous(memory_format=torch.channels_last)
+
+def _stacked(images: Sequence[Tensor], fill: Sequence[int]) -> Tensor:
+    """`float32 [B, 3, H, W]`, the colour outside as zero: padding and halving leave it alone."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    if all(image.shape[1:] == (height, width) for image in images):
+        return torch.stack(list(images)) - _colour(fill, images[0].device)
+    batch = torch.zeros(len(images), 3, height, width, device=images[0].device)
+    for place, image in zip(batch, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image - _colour(fill, image.device)
+    return batch
+
+
+def _colour(fill: Sequence[int], device: torch.device) -> Tensor:
+    return constant(tuple(fill), device)[:, None, None]
+
+
+def _halve(pixels: Tensor) -> Tensor:
+    height, width = pixels.shape[-2:]
+    return F.avg_pool2d(F.pad(pixels, (0, width % 2, 0, height % 2)), 2)
 
 
 def _level(pyramid: list[Pixels], halvings: int, halve: Callable[[Pixels], Pixels]) -> Pixels:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbones.common import distributed
 from backbones.common.config import to_dict
-from backbones.common.device import resolve_precision
+from backbones.common.device import resolve_precision, set_tf32
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training.loop import fit
 from backbones.training.run_folder import RunFolder
@@ -23,7 +23,7 @@ from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco
 from detect.inference.score import detect_dataset, score_detector
-from detect.proposals import Proposals, load_proposals
+from detect.proposals import load_proposals
 from detect.proposals.precomputed import proposals_for
 from detect.rcnn.model import RCNN
 from detect.training.training_set import DetectionBatch, TrainingSet, collate
@@ -84,15 +84,13 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         sampler,
         workers=config.workers,
         collate_fn=collate,
+        pin_memory=device.type == "cuda",
     )
 
     def loss_fn(network: nn.Module, batch: DetectionBatch) -> Mapping[str, Tensor]:
-        images = [image.to(device) for image in batch.images]
-        targets = [{k: v.to(device) for k, v in target.items()} for target in batch.targets]
-        given = batch.proposals
-        if given is not None:
-            given = [Proposals(*(t.to(device) for t in one)) for one in given]
-        return network(images, targets, given)
+        # The rest stays on the CPU, where crops are chosen.
+        images = [image.to(device, non_blocking=True) for image in batch.images]
+        return network(images, batch.targets, batch.proposals)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert val is not None
@@ -111,6 +109,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         )
 
     precision = resolve_precision(config.precision, device)
+    set_tf32(precision == "tf32")
     in_use: Literal["bf16", "fp32"] = "bf16" if precision == "bf16" else "fp32"
     with RunFolder(config.run, config, resume=config.resume, may_change=config.may_change) as run:
         logger.info(

@@ -9,7 +9,7 @@ from backbones.common.config import from_dict, to_dict
 from backbones.common.errors import UserError
 from backbones.training.recipe import (
     OptimConfig,
-    build_ema,
+    RunningAverage,
     build_optimizer,
     classification_loss,
     lr_factor,
@@ -170,7 +170,7 @@ def test_label_smoothing_mixes_with_the_uniform_distribution():
 
 def test_ema_warms_up_and_averages_batchnorm_statistics():
     model = nn.BatchNorm1d(1)
-    ema = build_ema(model, decay=0.5)
+    ema = RunningAverage(model, decay=0.5)
     values = np.random.default_rng(0).normal(size=20)
     expected = values[0]
     for count, value in enumerate(values):

@@ -1,0 +1,113 @@
+"""What a series of checks found, on paper as soon as it is known: a killed run loses nothing."""
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backbones.common.files import atomic_write, make_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table.
+
+    Attributes:
+        name: of what was looked at.
+        value: a figure, or words.
+        unit: of the figure.
+        goal: what it should be, in words.
+        met: whether it is that; None where there is no goal.
+    """
+
+    name: str
+    value: float | str
+    unit: str = ""
+    goal: str = ""
+    met: bool | None = None
+
+
+class NotHereError(Exception):
+    """A check that this device has nothing to do with."""
+
+
+@dataclass
+class Report:
+    """All findings so far, in `gpu_check.json` and `gpu_check.txt`.
+
+    Attributes:
+        folder: where these are; made where it is missing.
+        facts: about the machine and the run.
+        parts: findings by part, in their order.
+        failures: traceback by part.
+        seconds: that each part took.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    parts: dict[str, list[Finding]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, part: str, check: Callable[[], Iterable[Finding]]) -> None:
+        """Run one part; what it raises is noted, and ends it alone."""
+        found = self.parts.setdefault(part, [])
+        began = time.monotonic()
+        logger.info("%s", part)
+        try:
+            for finding in check():
+                logger.info("%s: %s", part, _line(finding))
+                found.append(finding)
+                self.write()
+        except NotHereError as error:
+            found.append(Finding(str(error) or part, "not on this device"))
+        except Exception as error:  # the other parts are still worth having
+            logger.exception("%s failed", part)
+            self.failures[part] = traceback.format_exc()
+            reason = str(error).strip().partition("\n")[0]
+            found.append(Finding("FAILED", f"{type(error).__name__}: {reason}"[:200], met=False))
+        self.seconds[part] = round(time.monotonic() - began, 1)
+        self.write()
+
+    def write(self) -> None:
+        """Write both files."""
+        content = {
+            "facts": self.facts,
+            "parts": {part: [asdict(one) for one in found] for part, found in self.parts.items()},
+            "failures": self.failures,
+            "seconds": self.seconds,
+        }
+        make_folder(self.folder)
+        with atomic_write(self.folder / "gpu_check.json", "w") as file:
+            json.dump(content, file, indent=1)
+        with atomic_write(self.folder / "gpu_check.txt", "w") as file:
+            file.write(self.table() + "\n")
+
+    def table(self) -> str:
+        """All findings as text."""
+        lines = [", ".join(f"{key} {value}" for key, value in self.facts.items())]
+        for part, found in self.parts.items():
+            took = f" ({self.seconds[part]:.0f} s)" if part in self.seconds else ""
+            lines += ["", f"{part}{took}", *(f"  {_line(finding)}" for finding in found)]
+        unmet = [
+            f"{p}: {f.name}" for p, found in self.parts.items() for f in found if f.met is False
+        ]
+        lines += ["", f"not as it should be: {'; '.join(unmet) or 'nothing'}"]
+        return "\n".join(lines)
+
+
+def _line(finding: Finding) -> str:
+    value = finding.value
+    if isinstance(value, float):
+        value = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    text = f"{finding.name:<58} {value:>12} {finding.unit}".rstrip()
+    if finding.goal:
+        verdict = {True: "yes", False: "NO", None: "?"}[finding.met]
+        text += f"   [{finding.goal}: {verdict}]"
+    return text

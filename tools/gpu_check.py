@@ -1,0 +1,82 @@
+"""What this project does on a GPU: correctness, speed beside torchvision, and training.
+
+python -m tools.gpu_check --carried data/gpu
+python -m tools.gpu_check --images data/tiny-imagenet-202 --bccd data/bccd/BCCD --minutes 30
+"""
+
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from backbones.benchmarks.findings import Report
+from backbones.benchmarks.gpu_settings import GpuSettings
+from backbones.benchmarks.timing import describe_machine
+from backbones.common.cli import run_tool
+from backbones.common.config import parse_config
+from backbones.common.device import resolve_device
+from backbones.common.errors import UserError
+from detect.benchmarks.gpu_carried import unpack
+from detect.benchmarks.gpu_parts import parts_of
+
+Part = Literal["correctness", "speed", "training"]
+
+
+@dataclass(frozen=True)
+class GpuCheckConfig:
+    """What to check, and with what."""
+
+    carried: str | None = None
+    """Folder that `tools.gpu_pack` wrote, with images and detection data; instead of the next
+    two."""
+    images: str = "data/tiny-imagenet-202"
+    """Folder of training images, as `data.root` of tools.train_backbone."""
+    bccd: str = "data/bccd/BCCD"
+    """Folder of BCCD, in VOC's layout."""
+    parts: tuple[Part, ...] = ("correctness", "speed", "training")
+    """What to do, in this order."""
+    minutes: float = 7.5
+    """How long all of it may take; training has what is left."""
+    output: str = "runs/gpu_check"
+    """Folder for gpu_check.json, gpu_check.txt, log.txt and weights."""
+    device: str = "auto"
+    """`cpu` (everything is tiny), `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    compile: bool = True
+    """Also networks compiled by torch.compile, on a GPU alone."""
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0:
+            raise UserError(f"minutes must be more than 0, got {self.minutes}")
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_tool(_main)
+
+
+def _main() -> None:
+    began = time.monotonic()
+    config = parse_config(GpuCheckConfig, description="What this project does on a GPU.")
+    device = resolve_device(config.device)
+    out = Path(config.output)
+    out.mkdir(parents=True, exist_ok=True)
+    logging.getLogger().addHandler(logging.FileHandler(out / "log.txt", "w", encoding="utf-8"))
+    report = Report(out, describe_machine(device))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
+        images, bccd = Path(config.images), Path(config.bccd)
+        if config.carried is not None:
+            images, bccd = unpack(Path(config.carried), Path(work))
+        deadline = began + 60 * config.minutes - 5
+        settings = GpuSettings.for_device(
+            device, images, bccd, Path(work), out, deadline, compiles=config.compile
+        )
+        for name, check in parts_of(settings, report, config.parts):
+            report.run(name, check)
+    print(report.table())
+    print(f"\n{out}/gpu_check.json, {out}/gpu_check.txt, {out}/log.txt")
+
+
+if __name__ == "__main__":
+    main()
