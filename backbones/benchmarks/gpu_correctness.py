@@ -27,7 +27,7 @@ from backbones.data.datasets import ImageBatch
 from backbones.data.loaders import ImagesConfig
 from backbones.deployment.pytorch import deploy
 from backbones.networks.inception import InceptionV3, create_backbone
-from backbones.networks.weights import to_torchvision
+from backbones.networks.conversion import to_torchvision
 from backbones.training.checkpoints import load_last_checkpoint
 from backbones.training.recipe import OptimConfig
 from backbones.training.step import StepConfig, Stepper
