@@ -217,7 +217,8 @@ class Stepper:
             if self.config.compile:
                 if self.device.type == "cpu":
                     require_compiler("step.compile")
-                network = torch.compile(network)  # type: ignore[assignment]
+                # A method of modules, by which one may compile a part of itself alone.
+                network.compile()
             if distributed.world_size() > 1:
                 gpu = [self.device] if self.device.type == "cuda" else None
                 # See `_average_statistics`.

@@ -4,6 +4,7 @@ Glossary: B images, P_i proposals of image i, R crops in a batch, K foreground c
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,11 @@ class RCNN(nn.Module):
         if proposals is None:
             proposals = self.require_proposer()(images)
         return self._detect(images, proposals)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the crop network alone, as `nn.Module.compile`: the work around it is decided by
+        what is in the images, which a compiler cannot follow."""
+        self.backbone.compile(*args, **kwargs)
 
     def propose(self, images: Sequence[Tensor]) -> list[Proposals]:
         """Where this detector looks in each of B images, `uint8` RGB `[3, H_i, W_i]`; on the CPU.

@@ -107,7 +107,7 @@ def test_a_shard_cut_off_anywhere_costs_its_tail_only(tmp_path, caplog):
     assert caplog.text == ""
     for cut in range(1100, ends[-1] + 1, 300):
         path.write_bytes(whole[:cut])
-        shards._warn_once.cache_clear()
+        shards._tell_once.cache_clear()
         caplog.clear()
         kept = sum(end - 512 + 1 <= cut for end in ends)
         if kept == 0:

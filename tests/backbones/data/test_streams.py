@@ -157,7 +157,7 @@ def test_a_truncated_shard_loses_its_tail_alone(tmp_path, caplog):
         write_shard(tmp_path / f"{shard}.tar", pairs(10 * shard, 10))
     path = tmp_path / "1.tar"
     path.write_bytes(path.read_bytes()[: 10 * 4 * 512 // 2 + 600])
-    shards._warn_once.cache_clear()
+    shards._tell_once.cache_clear()
     paths = expand_braces(str(tmp_path / "{0..1}.tar"))
     dataset = StreamedImages(paths, 10, 8, AugmentConfig(), 0, batch_size=15, workers=0)
     for batch in itertools.islice(dataset, 3):

@@ -1,11 +1,14 @@
+import copy
 import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from backbones import create_backbone
 from backbones.common.errors import UserError
+from backbones.networks.inception import InceptionV3
 from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.proposals import GridConfig, GridProposer, LearnedConfig, LearnedProposer, Proposals
@@ -159,6 +162,43 @@ def test_training_crops_equal_inference_crops_bit_for_bit(monkeypatch):
     assert training.shape == use.shape == (3, 3, 79, 79)
     for crop in use:
         assert any(torch.equal(crop, other) for other in training)
+
+
+class SmallNetwork(nn.Module):
+    """Stands in for an `InceptionV3`, which takes long to compile."""
+
+    def __init__(self, network: InceptionV3) -> None:
+        super().__init__()
+        self.num_features, self.spec = network.num_features, network.spec
+        self.fc = nn.Linear(3, network.num_features)
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        return self.fc(crops.float().mean((2, 3)))
+
+
+def test_compiling_a_detector_compiles_its_crop_network_and_changes_no_loss():
+    """For two numbers of crops, by the part of the compiler that needs no other compiler."""
+    models = [detector().train(), detector().train()]
+    for model in models:
+        torch.manual_seed(0)
+        model.backbone = SmallNetwork(model.backbone)
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph.forward
+
+    models[1].compile(backend=backend)
+    for boxes in ([[20.0, 20, 60, 50]], [[20.0, 20, 60, 50], [0.0, 0, 30, 40]]):
+        images, targets = [image()] * len(boxes), [target(box) for box in boxes]
+        losses = []
+        for model in models:
+            torch.manual_seed(1)
+            losses.append(model(images, targets, [some_proposals(box) for box in boxes]))
+        assert losses[0] == losses[1]
+    assert traced
+    # A copy, of which the form for use is made, is not compiled.
+    assert copy.deepcopy(models[1]).backbone._compiled_call_impl is None
 
 
 def test_losses_against_their_formulas():
