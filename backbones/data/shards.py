@@ -70,10 +70,13 @@ def open_stream(location: str) -> IO[bytes]:
     """Open a file or URL for reading from its beginning.
 
     Raises:
-        UserError: no such file; the server refuses, or cannot be reached for some time.
+        UserError: no such file; another kind of URL; the server refuses, or cannot be reached for
+            some time.
     """
     if is_url(location):
         return cast(IO[bytes], _UrlStream(location))
+    if "://" in location:
+        raise UserError(f"{location}: expected a file or an https address, which buckets have too")
     try:
         return Path(location).open("rb")
     except OSError as error:

@@ -85,6 +85,8 @@ def test_what_is_not_there_is_not_asked_for_again(server, tmp_path):
     with pytest.raises(UserError, match=r"b\.tar: the server says 404"):
         list(read_shard(url.replace("a.tar", "b.tar")))
     assert len(faults.requests) == 1
+    with pytest.raises(UserError, match=r"s3://b/a\.tar: expected a file or an https address"):
+        list(read_shard("s3://b/a.tar"))
     with pytest.raises(UserError, match=r"b\.tar: cannot read shard: No such file"):
         list(read_shard(str(tmp_path / "b.tar")))
 
