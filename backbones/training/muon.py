@@ -25,9 +25,9 @@ class Muon(torch.optim.Optimizer):
     `[out, everything else]`; its update has a root mean square near 1 times the learning rate, as
     AdamW's first steps have, so that one learning rate serves both.
 
-    `torch.optim.Muon` refuses convolutions, and both it and timm's compute in bf16, which
-    processors without instructions for it emulate at a tenth of the speed. Here tensors of one
-    shape go through the iteration together, in fp32.
+    `torch.optim.Muon` refuses convolutions, and both it and timm's compute in bf16, which takes
+    seven times as long on processors without instructions for it (docs/results.md). Here tensors of
+    one shape go through the iteration together, in fp32.
 
     Args:
         params: parameters or groups; see `orthogonalize` and `weight_decay` in `muon_groups`.
