@@ -26,8 +26,8 @@ from backbones.common.device import set_tf32
 from backbones.data.datasets import ImageBatch
 from backbones.data.loaders import ImagesConfig
 from backbones.deployment.pytorch import deploy
-from backbones.networks.inception import InceptionV3, create_backbone
 from backbones.networks.conversion import to_torchvision
+from backbones.networks.inception import InceptionV3, create_backbone
 from backbones.training.checkpoints import load_last_checkpoint
 from backbones.training.recipe import OptimConfig
 from backbones.training.step import StepConfig, Stepper

@@ -51,9 +51,9 @@ def train(settings: GpuSettings, report: Report) -> Iterator[Finding]:
     start = Path(wide.run) / "last.safetensors"
 
     left = settings.deadline - time.monotonic()
-    epochs = _epochs(report, images, NARROW, left, SHARED)
+    epochs = _epochs(report, images, NARROW, left, SHARED) if settings.is_gpu else 1
     narrow = _backbone_config(settings, NARROW, epochs, "narrow")
-    epochs = _detector_epochs(report, left)
+    epochs = _detector_epochs(report, left) if settings.is_gpu else 1
     detectors: dict[str, str | None] = {"from random weights": None}
     if start.exists():
         detectors = {"from the backbone": str(start), **detectors}

@@ -22,7 +22,6 @@ from detect.deployment.detector import CALIBRATION_IMAGES, deploy_detector
 from detect.deployment.proposer import deploy_proposer
 from detect.detector import Detector
 from detect.proposals import Proposals
-from detect.rcnn.resampling import resample_by_roi_align
 
 SETTINGS = {
     "learned": {"image_size": 96, "channels": 16},
@@ -243,12 +242,10 @@ def test_threads_share_a_deployed_detector(detector):
 
 
 @torch.no_grad()
-def test_operations(detector, monkeypatch):
-    """What a batch costs, without a clock: convolutions, crops, and points of waiting for a GPU."""
+def test_operations(detector):
+    """What a batch costs, without a clock: as many convolutions as one image."""
     if not can_fuse(torch.float32):
         pytest.skip("this PyTorch has no fused convolution")
-    # Crops as on a GPU.
-    monkeypatch.setattr("detect.rcnn.resampling.resample_by_opencv", resample_by_roi_align)
     deployed = deploy_detector(detector, "fp32")
     counts = {}
     for count in (1, 4):
@@ -259,7 +256,3 @@ def test_operations(detector, monkeypatch):
     # pyramid, 6 of the head) and one for the crop network: as many operations as for one image.
     assert counts[1]["convolution_pointwise"] == counts[4]["convolution_pointwise"] == 103 * 2 + 12
     assert counts[1]["batch_norm"] == counts[1]["native_batch_norm"] == 0
-    # Each makes the processor wait for a GPU; they are eight an image, and none is in a network.
-    waiting = ("local_scalar_dense", "nonzero", "unique2", "nms")
-    waits = {n: sum(c[name] for name in waiting) for n, c in counts.items()}
-    assert waits[4] - waits[1] == 3 * 8
