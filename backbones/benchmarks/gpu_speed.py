@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.benchmarks.findings import Finding
+from backbones.benchmarks.findings import Finding, NotHereError
 from backbones.benchmarks.gpu_settings import GpuSettings
 from backbones.benchmarks.peers import CLASSES, fold_peer, peer_network
 from backbones.benchmarks.processes import OwnProcess
@@ -45,11 +45,16 @@ class Case(NamedTuple):
 
 
 class CompiledAhead:
-    """Compiles networks in other processes, which fill the caches that this one will use."""
+    """Compiles networks in other processes, which fill the caches that this one will use.
+
+    Attributes:
+        done: what is in the caches; the rest would take minutes here.
+    """
 
     def __init__(self, settings: GpuSettings) -> None:
         self._settings = settings
         self._running: dict[Case, OwnProcess] = {}
+        self.done: set[Case] = set()
 
     def start(self) -> Iterator[Finding]:
         """Begin."""
@@ -59,10 +64,7 @@ class CompiledAhead:
             for name, is_compiled in _inference_forms(variant, self._settings).items()
             if is_compiled
         ]
-        cases += [
-            Case("training", name, self._settings.variants[0])
-            for name in ("torchvision, compiled", "ours, compiled")
-        ]
+        cases += _compiled_steps(self._settings.variants[0])
         for case in cases:
             self._running[case] = OwnProcess(_compile, case, self._settings)
         yield Finding("networks that are compiled meanwhile", float(len(cases)))
@@ -73,6 +75,7 @@ class CompiledAhead:
         for case, process in self._running.items():
             try:
                 took = process.result(until - time.monotonic())
+                self.done.add(case)
                 yield Finding(f"{case.variant}: {case.kind}, {case.name}", took, "s")
             except RuntimeError as error:
                 logger.warning("%s", error)
@@ -101,9 +104,15 @@ def measure_peak(settings: GpuSettings) -> Iterator[Finding]:
     yield Finding("bf16 matrix product", 2 * peak / 1e12, "TFLOP/s")
 
 
-def measure_inference(settings: GpuSettings, variant: str) -> Iterator[Finding]:
+def measure_inference(
+    settings: GpuSettings, variant: str, ahead: CompiledAhead
+) -> Iterator[Finding]:
     """Images a second of forward passes, and their share of the matrix peak."""
-    forms = _inference_forms(variant, settings)
+    forms = [
+        name
+        for name, is_compiled in _inference_forms(variant, settings).items()
+        if not is_compiled or Case("inference", name, variant) in ahead.done
+    ]
     rates = yield from _rates(
         {name: partial(inference_call, name, variant, settings) for name in forms}, settings
     )
@@ -144,6 +153,20 @@ def measure_training(settings: GpuSettings, variant: str, suffix: str = "") -> I
     if len(rates) == 2:
         ratio = rates[ours] / rates[theirs]
         yield Finding(f"{ours} over {theirs}", ratio, "", "at least 1", ratio >= 1)
+
+
+def measure_compiled_training(
+    settings: GpuSettings, variant: str, ahead: CompiledAhead
+) -> Iterator[Finding]:
+    """As `measure_training`, of compiled networks."""
+    missing = [case.name for case in _compiled_steps(variant) if case not in ahead.done]
+    if missing:
+        raise NotHereError(f"not compiled in time: {', '.join(missing)}")
+    yield from measure_training(settings, variant, ", compiled")
+
+
+def _compiled_steps(variant: str) -> list[Case]:
+    return [Case("training", f"{whose}, compiled", variant) for whose in ("torchvision", "ours")]
 
 
 def measure_input(settings: GpuSettings) -> Iterator[Finding]:

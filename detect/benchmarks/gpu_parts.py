@@ -79,7 +79,7 @@ def _speed(settings: GpuSettings, ahead: gpu_speed.CompiledAhead) -> list[tuple[
         parts += [
             (
                 f"inference, {variant}, {form}",
-                partial(gpu_speed.measure_inference, settings, variant),
+                partial(gpu_speed.measure_inference, settings, variant, ahead),
             ),
             (
                 f"training, {variant}, {form}",
@@ -94,6 +94,6 @@ def _speed(settings: GpuSettings, ahead: gpu_speed.CompiledAhead) -> list[tuple[
     parts.append(("detector's training step", partial(gpu_checks.measure_detector_step, settings)))
     if settings.compile:
         variant = settings.variants[0]
-        check = partial(gpu_speed.measure_training, settings, variant, ", compiled")
+        check = partial(gpu_speed.measure_compiled_training, settings, variant, ahead)
         parts.append((f"training, {variant}, {form}, compiled", check))
     return parts
