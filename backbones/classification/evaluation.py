@@ -13,7 +13,7 @@ from backbones.common.device import ResolvedPrecision, autocast
 from backbones.common.errors import UserError
 from backbones.common.progress import track
 from backbones.data.datasets import EvaluationImages, ImageBatch, collate
-from backbones.data.multi_crop import Crops
+from backbones.data.multi_crop import CropCount
 from backbones.data.sources import ImageSource
 from backbones.data.workers import WorkerLoader
 from backbones.networks.inception import InceptionV3
@@ -95,7 +95,7 @@ def evaluate_classifier(
 def predict(
     model: InceptionV3,
     source: ImageSource,
-    crops: Crops = 1,
+    crops: CropCount = 1,
     *,
     batch_size: int = 32,
     workers: int = 0,

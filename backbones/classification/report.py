@@ -20,7 +20,7 @@ from backbones.classification.evaluation import (
 from backbones.common.device import Precision, resolve_device, resolve_precision
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, make_folder
-from backbones.data.multi_crop import Crops
+from backbones.data.multi_crop import CropCount
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class EvaluateBackboneConfig:
     """Images that are classified."""
     split: str = "val"
     """Part of the dataset that is scored."""
-    crops: Crops = 1
+    crops: CropCount = 1
     """Crops of each image, whose probabilities are averaged: 1 is the central one, 12 or 144 are
     those of the papers."""
     batch_size: int = 32

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import EncodedImage
-from backbones.data.multi_crop import Crops, multi_crop
+from backbones.data.multi_crop import CropCount, multi_crop
 from backbones.data.sampler import derive_seed
 from backbones.data.sources import ImageSource
 from backbones.data.transforms import AugmentConfig, eval_transform, train_transform
@@ -123,7 +123,7 @@ class EvaluationImages(Dataset):
         size: int,
         crop_fraction: float,
         interpolation: str = "bilinear",
-        crops: Crops = 1,
+        crops: CropCount = 1,
     ) -> None:
         self.source, self.size, self.crops = source, size, crops
         self.crop_fraction, self.interpolation = crop_fraction, interpolation

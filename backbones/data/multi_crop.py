@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 from backbones.common.images import EncodedImage
 from backbones.data.transforms import decode_at_least, resize_shorter
 
-Crops = Literal[1, 12, 144]
+CropCount = Literal[1, 12, 144]
 
 SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
 """Shorter side of the resized image over the side of a crop."""

@@ -15,7 +15,7 @@ from detect.rcnn.config import RCNNConfig
 from detect.rcnn.matching import jitter_boxes, match_proposals, sample_minibatch
 
 
-class Crops(NamedTuple):
+class SampledCrops(NamedTuple):
     """What the network is shown of one image, and what it should say.
 
     Attributes:
@@ -56,7 +56,9 @@ def add_objects(proposals: Proposals, boxes: Tensor) -> Proposals:
 
 
 @torch.no_grad()
-def choose_crops(candidates: Proposals, target: dict[str, Tensor], config: RCNNConfig) -> Crops:
+def sample_crops(
+    candidates: Proposals, target: dict[str, Tensor], config: RCNNConfig
+) -> SampledCrops:
     """Match candidates to the objects and draw the crops of a step.
 
     Args:
@@ -71,7 +73,7 @@ def choose_crops(candidates: Proposals, target: dict[str, Tensor], config: RCNNC
     chosen = sample_minibatch(labels, config.crops_per_image, config.positive_fraction)
     boxes, labels = candidates.boxes[chosen], labels[chosen]
     if len(gt_boxes) == 0:
-        return Crops(boxes, labels, boxes, torch.zeros_like(labels, dtype=torch.bool))
+        return SampledCrops(boxes, labels, boxes, torch.zeros_like(labels, dtype=torch.bool))
     matched = gt_boxes[matched_idxs[chosen]]
     regress = (labels > 0) & (paired_iou(boxes, matched) >= config.regression_iou)
-    return Crops(boxes, labels, matched, regress)
+    return SampledCrops(boxes, labels, matched, regress)

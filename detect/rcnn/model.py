@@ -20,7 +20,7 @@ from detect.proposals.base import Proposals, Proposer
 from detect.rcnn.checks import check_images, check_targets
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.crops import check_boxes, crop_regions, split_evenly
-from detect.rcnn.minibatch import Crops, add_candidates, choose_crops
+from detect.rcnn.minibatch import SampledCrops, add_candidates, sample_crops
 from detect.rcnn.postprocess import select_detections
 
 CROPS_PER_FORWARD = {"cpu": 64, "cuda": 1024}
@@ -156,7 +156,7 @@ class RCNN(nn.Module):
         if proposals is None:
             proposals, losses = self.require_proposer().forward_train(images, targets)
         crops = [
-            choose_crops(
+            sample_crops(
                 add_candidates(_on_cpu(proposal), target["boxes"], _size(image), self.config),
                 target,
                 self.config,
@@ -167,7 +167,7 @@ class RCNN(nn.Module):
         return losses | self._crop_losses(crops, cls_logits, deltas)
 
     def _crop_losses(
-        self, crops: Sequence[Crops], cls_logits: Tensor, deltas: Tensor
+        self, crops: Sequence[SampledCrops], cls_logits: Tensor, deltas: Tensor
     ) -> dict[str, Tensor]:
         boxes, labels, gt_boxes, regress = (
             torch.cat(column) for column in zip(*crops, strict=True)

@@ -11,7 +11,7 @@ from detect.boxes.coding import decode_boxes, encode_boxes, of_class
 from detect.proposals import Proposals
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.matching import jitter_boxes, match_proposals, sample_minibatch
-from detect.rcnn.minibatch import add_candidates, choose_crops
+from detect.rcnn.minibatch import add_candidates, sample_crops
 
 STD = (0.1, 0.1, 0.2, 0.2)
 
@@ -129,7 +129,7 @@ def test_proposals_are_not_mixed_up_with_their_scores():
     assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0, 0, 0])
     config = RCNNConfig(crops_per_image=2, positive_fraction=0.5)
     target = {"boxes": objects, "labels": torch.tensor([2])}
-    crops = choose_crops(found, target, config)
+    crops = sample_crops(found, target, config)
     assert crops.labels.tolist() == [2, 0]
     assert crops.boxes[1].tolist() in ([0, 0, 9, 9], [50, 50, 60, 60])
     assert crops.regress.tolist() == [True, False]
@@ -144,7 +144,7 @@ def of_ious(*ious: float) -> Proposals:
 def chosen(candidates: Proposals, **options) -> dict[float, tuple[int, bool]]:
     """Label and whether it trains the regression, by the IoU of what is chosen of `candidates`."""
     target = {"boxes": torch.tensor([[0.0, 0, 100, 100]]), "labels": torch.tensor([3])}
-    crops = choose_crops(candidates, target, RCNNConfig(**options))
+    crops = sample_crops(candidates, target, RCNNConfig(**options))
     ious = (crops.boxes[:, 2] / 100 * (crops.boxes[:, 0] == 0)).tolist()
     rows = zip(ious, crops.labels.tolist(), crops.regress.tolist(), strict=True)
     return {round(iou, 2): (label, regress) for iou, label, regress in rows}
@@ -172,7 +172,7 @@ def test_crops_of_an_image_and_the_share_of_positives():
     target = {"boxes": torch.tensor([[0.0, 0, 100, 100]]), "labels": torch.tensor([3])}
     for crops_per_image, positive_fraction, positives in ((8, 0.25, 2), (12, 0.75, 9)):
         config = RCNNConfig(crops_per_image=crops_per_image, positive_fraction=positive_fraction)
-        labels = choose_crops(candidates, target, config).labels
+        labels = sample_crops(candidates, target, config).labels
         assert len(labels) == crops_per_image
         assert (labels > 0).sum() == positives
 
