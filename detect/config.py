@@ -107,7 +107,7 @@ class ModelConfig:
 
 
 def detector_recipe() -> OptimConfig:
-    """What detectors are trained by from random weights: the recipe of BCCD's figures.
+    """What detectors are trained by from random weights: the recipe of BCCD's scores.
 
     The paper's recipe, the default of `OptimConfig`, is for classifiers and many more steps.
     """

@@ -93,11 +93,11 @@ def _main() -> None:
         for found in _measure(part, config, device):
             print(f"\n{format_rows(found)}")
             rows += found
-            figures: dict[str, Any] = {"machine": machine, "rows": [vars(row) for row in rows]}
+            report: dict[str, Any] = {"machine": machine, "rows": [vars(row) for row in rows]}
             with atomic_write(folder / "benchmark.json", "w") as file:
-                json.dump(figures, file, indent=2)
+                json.dump(report, file, indent=2)
     draw_rows(rows, folder / "benchmark.png")
-    print(f"\nfigures: {folder}/benchmark.json, {folder}/benchmark.png")
+    print(f"\nnumbers: {folder}/benchmark.json\nplot:    {folder}/benchmark.png")
 
 
 def _measure(part: Part, config: BenchmarkConfig, device: torch.device) -> Any:

@@ -16,7 +16,7 @@ def main() -> None:
 def _main() -> None:
     config = parse_config(FrontConfig, description="Accuracy against speed of detectors.")
     print(measure_front(config))
-    print(f"figures: {config.output}/front.png, {config.output}/cost.png")
+    print(f"plots: {config.output}/front.png, {config.output}/cost.png")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def _main() -> None:
         ComparisonConfig, description="Train detectors that differ in their crop network alone."
     )
     print(comparison_table(compare_crops(config)))
-    print(f"figure: {config.run}/comparison.png")
+    print(f"plot: {config.run}/comparison.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables and a figure of what networks and input pipelines cost, ours beside the peers."""
+"""Tables and a plot of what networks and input pipelines cost, ours beside the peers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from backbones.benchmarks.input_pipelines import input_rates, make_jpegs
 from backbones.benchmarks.peak_memory import peak_memory
 from backbones.benchmarks.peers import Contender, inference_contenders, training_contenders
 from backbones.benchmarks.timing import matrix_peak, time_interleaved
-from backbones.common.figures import new_figure, save_figure
+from backbones.common.plots import new_plot, save_plot
 from backbones.networks.cost import count_multiply_adds
 from backbones.networks.inception import create_backbone
 
@@ -140,8 +140,8 @@ def draw_rows(rows: Sequence[Row], path: Path) -> None:
     for row in rows:
         tables.setdefault((row.part, row.network), []).append(row)
     heights = [len(table) for table in tables.values()]
-    figure = new_figure(8, 0.28 * sum(heights) + 0.9 * len(heights))
-    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    plot = new_plot(8, 0.28 * sum(heights) + 0.9 * len(heights))
+    panels = plot.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, ((part, network), table) in zip(panels, tables.items(), strict=True):
         labels = [f"{row.name} ({row.precision})" for row in table]
         colours = ["C1" if row.name.startswith("ours") else "C7" for row in table]
@@ -152,7 +152,7 @@ def draw_rows(rows: Sequence[Row], path: Path) -> None:
         panel.margins(x=0.1)
         unit = "memory" if part == "memory" else "speed"
         panel.set_title(f"{part}, {network}: {unit} relative to the first", fontsize=10)
-    save_figure(figure, path)
+    save_plot(plot, path)
 
 
 def _rates(

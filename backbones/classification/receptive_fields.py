@@ -19,8 +19,8 @@ from backbones.common import distributed
 from backbones.common.config import as_base
 from backbones.common.device import autocast, resolve_device, resolve_precision
 from backbones.common.errors import UserError
-from backbones.common.figures import new_figure, save_figure
 from backbones.common.files import atomic_write, make_folder
+from backbones.common.plots import new_plot, save_plot
 from backbones.networks.checkpoint import load_backbone
 from backbones.networks.cost import count_multiply_adds
 from backbones.networks.inception import InceptionV3
@@ -72,7 +72,7 @@ class ReceptiveFieldRow:
 def compare_receptive_fields(config: ReceptiveFieldConfig) -> list[ReceptiveFieldRow]:
     """Train and compare; leaves `receptive_fields.json` and `.png` in the run folder.
 
-    All networks have the same data, recipe, seed and number of epochs; the figures are those of the
+    All networks have the same data, recipe, seed and number of epochs; the scores are those of the
     last epoch. With `resume`, networks that are trained already are not trained again.
 
     Raises:
@@ -124,8 +124,8 @@ def format_table(rows: Sequence[ReceptiveFieldRow]) -> str:
 
 def draw_comparison(rows: Sequence[ReceptiveFieldRow], folder: Path) -> None:
     """Draw `receptive_fields.png`: top-1 of each network, and how it came about."""
-    figure = new_figure(10, 3.8)
-    bars, curves = figure.subplots(1, 2)
+    plot = new_plot(10, 3.8)
+    bars, curves = plot.subplots(1, 2)
     for index, row in enumerate(rows):
         colour = f"C{index}"
         bars.bar(index, 100 * row.top1, color=colour)
@@ -153,7 +153,7 @@ def draw_comparison(rows: Sequence[ReceptiveFieldRow], folder: Path) -> None:
     curves.grid(alpha=0.3)
     for panel in (bars, curves):
         panel.set_ylabel("top-1, %")
-    save_figure(figure, folder / "receptive_fields.png")
+    save_plot(plot, folder / "receptive_fields.png")
 
 
 def _for_variant(config: ReceptiveFieldConfig, variant: str, run: Path) -> PretrainConfig:

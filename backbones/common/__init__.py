@@ -5,6 +5,6 @@
   prepares.
 - `files` writes files whole or not at all; `images` is where images are decoded and written.
 - `device`, `distributed`, `memory`, `signals`: the machine and its processes.
-- `progress`, `figures`: what is shown meanwhile and drawn at the end.
+- `progress`, `plots`: what is shown meanwhile and drawn at the end.
 - `packages`: optional dependencies.
 """

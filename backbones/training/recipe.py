@@ -135,7 +135,7 @@ def paper() -> OptimConfig:
 
 
 def summary() -> OptimConfig:
-    """The figures that circulate in summaries of the paper: ε = 0.1, learning rate 0.0045."""
+    """The values that circulate in summaries of the paper: ε = 0.1, learning rate 0.0045."""
     return replace(paper(), lr=0.0045, eps=0.1)
 
 

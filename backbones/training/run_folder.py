@@ -13,8 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from backbones.common import distributed
 from backbones.common.config import load_config, save_config, to_dict
 from backbones.common.errors import UserError
-from backbones.common.figures import new_figure, save_figure
 from backbones.common.files import atomic_write, make_folder, remove_unfinished
+from backbones.common.plots import new_plot, save_plot
 from backbones.training.checkpoints import has_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -206,8 +206,8 @@ def draw_curves(points: list[CurvePoint], path: Path) -> None:
         return
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
-    figure = new_figure(5.5 * columns, 3.4 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    plot = new_plot(5.5 * columns, 3.4 * rows)
+    panels = plot.subplots(rows, columns, squeeze=False).flat
     for panel, (group, curves) in zip(panels, groups.items(), strict=False):
         for metric, curve in curves.items():
             epochs = [point.epoch for point in curve]
@@ -220,9 +220,9 @@ def draw_curves(points: list[CurvePoint], path: Path) -> None:
         panel.set_xlabel("epoch")
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small", frameon=False, title="last value", title_fontsize="small")
-    for panel in list(figure.axes)[len(groups) :]:
+    for panel in list(plot.axes)[len(groups) :]:
         panel.set_visible(False)
-    save_figure(figure, path)
+    save_plot(plot, path)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

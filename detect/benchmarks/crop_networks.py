@@ -19,8 +19,8 @@ from backbones import create_backbone
 from backbones.common import distributed
 from backbones.common.config import as_base, save_config
 from backbones.common.errors import UserError
-from backbones.common.figures import new_figure, save_figure
 from backbones.common.files import atomic_write, make_folder
+from backbones.common.plots import new_plot, save_plot
 from backbones.networks.cost import count_multiply_adds
 from backbones.training.run_folder import refuse_another_run
 from detect.checkpoint import load_detector
@@ -48,7 +48,7 @@ class ComparisonConfig(DetectorConfig):
     """
 
     run: str = "runs/comparison"
-    """Folder for the table, the figure, and a run folder for each detector."""
+    """Folder for the table, the plot, and a run folder for each detector."""
     variants: tuple[str, ...] = ("inception_v3_79", "inception_v3_79_naive", "inception_v3")
     """Crop networks to compare, names that `create_backbone` knows, each at its own input size."""
     proposals_from: str | None = None
@@ -134,7 +134,7 @@ def _compare(
         model = _on_proposals(config.model, variant, proposals)
         run = folder / variant
         scores = train_detector(as_base(config, DetectorConfig, run=str(run), model=model))["test"]
-        logger.info("%s: AP %s", variant, _figure(scores["AP"]))
+        logger.info("%s: AP %s", variant, _score(scores["AP"]))
         rows.append(
             {
                 "variant": variant,
@@ -215,7 +215,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
         cost = f"{row['multiply_adds'] / 1e6:,.0f} M"
         seconds = "-" if row["seconds_per_image"] is None else f"{row['seconds_per_image']:.3f}"
         cells = [f"`{row['variant']}`", str(row["crop_size"]), cost, seconds]
-        lines.append(f"| {' | '.join(cells + [_figure(row[key]) for key in COLUMNS])} |")
+        lines.append(f"| {' | '.join(cells + [_score(row[key]) for key in COLUMNS])} |")
     sizes = [i for i, size in enumerate(rows[0]["sizes"]) if size["objects"]]
     names = [_size_name(rows[0]["sizes"][i]) for i in sizes]
     counts = [str(rows[0]["sizes"][i]["objects"]) for i in sizes]
@@ -226,8 +226,8 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
         f"| objects | {' | '.join(counts)} |",
     ]
     for row in rows:
-        figures = [_figure(row["sizes"][i]["AP"]) for i in sizes]
-        lines.append(f"| `{row['variant']}` | {' | '.join(figures)} |")
+        cells = [_score(row["sizes"][i]["AP"]) for i in sizes]
+        lines.append(f"| `{row['variant']}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -235,22 +235,22 @@ def _size_name(size: dict[str, Any]) -> str:
     return f"{size['from']:g}+" if size["to"] is None else f"{size['from']:g}-{size['to']:g}"
 
 
-def _figure(value: float | None) -> str:
+def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
 def draw_comparison(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """A PNG of AP against the size of the objects, a line for each crop network."""
-    figure = new_figure(7, 4.2)
-    panel = figure.subplots()
+    plot = new_plot(7, 4.2)
+    panel = plot.subplots()
     sizes = [i for i, size in enumerate(rows[0]["sizes"]) if size["objects"]]
     for row in rows:
-        figures = [row["sizes"][i]["AP"] for i in sizes]
+        scores = [row["sizes"][i]["AP"] for i in sizes]
         label = f"{row['variant']}, {row['multiply_adds'] / 1e6:,.0f} M multiply-adds"
-        panel.plot(range(len(sizes)), figures, marker="o", label=label)
+        panel.plot(range(len(sizes)), scores, marker="o", label=label)
     names = [f"{_size_name(rows[0]['sizes'][i])}\n{rows[0]['sizes'][i]['objects']}" for i in sizes]
     panel.set_xticks(range(len(sizes)), names)
     panel.set(xlabel="size of objects in pixels, and how many there are", ylabel="AP", ylim=(0, 1))
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize="small")
-    save_figure(figure, path)
+    save_plot(plot, path)

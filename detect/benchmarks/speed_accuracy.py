@@ -12,8 +12,8 @@ import torch
 from backbones.benchmarks.timing import describe_machine, time_interleaved
 from backbones.common.device import resolve_device
 from backbones.common.errors import MissingPackageError, UserError
-from backbones.common.figures import new_figure, save_figure
 from backbones.common.files import atomic_write, make_folder
+from backbones.common.plots import new_plot, save_plot
 from detect.benchmarks.stages import STAGES, crop_costs, image_costs, stage_costs
 from detect.checkpoint import load_detector
 from detect.data import DetectionDataset
@@ -34,7 +34,7 @@ class FrontPoint(DeploymentConfig):
     """A detector with its settings."""
 
     name: str
-    """What the point is called in table and figure."""
+    """What the point is called in table and plot."""
     weights: str
     """Detector checkpoint (.safetensors), or a run folder."""
 
@@ -44,7 +44,7 @@ class FrontPeer:
     """A model that Ultralytics runs (its package must be installed)."""
 
     name: str
-    """What its point is called in table and figure."""
+    """What its point is called in table and plot."""
     weights: str
     """Model, a file or name that `ultralytics.YOLO` takes; a .yaml has random weights."""
     num_classes: int | None = None
@@ -53,7 +53,7 @@ class FrontPeer:
     """Longer side in pixels that images are resized to."""
     AP: float | None = None
     """Average precision of this model on the same images, measured elsewhere; null leaves it out of
-    the figure."""
+    the plot."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,9 @@ def measure_front(config: FrontConfig) -> str:
             zip(IMAGE_COUNTS, image_costs(first, images, IMAGE_COUNTS, config.repeats), strict=True)
         ),
     }
-    figures = {"machine": describe_machine(first.device), "rows": rows, "cost": cost}
+    report = {"machine": describe_machine(first.device), "rows": rows, "cost": cost}
     with atomic_write(folder / "front.json", "w") as file:
-        json.dump(figures | {"config": asdict(config)}, file, indent=2)
+        json.dump(report | {"config": asdict(config)}, file, indent=2)
     table = front_table(rows)
     with atomic_write(folder / "front.md", "w") as file:
         file.write(table)
@@ -234,8 +234,8 @@ def _cell(value: float | None, form: str, factor: float = 1.0) -> str:
 
 def draw_front(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """AP against images per second, a point each."""
-    figure = new_figure(7.5, 5)
-    panel = figure.subplots()
+    plot = new_plot(7.5, 5)
+    panel = plot.subplots()
     shown = {name: row for name, row in rows.items() if row["AP"] is not None}
     by_speed = sorted(shown, key=lambda name: shown[name]["images_per_second"])
     as_accurate: Counter[float] = Counter()
@@ -255,13 +255,13 @@ def draw_front(rows: dict[str, dict[str, Any]], path: Path) -> None:
     panel.set_xlim(0, 1.3 * max(row["images_per_second"] for row in rows.values()))
     panel.margins(y=0.1)
     panel.grid(alpha=0.3)
-    save_figure(figure, path)
+    save_plot(plot, path)
 
 
 def draw_costs(cost: dict[str, dict[int, float]], path: Path) -> None:
     """Milliseconds against crops and against images, with the line from zero to the last point."""
-    figure = new_figure(10, 3.8)
-    for panel, (what, seconds) in zip(figure.subplots(1, 2), cost.items(), strict=True):
+    plot = new_plot(10, 3.8)
+    for panel, (what, seconds) in zip(plot.subplots(1, 2), cost.items(), strict=True):
         counts, taken = list(seconds), [1e3 * value for value in seconds.values()]
         panel.plot(counts, taken, "o-", color="C1")
         proportion = f"{taken[-1] / counts[-1]:.2f} ms each"
@@ -272,4 +272,4 @@ def draw_costs(cost: dict[str, dict[int, float]], path: Path) -> None:
         panel.set_xlim(left=0)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-    save_figure(figure, path)
+    save_plot(plot, path)

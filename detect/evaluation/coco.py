@@ -44,7 +44,7 @@ def evaluate_coco(
 
     Returns:
         `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl` (objects below 32², to 96², and above), `AR100`
-        (named for `max_dets`), each in 0..1, and `per_class`: `AP` by class name. A figure that
+        (named for `max_dets`), each in 0..1, and `per_class`: `AP` by class name. A score that
         does not exist, because no object of that kind is in the ground truth, is None
         (pycocotools' -1).
 

@@ -1,4 +1,4 @@
-"""A report on one evaluation: figures as JSON, and one HTML page that needs nothing beside it."""
+"""A report on one evaluation: scores as JSON, and one HTML page that needs nothing beside it."""
 
 import base64
 import io
@@ -50,7 +50,7 @@ def write_report(
         folder: made where missing.
         title: heading of the page.
         score_thresh: for the confusion matrix and the gallery, which show what a user would see.
-        cost: figures of a `detect.inference.score.Cost`, where a detector of ours was run.
+        cost: as a `detect.inference.score.Cost` has it, where a detector of ours was run.
         regions: for each image the boxes that were looked at, likewise, best first.
 
     Returns:
@@ -61,7 +61,7 @@ def write_report(
         np.concatenate([sample.labels[~sample.crowd].numpy() for sample in dataset]),
         minlength=len(dataset.class_names) + 1,
     )
-    figures: dict[str, Any] = {
+    report: dict[str, Any] = {
         "title": title,
         "images": len(dataset),
         "objects": dict(zip(dataset.class_names, counts[1:].tolist(), strict=True)),
@@ -85,24 +85,24 @@ def write_report(
         "proposals": None if regions is None else proposal_recall(dataset, regions),
     }
     with atomic_write(folder / "report.json", "w") as file:
-        json.dump(figures, file, indent=2)
+        json.dump(report, file, indent=2)
     template = files("detect.evaluation").joinpath("report.html.jinja").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.from_string(template).render(
-        figures,
+        report,
         class_names=dataset.class_names,
-        curves_svg=_draw_precision_curves(figures["precision_at_recall"]),
-        recall_svg=_draw_proposal_recall(figures["proposals"] or ()),
+        curves_svg=_draw_precision_curves(report["precision_at_recall"]),
+        recall_svg=_draw_proposal_recall(report["proposals"] or ()),
         gallery=_worst_images(dataset, detections, score_thresh),
     )
     with atomic_write(folder / "report.html", "w") as file:
         file.write(page)
-    return figures
+    return report
 
 
 def _draw_precision_curves(curves: Mapping[str, list[float] | None]) -> str:
     """An SVG element."""
-    figure, panel = _new_panel()
+    plot, panel = _new_panel()
     shown = {name: curve for name, curve in curves.items() if curve is not None}
     for name, curve in list(shown.items())[:10]:
         # A leading underscore would hide the name from the legend.
@@ -113,12 +113,12 @@ def _draw_precision_curves(curves: Mapping[str, list[float] | None]) -> str:
         )
         panel.legend(frameon=False, fontsize="small")
     panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    return _as_svg(figure)
+    return _as_svg(plot)
 
 
 def _draw_proposal_recall(rows: Sequence[Mapping[str, Any]]) -> str:
     """An SVG element."""
-    figure, panel = _new_panel()
+    plot, panel = _new_panel()
     counts = [row["count"] for row in rows]
     for threshold in IOU_THRESHOLDS:
         recalls = [row[f"recall_{round(100 * threshold)}"] for row in rows]
@@ -128,28 +128,26 @@ def _draw_proposal_recall(rows: Sequence[Mapping[str, Any]]) -> str:
     panel.set(xscale="log", ylim=(0, 1.02), xlabel="proposals an image", ylabel="recall")
     panel.set_xticks(counts, [str(count) for count in counts])
     panel.minorticks_off()
-    return _as_svg(figure)
+    return _as_svg(plot)
 
 
 def _new_panel() -> tuple[Any, Any]:
-    """A matplotlib figure and its axes."""
-    # Slow to import, and not needed to compute figures.
+    """A plot and its only panel."""
+    # Slow to import, and not needed to compute scores.
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasSVG(figure)
-    panel = figure.subplots()
+    plot = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasSVG(plot)
+    panel = plot.subplots()
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
-    return figure, panel
+    return plot, panel
 
 
-def _as_svg(figure: Any) -> str:
+def _as_svg(plot: Any) -> str:
     text = io.StringIO()
-    figure.savefig(
-        text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
+    plot.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
 

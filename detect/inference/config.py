@@ -39,7 +39,7 @@ class InferenceConfig(DeploymentConfig):
 
 def check_calibration_split(scored: str, calibration: str | None, *, is_int8: bool) -> None:
     """Raise `UserError` unless `int8`, and nothing else, has a split to set its ranges by, which is
-    not the one that is scored: figures on images that a detector was fitted to say too much."""
+    not the one that is scored: scores on images that a detector was fitted to say too much."""
     if is_int8 != (calibration is not None):
         raise UserError("precision int8 and calibration_split belong together: name both")
     if calibration == scored:

@@ -74,7 +74,7 @@ def score_detector(
         voc: add VOC's mean average precision, as `VOC_mAP` (all points) and `VOC07_mAP`.
 
     Returns:
-        What `test.json` holds: the scores of `evaluate_coco` and the figures of a `Cost`.
+        What `test.json` holds: the scores of `evaluate_coco` and what a `Cost` has.
     """
     detections, _, cost = detect_dataset(detector, dataset, proposals)
     scores = evaluate_coco(dataset, detections) | asdict(cost)

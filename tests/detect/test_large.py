@@ -1,6 +1,6 @@
 """Data sets of full size, generated: `make test-large`, not part of `make test`.
 
-Each figure is of a process of its own, and printed.
+Each number is of a process of its own, and printed.
 """
 
 import json

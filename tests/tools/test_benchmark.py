@@ -22,9 +22,9 @@ def test_all_parts_side_by_side(tmp_path, monkeypatch, capsys):
     arguments = ["--networks", '["inception_v3_79_naive"]', "--batch_size", "2", "--repeats", "1"]
     arguments += ["--width", "0.25", "--parts", '["training", "input"]', "--output", str(tmp_path)]
     assert run(benchmark, *arguments, monkeypatch=monkeypatch) == 0
-    figures = json.loads((tmp_path / "benchmark.json").read_text())
-    assert figures["machine"]["threads"] == torch.get_num_threads()
-    rows = figures["rows"]
+    content = json.loads((tmp_path / "benchmark.json").read_text())
+    assert content["machine"]["threads"] == torch.get_num_threads()
+    rows = content["rows"]
     assert {row["part"] for row in rows} == {"training", "input"}
     for part, first, ours in (
         ("training", "ours", "ours, channels_last"),

@@ -159,7 +159,7 @@ def test_an_image_without_proposals_has_itself_as_one(compared, tmp_path):
 
 
 def test_multiply_adds_of_the_papers_networks():
-    """Without the classifier's 2 M; the figures with it are in docs/results.md."""
+    """Without the classifier's 2 M; the numbers with it are in docs/results.md."""
     billions = {name: multiply_adds(name, 1.0) for name in VARIANTS}
     assert billions["inception_v3"][0] == 299
     for name, want in zip(VARIANTS, (5.36, 0.21, 5.71), strict=True):

@@ -64,21 +64,21 @@ def report(digits, results, tmp_path, monkeypatch) -> Path:
 
 
 def test_a_report_on_results(report, digits, results):
-    figures = json.loads((report / "report.json").read_text())
+    content = json.loads((report / "report.json").read_text())
     dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
-    assert figures["coco"] == evaluate_coco(dataset, json.loads(results.read_text()))
-    assert sum(figures["objects"].values()) == sum(row["objects"] for row in figures["sizes"])
-    assert figures["errors"]["counts"]["missed"] + figures["errors"]["counts"]["localisation"] == 1
+    assert content["coco"] == evaluate_coco(dataset, json.loads(results.read_text()))
+    assert sum(content["objects"].values()) == sum(row["objects"] for row in content["sizes"])
+    assert content["errors"]["counts"]["missed"] + content["errors"]["counts"]["localisation"] == 1
     # All hits are on the diagonal; the moved box stands in row 0, its digit in column 0.
-    assert figures["confusion"]["names"] == ["background", *map(str, range(10))]
-    confusion = torch.tensor(figures["confusion"]["counts"])
+    assert content["confusion"]["names"] == ["background", *map(str, range(10))]
+    confusion = torch.tensor(content["confusion"]["counts"])
     assert confusion[0].sum() == confusion[:, 0].sum() == 1
-    assert confusion.diagonal().sum() == sum(figures["objects"].values()) - 1
+    assert confusion.diagonal().sum() == sum(content["objects"].values()) - 1
     page = (report / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 1
     assert "//" not in page.replace("http://www.w3.org", "").split("data:image")[0]
     # Nothing is known of what another detector's results cost.
-    assert figures["cost"] is None
+    assert content["cost"] is None
     assert "crops an image" not in page
 
 
@@ -99,10 +99,10 @@ def test_a_report_on_a_detector(digits, tmp_path, monkeypatch, capsys):
     images = json.loads((tmp_path / "images.json").read_text())["images"]
     assert {result["image_id"] for result in written} <= {image["id"] for image in images}
     assert all(Path(image["file_name"]).is_file() for image in images)
-    figures = json.loads((tmp_path / "report.json").read_text())
-    assert figures["coco"] == evaluate_coco(dataset, written)
-    assert figures["cost"]["crops_per_image"] == 5
-    shown = f"{figures['cost']['seconds_per_image']:.3f} s"
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["coco"] == evaluate_coco(dataset, written)
+    assert content["cost"]["crops_per_image"] == 5
+    shown = f"{content['cost']['seconds_per_image']:.3f} s"
     assert f"5.0 crops and {shown} an image" in capsys.readouterr().out
     page = " ".join((tmp_path / "report.html").read_text().split())
     assert f"looked at 5.0 crops an image and took {shown}," in page

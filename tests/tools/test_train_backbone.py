@@ -80,7 +80,7 @@ def test_trains_resumes_and_saves_a_usable_network(data, tmp_path, monkeypatch, 
     assert f"resumed {run} at step 2" in (run / "log.txt").read_text()
     assert (run / "last.safetensors").read_bytes() != weights
 
-    # The same figures for averaged and raw weights as at the end of the training.
+    # The same scores for averaged and raw weights as at the end of the training.
     report = tmp_path / "report.json"
     evaluate = ["--weights", run, "--data.root", data, "--output", report]
     evaluate += ["--workers", "0", "--device", "cpu"]

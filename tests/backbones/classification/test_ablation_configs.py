@@ -1,6 +1,6 @@
 """The paper's Table 3: one configuration a row, each of which adds one thing to the row before.
 
-And the configuration with the figures of its summaries.
+And the configuration with the values of its summaries.
 """
 
 import itertools
@@ -140,7 +140,7 @@ def test_the_last_row_is_inception_v3():
     assert differences(read("ablations/5_bn_auxiliary"), read("inception_v3")) == {"optim.momentum"}
 
 
-def test_the_summaries_differ_from_the_paper_in_two_figures():
+def test_the_summaries_differ_from_the_paper_in_two_values():
     config = read("inception_v3_summary")
     assert differences(config, read("inception_v3")) == {"optim.lr", "optim.eps"}
     optimizer = build_optimizer(nn.Conv2d(3, 2, 1), config.optim)

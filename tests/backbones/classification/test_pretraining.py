@@ -178,14 +178,14 @@ def test_a_wrong_value_is_refused(change, message, root, tmp_path):
 
 
 def outcome(config: PretrainConfig) -> dict[str, Any]:
-    """What a run leaves: the figures it logs and every weight."""
+    """What a run leaves: the numbers it logs and every weight."""
     pretrain(config)
     run = Path(config.run)
     state, _ = load_weights(run / "last.safetensors")
     with (run / "curves.csv").open() as file:
-        figures = list(csv.reader(file))
+        numbers = list(csv.reader(file))
     return {
-        "figures": figures,
+        "numbers": numbers,
         "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir()),
         "weights": {name: tensor.flatten().tolist() for name, tensor in state.items()},
     }
