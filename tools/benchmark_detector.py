@@ -1,11 +1,11 @@
 """Accuracy against speed of detectors on a dataset, and what each stage costs.
 
-python -m tools.benchmark_detector --config configs/detector/bccd_front.yaml
+python -m tools.benchmark_detector --config configs/detector/bccd_speed_accuracy.yaml
 """
 
 from backbones.common.cli import run_tool
 from backbones.common.config import parse_config
-from detect.benchmarks.speed_accuracy import FrontConfig, measure_front
+from detect.benchmarks.speed_accuracy import SpeedAccuracyConfig, measure_speed_accuracy
 
 
 def main() -> None:
@@ -14,9 +14,9 @@ def main() -> None:
 
 
 def _main() -> None:
-    config = parse_config(FrontConfig, description="Accuracy against speed of detectors.")
-    print(measure_front(config))
-    print(f"plots: {config.output}/front.png, {config.output}/cost.png")
+    config = parse_config(SpeedAccuracyConfig, description="Accuracy against speed of detectors.")
+    print(measure_speed_accuracy(config))
+    print(f"plots: {config.output}/speed_accuracy.png, {config.output}/cost.png")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ IMAGE_COUNTS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontPoint(DeploymentConfig):
+class DetectorPoint(DeploymentConfig):
     """A detector with its settings."""
 
     name: str
@@ -40,7 +40,7 @@ class FrontPoint(DeploymentConfig):
 
 
 @dataclass(frozen=True)
-class FrontPeer:
+class PeerPoint:
     """A model that Ultralytics runs (its package must be installed)."""
 
     name: str
@@ -57,10 +57,10 @@ class FrontPeer:
 
 
 @dataclass(frozen=True)
-class FrontConfig:
+class SpeedAccuracyConfig:
     """What to measure on which images."""
 
-    points: tuple[FrontPoint, ...]
+    points: tuple[DetectorPoint, ...]
     """Detectors that are measured; the cost of stages and crops is measured of the first."""
     data: DatasetConfig = field(default_factory=DatasetConfig)
     """Images and boxes that detections are held against."""
@@ -68,14 +68,14 @@ class FrontConfig:
     """Part of the dataset that is used."""
     calibration_split: str | None = None
     """Split whose first images set the ranges of points in `int8`; not the one that is scored."""
-    peers: tuple[FrontPeer, ...] = ()
+    peers: tuple[PeerPoint, ...] = ()
     """Models of others that are timed in the same run."""
     repeats: int = 5
     """Passes over the images with each detector and peer, in turns; the median counts."""
     score_thresh: float = 0.5
     """Score from which detections are drawn, where the cost of drawing is measured."""
-    output: str = "runs/front"
-    """Folder for front.json, front.md, front.png and cost.png."""
+    output: str = "runs/speed_accuracy"
+    """Folder for speed_accuracy.json, speed_accuracy.md, speed_accuracy.png and cost.png."""
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
 
@@ -94,8 +94,8 @@ class FrontConfig:
             raise UserError(f"repeats must be at least 1, got {self.repeats}")
 
 
-def measure_front(config: FrontConfig) -> str:
-    """Measure and draw; leaves what `FrontConfig.output` says. The table, as Markdown.
+def measure_speed_accuracy(config: SpeedAccuracyConfig) -> str:
+    """Measure and draw; leaves what `SpeedAccuracyConfig.output` says. The table, as Markdown.
 
     Images per second are from files to detections, with decoding, by `Detector.stream`, and beside
     it by `Detector.detect`, which reads, then detects, batch after batch, as Ultralytics does.
@@ -149,12 +149,12 @@ def measure_front(config: FrontConfig) -> str:
         ),
     }
     report = {"machine": describe_machine(first.device), "rows": rows, "cost": cost}
-    with atomic_write(folder / "front.json", "w") as file:
+    with atomic_write(folder / "speed_accuracy.json", "w") as file:
         json.dump(report | {"config": asdict(config)}, file, indent=2)
-    table = front_table(rows)
-    with atomic_write(folder / "front.md", "w") as file:
+    table = speed_accuracy_table(rows)
+    with atomic_write(folder / "speed_accuracy.md", "w") as file:
         file.write(table)
-    draw_front(rows, folder / "front.png")
+    draw_speed_accuracy(rows, folder / "speed_accuracy.png")
     draw_costs(cost, folder / "cost.png")
     return table
 
@@ -169,7 +169,7 @@ def _in_turns(name: str) -> str:
     return f"{name}, one batch at a time"
 
 
-def _load(point: FrontPoint, dataset: DetectionDataset, config: FrontConfig) -> Detector:
+def _load(point: DetectorPoint, dataset: DetectionDataset, config: SpeedAccuracyConfig) -> Detector:
     detector = load_detector(point.weights, config.device, point.model)
     check_same_classes(detector.class_names, detector.category_ids, dataset, config.split)
     if detector.model.proposer is None:
@@ -178,7 +178,7 @@ def _load(point: FrontPoint, dataset: DetectionDataset, config: FrontConfig) -> 
     return deploy_detector(detector, point.precision, calibration, point.engine)
 
 
-def _peer(peer: FrontPeer, listed: Path, device: str) -> Callable[[], Any]:
+def _peer(peer: PeerPoint, listed: Path, device: str) -> Callable[[], Any]:
     """A pass over the images in a file, scores from 0.001 and 100 detections as for COCO's AP.
 
     Ours and it have the same batches and, on the CPU, the same threads (it would take one less than
@@ -208,7 +208,7 @@ def _peer(peer: FrontPeer, listed: Path, device: str) -> Callable[[], Any]:
     return predict
 
 
-def front_table(rows: dict[str, dict[str, Any]]) -> str:
+def speed_accuracy_table(rows: dict[str, dict[str, Any]]) -> str:
     """A Markdown table: accuracy, speed, and milliseconds an image by stage."""
     lines = [
         "| detector | AP | AP50 | images/s | one batch at a time | crops | network share | "
@@ -232,7 +232,7 @@ def _cell(value: float | None, form: str, factor: float = 1.0) -> str:
     return "" if value is None else form.format(factor * value)
 
 
-def draw_front(rows: dict[str, dict[str, Any]], path: Path) -> None:
+def draw_speed_accuracy(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """AP against images per second, a point each."""
     plot = new_plot(7.5, 5)
     panel = plot.subplots()

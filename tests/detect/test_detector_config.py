@@ -9,7 +9,7 @@ from backbones.common.config import from_dict, parse_config, to_dict
 from backbones.common.errors import UserError
 from backbones.training.recipe import OptimConfig
 from detect.benchmarks.crop_networks import ComparisonConfig
-from detect.benchmarks.speed_accuracy import FrontConfig
+from detect.benchmarks.speed_accuracy import SpeedAccuracyConfig
 from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 
@@ -21,8 +21,8 @@ def test_every_config_reads_and_builds(path):
     kind = DetectorConfig if path.parent.name == "detector" else PretrainConfig
     if path.stem.endswith("_comparison"):
         kind = ComparisonConfig
-    if path.stem.endswith("_front"):
-        kind = FrontConfig
+    if path.stem.endswith("_speed_accuracy"):
+        kind = SpeedAccuracyConfig
     config = parse_config(kind, ["--config", str(path)])
     assert from_dict(kind, to_dict(config)) == config
     if issubclass(kind, DetectorConfig):

@@ -18,7 +18,7 @@ from tools import benchmark_detector
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> dict:
     """A configuration of two points, with an untrained detector."""
-    folder = tmp_path_factory.mktemp("front")
+    folder = tmp_path_factory.mktemp("speed")
     digits = make_digits(folder / "digits", train=1, val=3, image_size=128)
     weights = save_untrained(folder / "x.safetensors", 10)
     return {
@@ -41,7 +41,7 @@ def brief(monkeypatch):
 
 
 def write(folder, values) -> str:
-    path = folder / "front.yaml"
+    path = folder / "speed_accuracy.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)
 
@@ -49,8 +49,8 @@ def write(folder, values) -> str:
 def test_points_and_costs(base, tmp_path, monkeypatch, capsys):
     config = write(tmp_path, base | {"output": str(tmp_path)})
     assert run(benchmark_detector, "--config", config, monkeypatch=monkeypatch) == 0
-    front = json.loads((tmp_path / "front.json").read_text())
-    five, two = front["rows"]["five crops"], front["rows"]["two crops"]
+    written = json.loads((tmp_path / "speed_accuracy.json").read_text())
+    five, two = written["rows"]["five crops"], written["rows"]["two crops"]
     assert (five["crops"], two["crops"]) == (5, 2)
     for row in (five, two):
         assert all(seconds > 0 for seconds in row["stages"].values())
@@ -59,9 +59,9 @@ def test_points_and_costs(base, tmp_path, monkeypatch, capsys):
         assert row["network_share"] == pytest.approx(networks / sum(own.values()))
         assert row["images_per_second"] > 0
         assert row["images_per_second_in_turns"] > 0
-    assert list(front["cost"]["crops"]) == ["1", "3"]
-    assert (tmp_path / "front.md").read_text() in capsys.readouterr().out
-    for name in ("front.png", "cost.png"):
+    assert list(written["cost"]["crops"]) == ["1", "3"]
+    assert (tmp_path / "speed_accuracy.md").read_text() in capsys.readouterr().out
+    for name in ("speed_accuracy.png", "cost.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 500
 
@@ -96,7 +96,7 @@ def test_a_peer_sees_every_image_of_the_split(base, tmp_path, monkeypatch):
     peer["num_classes"] = 3
     config = write(tmp_path, base | {"peers": [peer], "output": str(tmp_path)})
     assert run(benchmark_detector, "--config", config, monkeypatch=monkeypatch) == 0
-    row = json.loads((tmp_path / "front.json").read_text())["rows"]["peer"]
+    row = json.loads((tmp_path / "speed_accuracy.json").read_text())["rows"]["peer"]
     assert row["AP"] == 0.5
     assert len({path for path, *_ in seen}) == 3
     assert {tuple(options) for _, *options in seen} == {(96, 0.001, 100, IMAGES_PER_BATCH)}
