@@ -34,7 +34,7 @@ def make_jpegs(folder: Path, count: int) -> None:
         image.save(folder / f"{index:04d}.jpg", quality=90)
 
 
-def input_contenders(root: Path, size: int) -> dict[str, Callable[[int], object]]:
+def pipelines(root: Path, size: int) -> dict[str, Callable[[int], object]]:
     """Functions from an index to a training example, with the same random changes.
 
     Ours leaves `uint8`, which the model normalises on its device; so do timm with its prefetcher
@@ -69,7 +69,7 @@ def input_contenders(root: Path, size: int) -> dict[str, Callable[[int], object]
 
 def input_rates(root: Path, size: int, count: int, repeats: int) -> dict[str, float]:
     """Images per second of processor time, medians of interleaved repeats, in this thread alone."""
-    functions = input_contenders(root, size)
+    functions = pipelines(root, size)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     indices = range(min(count, len(ClassFolders(root))))
     with _one_thread():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from backbones.benchmarks.peers import inference_contenders
+from backbones.benchmarks.peers import inference_forms
 from backbones.common.errors import UserError
 from backbones.common.memory import keep_freed_memory
 
@@ -18,17 +18,17 @@ PASSES = 3
 def peak_memory(
     variant: str, width: float, batch_size: int, device: torch.device, index: int
 ) -> int:
-    """Bytes that the process of a contender had at most, or on CUDA that its tensors had.
+    """Bytes that the process of a form had at most, or on CUDA that its tensors had.
 
     The process has built the network and made some forward passes. What importing the packages
     takes is counted; OpenVINO is imported for its own alone.
 
     Args:
-        variant: with the next three, what `inference_contenders` takes.
+        variant: with the next three, what `inference_forms` takes.
         width: multiplier.
         batch_size: images.
         device: where it runs.
-        index: of the contender among these.
+        index: of the form among these.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -39,9 +39,9 @@ def peak_memory(
     try:
         found: int = receiver.recv()
     except EOFError as error:
-        contenders = inference_contenders(variant, width, batch_size, device, compiled=False)
+        forms = inference_forms(variant, width, batch_size, device, compiled=False)
         raise UserError(
-            f"{contenders[index].name} {contenders[index].precision}: its process died, perhaps "
+            f"{forms[index].name} {forms[index].precision}: its process died, perhaps "
             "for lack of memory: take a smaller batch_size"
         ) from error
     finally:
@@ -58,8 +58,8 @@ def _measure(
     index: int,
 ) -> None:
     keep_freed_memory()
-    contenders = inference_contenders(variant, width, batch_size, device, compiled=False)
-    call = contenders[index].make()
+    forms = inference_forms(variant, width, batch_size, device, compiled=False)
+    call = forms[index].make()
     for _ in range(PASSES):
         call()
     if device.type == "cuda":

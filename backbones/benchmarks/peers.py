@@ -31,7 +31,7 @@ Layout = Literal["default", "channels_last"]
 
 
 @dataclass(frozen=True)
-class Contender:
+class NetworkForm:
     """One way to run one network.
 
     Attributes:
@@ -69,9 +69,9 @@ def peer_network(package: Literal["torchvision", "timm"], variant: str) -> nn.Mo
     return network
 
 
-def inference_contenders(
+def inference_forms(
     variant: str, width: float, batch_size: int, device: torch.device, *, compiled: bool
-) -> list[Contender]:
+) -> list[NetworkForm]:
     """Forward passes in fp32, bf16 and int8; first torchvision's as its users run it.
 
     Args:
@@ -115,33 +115,33 @@ def inference_contenders(
             call()
         return call
 
-    found: list[Contender] = []
+    found: list[NetworkForm] = []
     if SPECS[variant].layout == "released" and width == 1:
         peer = lambda package: lambda: peer_network(package, variant)  # noqa: E731
         torchvisions, timms = peer("torchvision"), peer("timm")
         found += [
-            Contender("torchvision", "fp32", lambda: as_it_is(torchvisions(), "default")),
-            Contender(
+            NetworkForm("torchvision", "fp32", lambda: as_it_is(torchvisions(), "default")),
+            NetworkForm(
                 "torchvision, channels_last",
                 "fp32",
                 lambda: as_it_is(torchvisions(), "channels_last"),
             ),
-            Contender(
+            NetworkForm(
                 "torchvision, channels_last, autocast",
                 "bf16",
                 lambda: as_it_is(torchvisions(), "channels_last", bf16=True),
             ),
-            Contender("timm", "fp32", lambda: as_it_is(timms(), "default")),
-            Contender("timm, channels_last, folded", "bf16", lambda: pure(timms())),
+            NetworkForm("timm", "fp32", lambda: as_it_is(timms(), "default")),
+            NetworkForm("timm, channels_last, folded", "bf16", lambda: pure(timms())),
         ]
         if on_cpu and _has("openvino"):
             found += [
-                Contender(
+                NetworkForm(
                     "torchvision in OpenVINO",
                     "fp32",
                     lambda: _openvino(torchvisions(), batch(layout="default"), "f32"),
                 ),
-                Contender(
+                NetworkForm(
                     "torchvision in OpenVINO",
                     "bf16",
                     lambda: _openvino(torchvisions(), batch(layout="default"), "bf16"),
@@ -149,24 +149,24 @@ def inference_contenders(
             ]
             if _has("nncf"):
                 found.append(
-                    Contender(
+                    NetworkForm(
                         "torchvision in OpenVINO, NNCF",
                         "int8",
                         lambda: _openvino(torchvisions(), batch(layout="default"), "int8"),
                     )
                 )
     found += [
-        Contender("ours as trained", "fp32", lambda: as_it_is(ours(), "default")),
-        Contender(
+        NetworkForm("ours as trained", "fp32", lambda: as_it_is(ours(), "default")),
+        NetworkForm(
             "ours as trained, channels_last", "fp32", lambda: as_it_is(ours(), "channels_last")
         ),
-        Contender(
+        NetworkForm(
             "ours as trained, channels_last, autocast",
             "bf16",
             lambda: as_it_is(ours(), "channels_last", bf16=True),
         ),
-        Contender("ours deployed", "fp32", lambda: forward(deploy(ours(), "fp32"), batch())),
-        Contender(
+        NetworkForm("ours deployed", "fp32", lambda: forward(deploy(ours(), "fp32"), batch())),
+        NetworkForm(
             "ours deployed",
             "bf16",
             lambda: forward(deploy(ours(), "bf16"), batch(torch.bfloat16)),
@@ -174,16 +174,18 @@ def inference_contenders(
     ]
     if compiled:
         if found[0].name == "torchvision":
-            found.append(Contender("torchvision, compiled", "bf16", lambda: frozen(torchvisions())))
-        found.append(Contender("ours, compiled", "bf16", lambda: frozen(fold_batch_norm(ours()))))
+            found.append(
+                NetworkForm("torchvision, compiled", "bf16", lambda: frozen(torchvisions()))
+            )
+        found.append(NetworkForm("ours, compiled", "bf16", lambda: frozen(fold_batch_norm(ours()))))
     if on_cpu and _has("openvino"):
         found += [
-            Contender(
+            NetworkForm(
                 "ours in OpenVINO",
                 "fp32",
                 lambda: forward(convert(ours(), "fp32"), batch(layout="default")),
             ),
-            Contender(
+            NetworkForm(
                 "ours in OpenVINO",
                 "bf16",
                 lambda: forward(convert(ours(), "bf16"), batch(layout="default")),
@@ -191,7 +193,7 @@ def inference_contenders(
         ]
         if _has("nncf"):
             found.append(
-                Contender(
+                NetworkForm(
                     "ours in OpenVINO",
                     "int8",
                     lambda: forward(
@@ -202,9 +204,9 @@ def inference_contenders(
     return found
 
 
-def training_contenders(
+def training_forms(
     variant: str, width: float, batch_size: int, device: torch.device
-) -> list[Contender]:
+) -> list[NetworkForm]:
     """Training steps without auxiliary head, by SGD with momentum; arguments as above."""
     size = SPECS[variant].input_size
 
@@ -237,7 +239,7 @@ def training_contenders(
         ("channels_last", "bf16"),
     )
     return [
-        Contender(
+        NetworkForm(
             name if layout == "default" else f"{name}, {layout}",
             precision,
             partial(make, build, layout, precision),

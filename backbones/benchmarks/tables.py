@@ -9,7 +9,7 @@ import torch
 
 from backbones.benchmarks.input_pipelines import input_rates, make_jpegs
 from backbones.benchmarks.peak_memory import peak_memory
-from backbones.benchmarks.peers import Contender, inference_contenders, training_contenders
+from backbones.benchmarks.peers import NetworkForm, inference_forms, training_forms
 from backbones.benchmarks.timing import matrix_peak, time_interleaved
 from backbones.common.plots import new_plot, save_plot
 from backbones.networks.cost import count_multiply_adds
@@ -56,8 +56,8 @@ def measure_inference(
     compiled: bool,
 ) -> list[Row]:
     """Images a second of forward passes, and the share of the matrix peak that bf16 reaches."""
-    contenders = inference_contenders(variant, width, batch_size, device, compiled=compiled)
-    rates = _rates(contenders, batch_size, repeats, device)
+    forms = inference_forms(variant, width, batch_size, device, compiled=compiled)
+    rates = _rates(forms, batch_size, repeats, device)
     sizes = PEAK_SIZES + (LARGER_SIZES if device.type == "cuda" else ())
     peak = matrix_peak(torch.bfloat16, device, sizes)
     network = create_backbone(variant, num_classes=0, width=width).eval()
@@ -67,7 +67,7 @@ def measure_inference(
             *("inference", variant, one.name, one.precision, batch_size, rate, rate / rates[0]),
             peak_share=rate * cost / peak if one.precision == "bf16" else None,
         )
-        for one, rate in zip(contenders, rates, strict=True)
+        for one, rate in zip(forms, rates, strict=True)
     ]
 
 
@@ -75,24 +75,23 @@ def measure_training(
     variant: str, width: float, batch_size: int, device: torch.device, repeats: int
 ) -> list[Row]:
     """Images a second of training steps."""
-    contenders = training_contenders(variant, width, batch_size, device)
-    rates = _rates(contenders, batch_size, repeats, device)
+    forms = training_forms(variant, width, batch_size, device)
+    rates = _rates(forms, batch_size, repeats, device)
     return [
         Row("training", variant, one.name, one.precision, batch_size, rate, rate / rates[0])
-        for one, rate in zip(contenders, rates, strict=True)
+        for one, rate in zip(forms, rates, strict=True)
     ]
 
 
 def measure_memory(variant: str, width: float, batch_size: int, device: torch.device) -> list[Row]:
     """Peak memory of forward passes, each in a process of its own."""
-    contenders = inference_contenders(variant, width, batch_size, device, compiled=False)
+    forms = inference_forms(variant, width, batch_size, device, compiled=False)
     peaks = [
-        peak_memory(variant, width, batch_size, device, index) / 1e6
-        for index in range(len(contenders))
+        peak_memory(variant, width, batch_size, device, index) / 1e6 for index in range(len(forms))
     ]
     return [
         Row("memory", variant, one.name, one.precision, batch_size, peak, peak / peaks[0])
-        for one, peak in zip(contenders, peaks, strict=True)
+        for one, peak in zip(forms, peaks, strict=True)
     ]
 
 
@@ -156,8 +155,8 @@ def draw_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def _rates(
-    contenders: Sequence[Contender], batch_size: int, repeats: int, device: torch.device
+    forms: Sequence[NetworkForm], batch_size: int, repeats: int, device: torch.device
 ) -> list[float]:
-    calls = {str(index): one.make() for index, one in enumerate(contenders)}
+    calls = {str(index): one.make() for index, one in enumerate(forms)}
     seconds = time_interleaved(calls, repeats, device)
     return [batch_size / taken for taken in seconds.values()]

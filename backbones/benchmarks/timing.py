@@ -20,25 +20,25 @@ MIN_SECONDS = 0.25
 
 
 def time_interleaved(
-    contenders: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
+    calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds of a call of each contender.
+    """Median seconds of each call.
 
     They take turns, so that what else the machine does in the meantime meets all of them.
 
     Args:
-        contenders: what to time, by name; each is called twice before.
+        calls: what to time, by name; each is called twice before.
         repeats: measurements of each.
         device: where they run, whose queue is waited for.
     """
-    calls = {}
-    for name, call in contenders.items():
+    in_a_row = {}
+    for name, call in calls.items():
         _seconds(call, 1, device)  # what is made at the first call and kept
-        calls[name] = max(1, round(MIN_SECONDS / max(_seconds(call, 1, device), 1e-9)))
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    rounds = [(name, call) for _ in range(repeats) for name, call in contenders.items()]
+        in_a_row[name] = max(1, round(MIN_SECONDS / max(_seconds(call, 1, device), 1e-9)))
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    rounds = [(name, call) for _ in range(repeats) for name, call in calls.items()]
     for name, call in track(rounds, len(rounds), "measure", "measurements"):
-        taken[name].append(_seconds(call, calls[name], device))
+        taken[name].append(_seconds(call, in_a_row[name], device))
     return {name: statistics.median(times) for name, times in taken.items()}
 
 

@@ -20,7 +20,7 @@ from backbones.data.streams import Cursor, StreamedBatch, StreamedTraining
 from backbones.training.checkpoints import load_last_checkpoint, save_checkpoint
 from backbones.training.recipe import OptimConfig, lr_factor, scaled_lr
 from backbones.training.run_folder import RunFolder
-from backbones.training.step import Batch, LossFunction, StepConfig, Stepper, TrainingState
+from backbones.training.step import Batch, LossFunction, StepConfig, TrainingState, TrainStep
 from backbones.training.validation import Evaluate, Save, Validation
 
 Item = TypeVar("Item")
@@ -70,7 +70,7 @@ def fit(
     Args:
         model: on its device; left there with the raw weights of the last step.
         loader: as made by `training_loader`: its sampler gives epochs, seed and order. Or shards.
-        loss_fn: see `Stepper`. It moves the batch (see `Batch`) to the model's device, and calls
+        loss_fn: see `TrainStep`. It moves the batch (see `Batch`) to the model's device, and calls
             the network that it is given, which is the model or a wrapper around it.
         optim: optimiser, schedule, weight averaging.
         run: folder, entered.
@@ -102,9 +102,9 @@ def fit(
         raise TypeError("fit needs a loader made by training_loader")
     step_config = StepConfig() if step_config is None else step_config
     step_config.check_batch_size(plan.batch_size)
-    stepper = Stepper(model, loss_fn, optim, step_config, precision, plan.seed)
+    train_step = TrainStep(model, loss_fn, optim, step_config, precision, plan.seed)
     identity = {key: getattr(plan, key) for key in ("seed", "num_examples", "global_batch")}
-    state = _restore(run, stepper, identity) if run.resume else TrainingState()
+    state = _restore(run, train_step, identity) if run.resume else TrainingState()
     if state.step > plan.total_steps:
         raise UserError(
             f"cannot resume {run.path}: it has taken {state.step} steps, and {plan.epochs} epochs "
@@ -115,7 +115,7 @@ def fit(
     plan.start_step = state.step
     run.open_curves(state.step)
     base_lr = scaled_lr(optim, plan.global_batch)
-    validation = Validation(run, stepper, evaluate, evaluate_raw, best_metric, save)
+    validation = Validation(run, train_step, evaluate, evaluate_raw, best_metric, save)
     skipped: set[str] = set()
     model.train()
 
@@ -130,11 +130,11 @@ def fit(
         while state.step < plan.total_steps:
             batch, waited = next(batches)
             lr = base_lr * lr_factor(state.step, optim, plan.steps_per_epoch, plan.total_steps)
-            values = stepper.accumulate_gradients(batch, state.step)
+            values = train_step.accumulate_gradients(batch, state.step)
             overdue = time.monotonic() - checkpointed > 60 * checkpoint_minutes
             values, stopping, overdue = _agree(values, stop, overdue)
-            if _is_usable(values, stepper, batch, state):
-                stepper.apply_gradients(lr)
+            if _is_usable(values, train_step, batch, state):
+                train_step.apply_gradients(lr)
                 for name, value in values.items():
                     state.sums[name] = state.sums.get(name, 0.0) + value
                 state.summed_steps += 1
@@ -164,7 +164,7 @@ def fit(
                 for messages in distributed.gather(sorted(skipped)):
                     _warn_of_skipped(messages, skipped)
                 if distributed.is_main():
-                    content = {**stepper.state_dict(), **identity, "state": asdict(state)}
+                    content = {**train_step.state_dict(), **identity, "state": asdict(state)}
                     save_checkpoint(run.checkpoints, state.step, content, keep_checkpoints)
                 checkpointed = time.monotonic()
             if stopping:
@@ -205,7 +205,7 @@ def _agree(
 
 
 def _is_usable(
-    values: Mapping[str, float], stepper: Stepper, batch: Batch, state: TrainingState
+    values: Mapping[str, float], train_step: TrainStep, batch: Batch, state: TrainingState
 ) -> bool:
     """Whether loss and gradient are finite; if not, stops or skips as configured.
 
@@ -215,16 +215,16 @@ def _is_usable(
     if not bad:
         state.skipped_in_a_row = 0
         return True
-    if bad == ["grad_norm"] and stepper.lower_scale():
+    if bad == ["grad_norm"] and train_step.lower_scale():
         return False
-    stepper.drop_gradients()
+    train_step.drop_gradients()
     names = [name for part in distributed.gather(batch.names) for name in part]
     if distributed.is_main():
         logger.error("images of step %d: %s", state.step, ", ".join(names))
     problem = f"step {state.step}: {bad[0]} is {values[bad[0]]}"
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
-    if stepper.config.on_non_finite == "skip" and state.skipped_in_a_row <= MAX_SKIPPED:
+    if train_step.config.on_non_finite == "skip" and state.skipped_in_a_row <= MAX_SKIPPED:
         logger.warning("%s: skipped (%d so far)", problem, state.skipped_steps)
         return False
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
@@ -258,7 +258,7 @@ def _warn_of_skipped(messages: Iterable[str], skipped: set[str]) -> None:
             logger.warning("skipped image %d: %s", len(skipped), message)
 
 
-def _restore(run: RunFolder, stepper: Stepper, identity: Mapping[str, Any]) -> TrainingState:
+def _restore(run: RunFolder, train_step: TrainStep, identity: Mapping[str, Any]) -> TrainingState:
     """The state of the last checkpoint, which the main process reads for all."""
     checkpoint = distributed.call_on_main(lambda: load_last_checkpoint(run.checkpoints))
     if checkpoint is None:
@@ -271,7 +271,7 @@ def _restore(run: RunFolder, stepper: Stepper, identity: Mapping[str, Any]) -> T
                 "give the seed, data and images in a step that the run began with"
             )
     try:
-        stepper.load_state_dict(checkpoint)
+        train_step.load_state_dict(checkpoint)
     except UserError as error:
         raise UserError(f"cannot resume {run.path}: {error}") from error
     state = TrainingState(**checkpoint["state"])

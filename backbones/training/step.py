@@ -67,7 +67,7 @@ class StepConfig:
             )
 
 
-class Stepper:
+class TrainStep:
     """A model with what changes its weights: optimiser, weight averaging, loss scaling.
 
     Args:
@@ -228,7 +228,7 @@ class Stepper:
 
 
 def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The model's weights in what `Stepper.state_dict` gave.
+    """The model's weights in what `TrainStep.state_dict` gave.
 
     Returns:
         `averaged` where the run averages, and `raw`.

@@ -12,7 +12,7 @@ from torch import nn
 from backbones.common import distributed
 from backbones.data.sampler import EpochSampler
 from backbones.training.run_folder import RunFolder
-from backbones.training.step import Stepper, TrainingState
+from backbones.training.step import TrainingState, TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Validation:
 
     Attributes:
         run: folder, entered.
-        stepper: has the model and the running average of its weights.
+        train_step: has the model and the running average of its weights.
         evaluate: metrics of a model, None for no evaluation; see `loop.fit` for this and what
             follows.
         evaluate_raw: score the raw weights too where there are averaged ones.
@@ -35,7 +35,7 @@ class Validation:
     """
 
     run: RunFolder
-    stepper: Stepper
+    train_step: TrainStep
     evaluate: Evaluate | None
     evaluate_raw: bool
     best_metric: str | None
@@ -47,7 +47,7 @@ class Validation:
         Metrics of raw weights end in `_raw`. They are on the curves and in the log alone: the
         files for use hold the averaged weights.
         """
-        model, ema = self.stepper.model, self.stepper.ema
+        model, ema = self.train_step.model, self.train_step.ema
         for_use = model if ema is None else ema.module
         if self.evaluate is not None:
             state.metrics = _measure(self.evaluate, for_use)

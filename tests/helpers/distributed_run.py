@@ -19,7 +19,7 @@ from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training.loop import fit
 from backbones.training.recipe import OptimConfig, classification_loss
 from backbones.training.run_folder import RunFolder
-from backbones.training.step import StepConfig, Stepper
+from backbones.training.step import StepConfig, TrainStep
 
 EXAMPLES, GLOBAL_BATCH, STEPS = 83, 8, 10
 OPTIM = OptimConfig(lr=0.01, clip_grad=1.0, ema_decay=0.9)
@@ -87,17 +87,17 @@ def check_statistics(rank: int) -> None:
     def loss_fn(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
         return {"output": network(images).mean()}
 
-    stepper = Stepper(model, loss_fn, OPTIM, StepConfig(), "fp32", seed=0)
+    train_step = TrainStep(model, loss_fn, OPTIM, StepConfig(), "fp32", seed=0)
     mean, var = np.zeros(3), np.ones(3)
     means, variances = [], []
     for step, images in enumerate(draws):
-        stepper.accumulate_gradients(torch.from_numpy(images[rank]).float(), step)  # type: ignore[arg-type]
-        stepper.apply_gradients(0.1)
+        train_step.accumulate_gradients(torch.from_numpy(images[rank]).float(), step)  # type: ignore[arg-type]
+        train_step.apply_gradients(0.1)
         mean = 0.9 * mean + 0.1 * images.mean((1, 3, 4)).mean(0)
         var = 0.9 * var + 0.1 * images.var((1, 3, 4), ddof=1).mean(0)
         means.append(mean)
         variances.append(var)
-    averaged = stepper.ema.module[0]
+    averaged = train_step.ema.module[0]
     # The first update copies, the second mixes by 1 - (1 + 1) / (10 + 1).
     weights = [2 / 11, 9 / 11]
     for buffer, expected in (

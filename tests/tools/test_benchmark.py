@@ -5,7 +5,7 @@ import torch
 from helpers.tool_runs import error_of, run
 from PIL import Image
 
-from backbones.benchmarks.peers import inference_contenders
+from backbones.benchmarks.peers import inference_forms
 from tools import benchmark
 
 CPU = torch.device("cpu")
@@ -40,9 +40,9 @@ def test_all_parts_side_by_side(tmp_path, monkeypatch, capsys):
         assert picture.width > 500
 
 
-def test_memory_of_each_contender(tmp_path, monkeypatch):
-    first = inference_contenders("inception_v3_79_naive", 0.25, 1, CPU, compiled=False)[:1]
-    monkeypatch.setattr("backbones.benchmarks.tables.inference_contenders", lambda *a, **k: first)
+def test_memory_of_each_form(tmp_path, monkeypatch):
+    first = inference_forms("inception_v3_79_naive", 0.25, 1, CPU, compiled=False)[:1]
+    monkeypatch.setattr("backbones.benchmarks.tables.inference_forms", lambda *a, **k: first)
     arguments = ["--networks", '["inception_v3_79_naive"]', "--width", "0.25"]
     arguments += ["--parts", '["memory"]', "--output", str(tmp_path)]
     assert run(benchmark, *arguments, monkeypatch=monkeypatch) == 0

@@ -13,7 +13,7 @@ from backbones.data.sources import open_split
 from backbones.networks.checkpoint import load_backbone, save_backbone
 from backbones.training.checkpoints import save_checkpoint
 from backbones.training.recipe import OptimConfig, classification_loss
-from backbones.training.step import StepConfig, Stepper
+from backbones.training.step import StepConfig, TrainStep
 from tools import evaluate_backbone
 
 NAMES = ["dark", "light", "middle"]
@@ -72,17 +72,17 @@ def training_run(tmp_path):
     """Makes the folder of a run whose averaged weights say dark and whose raw ones say middle."""
 
     def make(ema_decay=0.9):
-        stepper = Stepper(
+        train_step = TrainStep(
             create_backbone("inception_v3_79_naive", num_classes=3, width=0.25),
             *(classification_loss, OptimConfig(ema_decay=ema_decay), StepConfig(), "fp32", 0),
         )
-        stepper.model.fc.bias.data[2] = 100
-        for_use = stepper.model
-        if stepper.ema is not None:
-            for_use = stepper.ema.module
+        train_step.model.fc.bias.data[2] = 100
+        for_use = train_step.model
+        if train_step.ema is not None:
+            for_use = train_step.ema.module
             for_use.fc.bias.data[0] = 100
         save_backbone(tmp_path / "run/last.safetensors", for_use, NAMES)
-        state = {**stepper.state_dict(), "state": {"step": 7}}
+        state = {**train_step.state_dict(), "state": {"step": 7}}
         save_checkpoint(tmp_path / "run/checkpoints", 7, state)
         return tmp_path / "run"
 

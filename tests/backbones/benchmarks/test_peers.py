@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from backbones import SPECS, create_backbone
-from backbones.benchmarks.input_pipelines import input_contenders, make_jpegs
+from backbones.benchmarks.input_pipelines import make_jpegs, pipelines
 from backbones.benchmarks.peak_memory import peak_memory
 from backbones.benchmarks.peers import (
     CLASSES,
-    Contender,
+    NetworkForm,
     fold_peer,
-    inference_contenders,
+    inference_forms,
     peer_network,
 )
 from backbones.benchmarks.timing import matrix_peak, time_interleaved
@@ -41,7 +41,7 @@ def test_peers_are_the_same_networks(package, variant):
     assert (folded(x) - expected).norm() < 1e-4 * expected.norm()
 
 
-def is_quick(one: Contender) -> bool:
+def is_quick(one: NetworkForm) -> bool:
     """All that is not OpenVINO's, whose conversions take seconds, and one of those; ours in it are
     run by the tests of the tool."""
     return "OpenVINO" not in one.name or (one.name, one.precision) == (
@@ -54,8 +54,8 @@ def is_quick(one: Contender) -> bool:
     "quick", [True, pytest.param(False, marks=pytest.mark.large)], ids=["quick", "OpenVINO's"]
 )
 def test_every_form_runs(quick):
-    contenders = inference_contenders("inception_v3_79_naive", 1.0, 2, CPU, compiled=False)
-    names = {(one.name, one.precision) for one in contenders}
+    forms = inference_forms("inception_v3_79_naive", 1.0, 2, CPU, compiled=False)
+    names = {(one.name, one.precision) for one in forms}
     assert names >= {
         ("torchvision", "fp32"),
         ("torchvision, channels_last, autocast", "bf16"),
@@ -63,8 +63,8 @@ def test_every_form_runs(quick):
         ("ours as trained", "fp32"),
         ("ours deployed", "bf16"),
     }
-    assert len(names) == len(contenders)
-    chosen = [one for one in contenders if is_quick(one) == quick]
+    assert len(names) == len(forms)
+    chosen = [one for one in forms if is_quick(one) == quick]
     assert len(chosen) >= (8 if quick else 3)
     for one in chosen:
         found = one.make()()
@@ -78,7 +78,7 @@ def test_no_peer_of_another_layout():
         peer_network("timm", "inception_v2")
 
 
-def test_contenders_take_turns():
+def test_calls_take_turns():
     order = []
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
     seconds = time_interleaved(calls, 3, CPU)
@@ -95,9 +95,7 @@ def test_the_matrix_peak_is_of_this_machine():
 
 @pytest.mark.large
 def test_peak_memory_grows_with_the_batch():
-    names = [
-        one.name for one in inference_contenders("inception_v3_79", 0.25, 1, CPU, compiled=False)
-    ]
+    names = [one.name for one in inference_forms("inception_v3_79", 0.25, 1, CPU, compiled=False)]
     index = names.index("ours as trained")
     small, large = (peak_memory("inception_v3_79", 0.25, size, CPU, index) for size in (1, 64))
     # 64 maps of 75 by 75 with 16 channels in fp32, a few at a time.
@@ -106,7 +104,7 @@ def test_peak_memory_grows_with_the_batch():
 
 def test_input_pipelines_give_crops_of_the_same_size(tmp_path):
     make_jpegs(tmp_path / "made", 2)
-    examples = {name: f(1) for name, f in input_contenders(tmp_path, 32).items()}
+    examples = {name: f(1) for name, f in pipelines(tmp_path, 32).items()}
     peers = {"torchvision", "torchvision v2", "timm", "timm with prefetcher"}
     assert set(examples) == {"ours"} | peers
     assert {tuple(example[0].shape) for example in examples.values()} == {(3, 32, 32)}

@@ -16,7 +16,7 @@ from backbones.classification.pretraining import PretrainConfig, build_network
 from backbones.common.config import parse_config, to_dict
 from backbones.data.datasets import ImageBatch
 from backbones.training.recipe import build_optimizer, classification_loss
-from backbones.training.step import Stepper
+from backbones.training.step import TrainStep
 
 CONFIGS = Path(__file__).parents[3] / "configs/backbone"
 CLASSES = 3
@@ -101,13 +101,13 @@ def test_a_step_of_the_row_is_the_papers(name):
     size = (2, 3, model.input_size, model.input_size)
     images = torch.randint(0, 256, size, dtype=torch.uint8)
     batch = ImageBatch(images, torch.tensor([0, 2]), ["a", "b"], [])
-    stepper = Stepper(model, loss_fn, config.optim, config.step, "fp32", config.seed)
+    train_step = TrainStep(model, loss_fn, config.optim, config.step, "fp32", config.seed)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    values = stepper.accumulate_gradients(batch, step=0)
-    stepper.apply_gradients(config.optim.lr)
+    values = train_step.accumulate_gradients(batch, step=0)
+    train_step.apply_gradients(config.optim.lr)
 
-    assert type(stepper.optimizer) is row.optimizer
-    settings = stepper.optimizer.param_groups[0]
+    assert type(train_step.optimizer) is row.optimizer
+    settings = train_step.optimizer.param_groups[0]
     assert (settings["lr"], settings["momentum"]) == (0.045, 0.9)
     if row.optimizer is RMSpropTF:
         assert (settings["alpha"], settings["eps"]) == (0.9, 1.0)
@@ -121,7 +121,7 @@ def test_a_step_of_the_row_is_the_papers(name):
     assert [layer.conv.kernel_size[0] for layer in first] == row.first_kernels
     has_norm = any(isinstance(layer, nn.BatchNorm2d) for layer in model.aux_head.conv1.modules())
     assert has_norm == row.aux_norm
-    assert stepper.ema is not None
+    assert train_step.ema is not None
     assert all(
         not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)
     )

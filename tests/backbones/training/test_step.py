@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.training.recipe import OptimConfig
-from backbones.training.step import StepConfig, Stepper
+from backbones.training.step import StepConfig, TrainStep
 
 
 class Numbers(NamedTuple):
@@ -19,9 +19,9 @@ class Numbers(NamedTuple):
         return [Numbers(part, [], []) for part in self.values.chunk(parts)]
 
 
-def stepper(model: nn.Module, loss_fn, step=None, precision="fp32", **optim) -> Stepper:
+def train_step(model: nn.Module, loss_fn, step=None, precision="fp32", **optim) -> TrainStep:
     optim = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "ema_decay": None} | optim
-    return Stepper(model, loss_fn, OptimConfig(**optim), step or StepConfig(), precision, seed=0)
+    return TrainStep(model, loss_fn, OptimConfig(**optim), step or StepConfig(), precision, seed=0)
 
 
 def numbers(*values: float) -> Numbers:
@@ -42,7 +42,7 @@ def mean_of(model: nn.Module, batch: Numbers) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("clip_grad", "moved"), [(None, 6.0), (10.0, 6.0), (1.5, 1.5)])
 def test_the_gradient_is_clipped_to_its_largest_norm(clip_grad, moved):
     model = linear(0.0)
-    one = stepper(model, mean_of, clip_grad=clip_grad)
+    one = train_step(model, mean_of, clip_grad=clip_grad)
     values = one.accumulate_gradients(numbers(4.0, 8.0), step=0)
     assert values["grad_norm"] == pytest.approx(6.0)  # as it was
     one.apply_gradients(lr=0.5)
@@ -51,7 +51,7 @@ def test_the_gradient_is_clipped_to_its_largest_norm(clip_grad, moved):
 
 def test_groups_learn_at_their_scale_of_the_rate():
     model = linear(0.0)
-    one = stepper(model, mean_of, clip_grad=None)
+    one = train_step(model, mean_of, clip_grad=None)
     one.optimizer.param_groups[0]["lr_scale"] = 0.25
     one.accumulate_gradients(numbers(4.0, 8.0), step=0)
     one.apply_gradients(lr=0.5)
@@ -68,7 +68,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
     gradients = []
     for accumulate in (1, 2):
         model = linear(1.0)
-        one = stepper(model, loss_fn, StepConfig(accumulate=accumulate), clip_grad=None)
+        one = train_step(model, loss_fn, StepConfig(accumulate=accumulate), clip_grad=None)
         values = one.accumulate_gradients(numbers(1.0, 2.0, 3.0, 6.0), step=0)
         assert values["loss/mean"] == values["loss/total"] == 3.0
         gradients.append(model.weight.grad.item())
@@ -78,7 +78,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
 
 def test_the_average_follows_the_weights_at_ema_decay():
     model = linear(0.0)
-    one = stepper(model, mean_of, clip_grad=None, ema_decay=0.25)
+    one = train_step(model, mean_of, clip_grad=None, ema_decay=0.25)
     averages, weights = [], []
     for step in range(6):
         one.accumulate_gradients(numbers(1.0), step)
@@ -90,7 +90,7 @@ def test_the_average_follows_the_weights_at_ema_decay():
     for weight, decay in zip(weights[1:], [2 / 11, *[0.25] * 4], strict=True):
         want.append(decay * want[-1] + (1 - decay) * weight)
     assert averages == pytest.approx(want, rel=1e-5)
-    assert stepper(linear(0.0), mean_of).ema is None
+    assert train_step(linear(0.0), mean_of).ema is None
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16")])
@@ -102,7 +102,7 @@ def test_precision_is_that_of_the_loss_functions_products(precision, dtype):
         return mean_of(model, batch)
 
     model = linear(1.0)
-    one = stepper(model, loss_fn, precision=precision)
+    one = train_step(model, loss_fn, precision=precision)
     one.accumulate_gradients(numbers(1.0, 2.0), step=0)
     assert seen == [getattr(torch, dtype)]
     assert model.weight.dtype == model.weight.grad.dtype == torch.float32
@@ -116,7 +116,7 @@ def test_random_numbers_of_a_step_depend_on_seed_and_step_alone():
             values.append(torch.rand(()).item())
             return mean_of(model, batch)
 
-        one = Stepper(linear(1.0), loss_fn, OptimConfig(), StepConfig(), "fp32", seed)
+        one = TrainStep(linear(1.0), loss_fn, OptimConfig(), StepConfig(), "fp32", seed)
         torch.manual_seed(len(found))
         one.accumulate_gradients(numbers(1.0), step)
         return values[0]
