@@ -113,7 +113,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     spec = model.spec
 
-    plan = EpochSampler(
+    sampler = EpochSampler(
         sources.num_train,
         config.batch_size,
         epochs=config.epochs,
@@ -123,9 +123,9 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
     )
     pin = device.type == "cuda"
     train_loader = build_train_loader(
-        sources, spec, config.data.augment, plan, workers=config.workers, pin_memory=pin
+        sources, spec, config.data.augment, sampler, workers=config.workers, pin_memory=pin
     )
-    val_loader = build_val_loader(sources, spec, plan, workers=config.workers, pin_memory=pin)
+    val_loader = build_val_loader(sources, spec, sampler, workers=config.workers, pin_memory=pin)
 
     def classify(model: nn.Module, images: Tensor) -> Any:
         images = images.to(device, non_blocking=True)

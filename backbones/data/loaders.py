@@ -83,7 +83,7 @@ def build_train_loader(
     sources: ImageSources,
     spec: BackboneSpec,
     augment: AugmentConfig,
-    plan: EpochSampler,
+    sampler: EpochSampler,
     *,
     workers: int,
     pin_memory: bool,
@@ -97,29 +97,38 @@ def build_train_loader(
                 len(sources.class_names),
                 spec.input_size,
                 augment,
-                plan.seed,
-                batch_size=plan.batch_size,
+                sampler.seed,
+                batch_size=sampler.batch_size,
                 workers=workers,
-                rank=plan.rank,
-                world_size=plan.world_size,
+                rank=sampler.rank,
+                world_size=sampler.world_size,
                 interpolation=spec.interpolation,
                 cursors=cursors,
             ),
-            plan,
+            sampler,
             pin_memory,
         )
-    images = TrainingImages(sources.train, spec.input_size, augment, plan.seed, spec.interpolation)
-    return training_loader(images, plan, workers=workers, collate_fn=collate, pin_memory=pin_memory)
+    images = TrainingImages(
+        sources.train, spec.input_size, augment, sampler.seed, spec.interpolation
+    )
+    return training_loader(
+        images, sampler, workers=workers, collate_fn=collate, pin_memory=pin_memory
+    )
 
 
 def build_val_loader(
-    sources: ImageSources, spec: BackboneSpec, plan: EpochSampler, *, workers: int, pin_memory: bool
+    sources: ImageSources,
+    spec: BackboneSpec,
+    sampler: EpochSampler,
+    *,
+    workers: int,
+    pin_memory: bool,
 ) -> DataLoader:
     """This process's part of the validation images, each once."""
     images = EvaluationImages(sources.val, spec.input_size, spec.crop_fraction, spec.interpolation)
     return WorkerLoader(
-        Subset(images, range(plan.rank, len(sources.val), plan.world_size)),
-        batch_size=plan.batch_size,
+        Subset(images, range(sampler.rank, len(sources.val), sampler.world_size)),
+        batch_size=sampler.batch_size,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,

@@ -184,7 +184,7 @@ class StreamedTraining:
 
     Args:
         stream: makes the stream that continues from given cursors.
-        plan: epochs and batches; its `num_examples` is what is called an epoch.
+        sampler: epochs and batches; its `num_examples` is what is called an epoch.
         pin_memory: of the loader.
 
     Attributes:
@@ -194,10 +194,10 @@ class StreamedTraining:
     def __init__(
         self,
         stream: Callable[[Mapping[int, Cursor]], StreamedImages],
-        plan: EpochSampler,
+        sampler: EpochSampler,
         pin_memory: bool = False,
     ) -> None:
-        self._stream, self.plan, self._pin_memory = stream, plan, pin_memory
+        self._stream, self.sampler, self._pin_memory = stream, sampler, pin_memory
         self.cursors: Mapping[int, Cursor] = {}
 
     def __iter__(self) -> Iterator[StreamedBatch]:

@@ -97,39 +97,41 @@ def fit(
         SystemExit: SIGTERM came; the code is 143.
         KeyboardInterrupt: Ctrl-C came.
     """
-    plan = loader.plan if isinstance(loader, StreamedTraining) else loader.batch_sampler
-    if not isinstance(plan, EpochSampler):
+    sampler = loader.sampler if isinstance(loader, StreamedTraining) else loader.batch_sampler
+    if not isinstance(sampler, EpochSampler):
         raise TypeError("fit needs a loader made by training_loader")
     step_config = StepConfig() if step_config is None else step_config
-    step_config.check_batch_size(plan.batch_size)
-    train_step = TrainStep(model, loss_fn, optim, step_config, precision, plan.seed)
-    identity = {key: getattr(plan, key) for key in ("seed", "num_examples", "global_batch")}
+    step_config.check_batch_size(sampler.batch_size)
+    train_step = TrainStep(model, loss_fn, optim, step_config, precision, sampler.seed)
+    identity = {key: getattr(sampler, key) for key in ("seed", "num_examples", "global_batch")}
     state = _restore(run, train_step, identity) if run.resume else TrainingState()
-    if state.step > plan.total_steps:
+    if state.step > sampler.total_steps:
         raise UserError(
-            f"cannot resume {run.path}: it has taken {state.step} steps, and {plan.epochs} epochs "
-            f"are {plan.total_steps}: give more epochs"
+            f"cannot resume {run.path}: it has taken {state.step} steps, and {sampler.epochs} "
+            f"epochs are {sampler.total_steps}: give more epochs"
         )
     if isinstance(loader, StreamedTraining):
         loader.cursors = state.cursors
-    plan.start_step = state.step
+    sampler.start_step = state.step
     run.open_curves(state.step)
-    base_lr = scaled_lr(optim, plan.global_batch)
+    base_lr = scaled_lr(optim, sampler.global_batch)
     validation = Validation(run, train_step, evaluate, evaluate_raw, best_metric, save)
     skipped: set[str] = set()
     model.train()
 
     with (
         StopSignals() as stop,
-        TrainingProgress("train", plan.total_steps, state.step) as progress,
+        TrainingProgress("train", sampler.total_steps, state.step) as progress,
         distributed.lost_processes_are_errors(),
     ):
         batches = _timed(loader)
         checkpointed = time.monotonic()
         drawn = -math.inf
-        while state.step < plan.total_steps:
+        while state.step < sampler.total_steps:
             batch, waited = next(batches)
-            lr = base_lr * lr_factor(state.step, optim, plan.steps_per_epoch, plan.total_steps)
+            lr = base_lr * lr_factor(
+                state.step, optim, sampler.steps_per_epoch, sampler.total_steps
+            )
             values = train_step.accumulate_gradients(batch, state.step)
             overdue = time.monotonic() - checkpointed > 60 * checkpoint_minutes
             values, stopping, overdue = _agree(values, stop, overdue)
@@ -143,20 +145,20 @@ def fit(
                 state.cursors[batch.cursor["slot"]] = batch.cursor
 
             _warn_of_skipped(batch.skipped, skipped)
-            epoch = state.step / plan.steps_per_epoch
-            ends_epoch = state.step % plan.steps_per_epoch == 0
+            epoch = state.step / sampler.steps_per_epoch
+            ends_epoch = state.step % sampler.steps_per_epoch == 0
             if (ends_epoch or state.step % LOG_STEPS == 0) and state.summed_steps:
                 means = {name: total / state.summed_steps for name, total in state.sums.items()}
                 run.record(state.step, epoch, means | {"lr": lr})
                 state.sums, state.summed_steps = {}, 0
-            notes = f"epoch {math.ceil(epoch)}/{plan.epochs} · loss {values['loss/total']:.4f}"
-            images = len(batch.names) * plan.world_size
+            notes = f"epoch {math.ceil(epoch)}/{sampler.epochs} · loss {values['loss/total']:.4f}"
+            images = len(batch.names) * sampler.world_size
             progress.update(state.step, images, waited, notes)
 
-            if ends_epoch and (round(epoch) % eval_every == 0 or round(epoch) == plan.epochs):
-                validation.after_epoch(state, plan)
+            if ends_epoch and (round(epoch) % eval_every == 0 or round(epoch) == sampler.epochs):
+                validation.after_epoch(state, sampler)
                 # A picture takes half a second, which short epochs should not pay each time.
-                if state.step == plan.total_steps or time.monotonic() - drawn > DRAW_SECONDS:
+                if state.step == sampler.total_steps or time.monotonic() - drawn > DRAW_SECONDS:
                     run.draw_curves()
                     drawn = time.monotonic()
             if ends_epoch or overdue or stopping:

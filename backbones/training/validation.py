@@ -41,7 +41,7 @@ class Validation:
     best_metric: str | None
     save: Save | None
 
-    def after_epoch(self, state: TrainingState, plan: EpochSampler) -> None:
+    def after_epoch(self, state: TrainingState, sampler: EpochSampler) -> None:
         """Score, record and save; the metrics go into the state. The model is left in train mode.
 
         Metrics of raw weights end in `_raw`. They are on the curves and in the log alone: the
@@ -56,10 +56,10 @@ class Validation:
                 raw = _measure(self.evaluate, model)
                 values |= {f"{name}_raw": value for name, value in raw.items()}
             model.train()
-            epoch = state.step / plan.steps_per_epoch
+            epoch = state.step / sampler.steps_per_epoch
             self.run.record(state.step, epoch, {f"val/{k}": v for k, v in values.items()})
             listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-            logger.info("epoch %d/%d: %s", round(epoch), plan.epochs, listed)
+            logger.info("epoch %d/%d: %s", round(epoch), sampler.epochs, listed)
         is_best = self.best_metric is not None and _is_better(state, self.best_metric)
         if is_best:
             state.best_metrics, state.best_step = state.metrics, state.step

@@ -126,8 +126,8 @@ def test_the_loop_is_given_what_the_configuration_says(root, tmp_path, loop):
     assert [loop[option] for option in options] == ["bf16", 5, 1.5, 7]
     assert next(loop["model"].parameters()).device == torch.device("cpu")
     loader = loop["loader"]
-    plan: EpochSampler = loader.batch_sampler
-    assert (plan.epochs, plan.batch_size, plan.seed) == (3, 4, 11)
+    sampler: EpochSampler = loader.batch_sampler
+    assert (sampler.epochs, sampler.batch_size, sampler.seed) == (3, 4, 11)
     assert loader.num_workers == 2
     assert (loader.dataset.seed, loader.dataset.config) == (11, config.data.augment)
     assert len(loader.dataset) == 12

@@ -58,7 +58,7 @@ def test_max_classes_leaves_the_first_ones_of_both_splits(root):
     assert set(labels) == {0, 1}
 
 
-def plan(sources: ImageSources, **options) -> EpochSampler:
+def sampler(sources: ImageSources, **options) -> EpochSampler:
     return EpochSampler(sources.num_train, **({"batch_size": 2, "epochs": 2, "seed": 3} | options))
 
 
@@ -72,9 +72,9 @@ def test_train_shards_are_streamed_and_train_images_make_an_epoch(root):
     sources = open_sources(config)
     assert sources.train == [f"{root}/a-0.tar", f"{root}/a-1.tar"]
     assert sources.class_names == ["ant", "bee", "cat", "dog"]  # of `classes`
-    assert plan(sources).steps_per_epoch == 3
+    assert sampler(sources).steps_per_epoch == 3
     loader = build_train_loader(
-        sources, SPEC, AugmentConfig(), plan(sources), workers=0, pin_memory=False
+        sources, SPEC, AugmentConfig(), sampler(sources), workers=0, pin_memory=False
     )
     assert isinstance(loader, StreamedTraining)
     batches = iter(loader)
@@ -104,14 +104,14 @@ def test_keys_that_do_not_go_together_are_refused(change, message):
 def test_batches_follow_the_plan_and_validation_is_shared_out(root):
     sources = open_sources(ImagesConfig(root=str(root)))
     config = AugmentConfig(min_area=1.0)
-    train = build_train_loader(sources, SPEC, config, plan(sources), workers=2, pin_memory=False)
+    train = build_train_loader(sources, SPEC, config, sampler(sources), workers=2, pin_memory=False)
     assert (train.num_workers, train.dataset.size, train.dataset.config) == (2, 79, config)
-    keys = [key for batch in plan(sources) for key in batch]
+    keys = [key for batch in sampler(sources) for key in batch]
     served = [name for batch in train for name in batch.names]
     assert served == [sources.train.read(index)[2] for _, index in keys]
     parts = []
     for rank in range(2):
-        of_rank = plan(sources, rank=rank, world_size=2)
+        of_rank = sampler(sources, rank=rank, world_size=2)
         val = build_val_loader(sources, SPEC, of_rank, workers=0, pin_memory=False)
         parts += [name for batch in val for name in batch.names]
     assert sorted(parts) == [sources.val.read(index)[2] for index in range(6)]

@@ -195,8 +195,8 @@ def test_the_loop_is_given_what_the_configuration_says(digits, tmp_path, loop):
     assert next(loop["model"].parameters()).device == torch.device("cpu")
     assert loop["model"].config is config.model.rcnn
     loader = loop["loader"]
-    plan: EpochSampler = loader.batch_sampler
-    assert (plan.epochs, plan.batch_size, plan.seed) == (3, 4, 11)
+    sampler: EpochSampler = loader.batch_sampler
+    assert (sampler.epochs, sampler.batch_size, sampler.seed) == (3, 4, 11)
     assert loader.num_workers == 2
     assert (loader.dataset.seed, loader.dataset.config) == (11, config.augment)
     assert [sample.path for sample in loader.dataset.dataset] == [
