@@ -2,5 +2,5 @@
 
 `sources` finds them in folders and shards, `shards` and `streams` read those that stay remote,
 `transforms` and `multi_crop` make network inputs, `datasets` and `loaders` serve batches, in the
-order of `sampler`, read by `workers`.
+order of `sampler`, read by `workers` and come by `handover`.
 """

@@ -10,10 +10,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from backbones.common.signals import ignore_stop_signals
+from backbones.data.handover import sendable
 
 
 class WorkerLoader(DataLoader):
-    """A `DataLoader` whose workers leave stop signals to the main process, and end with it.
+    """A `DataLoader` whose workers leave stop signals to the main process, and end with it, and
+    whose batches come whatever room there is for them in shared memory.
 
     torch ends workers when their iterator is no longer used, which after an error it still is, in
     the traceback. multiprocessing then asks them to stop, by a signal that they ignore, and waits.
@@ -21,6 +23,7 @@ class WorkerLoader(DataLoader):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **(kwargs | {"worker_init_fn": start_worker}))
+        self.collate_fn = sendable(self.collate_fn)
 
     def __iter__(self) -> _BaseDataLoaderIter:
         iterator = super().__iter__()
