@@ -23,7 +23,7 @@ from detect.media.drawing import draw_detections, gallery
 from detect.media.sources import find_inputs
 from detect.media.video import slideshow
 from detect.rcnn.postprocess import above_score
-from detect.training.train import train_detector
+from detect.training.train import train_in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def _main() -> None:
     run = free_folder(Path(chosen.run))
     config = parse_config(DetectorConfig, ["--config", str(CONFIG), "--run", str(run)])
     try:
-        outcome = train_detector(config)
+        outcome = train_in_processes(config)
     except KeyboardInterrupt:
         command = f"python -m tools.train_detector --run {run} --resume"
         logger.info("the demo begins anew; to continue its training: %s", command)

@@ -5,7 +5,7 @@ python -m tools.train_backbone --config configs/backbone/inception_v3_79.yaml --
 
 from pathlib import Path
 
-from backbones.classification.pretraining import PretrainConfig, pretrain
+from backbones.classification.pretraining import PretrainConfig, pretrain_in_processes
 from backbones.common import distributed
 from backbones.common.cli import run_tool
 from backbones.common.config import parse_config
@@ -18,7 +18,7 @@ def main() -> None:
 
 def _main() -> None:
     config = parse_config(PretrainConfig, description="Train a backbone as an image classifier.")
-    state = pretrain(config)
+    state = pretrain_in_processes(config)
     if not distributed.is_main():
         return
     best = state.best_metrics

@@ -7,7 +7,7 @@ from backbones.common import distributed
 from backbones.common.cli import run_tool
 from backbones.common.config import parse_config
 from detect.config import DetectorConfig
-from detect.training.train import train_detector
+from detect.training.train import train_in_processes
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
 
 def _main() -> None:
     config = parse_config(DetectorConfig, description="Train an R-CNN detector.")
-    outcome = train_detector(config)
+    outcome = train_in_processes(config)
     if not distributed.is_main():
         return
     for split in ("val", "test"):

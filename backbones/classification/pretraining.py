@@ -15,6 +15,7 @@ from backbones.common import distributed
 from backbones.common.config import to_dict
 from backbones.common.device import resolve_precision, set_tf32
 from backbones.common.errors import UserError
+from backbones.common.launch import process_count, run_in_processes
 from backbones.data.datasets import ImageBatch
 from backbones.data.loaders import (
     ImagesConfig,
@@ -30,6 +31,9 @@ from backbones.training.loop import fit
 from backbones.training.recipe import classification_loss
 from backbones.training.run_folder import RunFolder
 from backbones.training.step import TrainingState
+
+LEAST_IMAGES = 16
+"""In a process, for batch normalisation of images that have one label each."""
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +96,20 @@ def build_network(config: NetworkConfig, num_classes: int) -> InceptionV3:
     )
 
 
+def pretrain_in_processes(config: PretrainConfig) -> TrainingState:
+    """`pretrain` in as many processes as `config.processes` says; see `run_in_processes` for what a
+    program that calls this needs."""
+    # Those that go through the network at once.
+    images = config.batch_size // config.step.accumulate
+    count = process_count(config.processes, config.device, images, LEAST_IMAGES)
+    return run_in_processes(pretrain, config, count)
+
+
 def pretrain(config: PretrainConfig) -> TrainingState:
     """Train as configured; leaves `best.safetensors` and `last.safetensors` in the run folder.
 
-    Under torchrun or srun (see `backbones.common.distributed`) this is one of the processes.
+    This trains in the calling process, whatever `config.processes` says. Started by torchrun, srun
+    or `pretrain_in_processes` it is one of several (see `backbones.common.distributed`).
 
     Raises:
         UserError: data, weights, device or run folder are not as the config says.
@@ -115,7 +129,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
 
     sampler = EpochSampler(
         sources.num_train,
-        config.batch_size,
+        distributed.own_part(config.batch_size),
         epochs=config.epochs,
         seed=config.seed,
         rank=distributed.rank(),

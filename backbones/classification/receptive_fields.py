@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backbones.classification.pretraining import PretrainConfig, pretrain
+from backbones.classification.pretraining import PretrainConfig, pretrain_in_processes
 from backbones.common import distributed
 from backbones.common.config import as_base
 from backbones.common.device import autocast, resolve_device, resolve_precision
@@ -76,7 +76,7 @@ def compare_receptive_fields(config: ReceptiveFieldConfig) -> list[ReceptiveFiel
     last epoch. With `resume`, networks that are trained already are not trained again.
 
     Raises:
-        UserError: see `pretrain`; or several processes were started.
+        UserError: see `pretrain_in_processes`; or several processes were started.
     """
     distributed.require_one_process("this comparison")
     folder = make_folder(config.run)
@@ -84,7 +84,7 @@ def compare_receptive_fields(config: ReceptiveFieldConfig) -> list[ReceptiveFiel
     # The cheapest, which the paper lists last, first: mistakes show within minutes.
     for variant in reversed(config.variants):
         run = folder / variant
-        state = pretrain(_for_variant(config, variant, run))
+        state = pretrain_in_processes(_for_variant(config, variant, run))
         metrics[variant] = state.metrics
         models[variant] = load_backbone(run / "last.safetensors")
     speeds = _images_per_second(models, config)

@@ -4,7 +4,7 @@
   of them, `config` reads dataclasses from YAML and the command line, whose words `arguments`
   prepares.
 - `files` writes files whole or not at all; `images` is where images are decoded and written.
-- `device`, `distributed`, `memory`, `signals`: the machine and its processes.
+- `device`, `cores`, `memory`, `distributed`, `launch`, `signals`: the machine and its processes.
 - `progress`, `plots`: what is shown meanwhile and drawn at the end.
 - `packages`: optional dependencies.
 """

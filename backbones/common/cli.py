@@ -9,6 +9,7 @@ from typing import NoReturn
 import cv2
 import torch
 
+from backbones.common.cores import limit_threads_to_quota
 from backbones.common.device import set_tf32
 from backbones.common.errors import UserError
 from backbones.common.memory import keep_freed_memory
@@ -21,11 +22,7 @@ def run_tool(main: Callable[[], None]) -> None:
     A `UserError` exits with code 2 and Ctrl-C with 130, as shells expect. Anything else is a
     defect of this package and keeps its traceback. Log messages go to stderr.
     """
-    keep_freed_memory()
-    set_tf32(False)  # fp32 is fp32, but for training in the precision tf32
-    # One setting for the threads of both, OMP_NUM_THREADS or what torchrun says.
-    cv2.setNumThreads(torch.get_num_threads())
-    logging.basicConfig(level=logging.INFO, handlers=[console_handler()])
+    prepare_process()
     try:
         main()
     except UserError as error:
@@ -33,6 +30,16 @@ def run_tool(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def prepare_process() -> None:
+    """Set memory, threads and log of this process as tools have them."""
+    keep_freed_memory()
+    limit_threads_to_quota()
+    set_tf32(False)  # fp32 is fp32, but for training in the precision tf32
+    # One setting for the threads of both, OMP_NUM_THREADS or what torchrun says.
+    cv2.setNumThreads(torch.get_num_threads())
+    logging.basicConfig(level=logging.INFO, handlers=[console_handler()])
 
 
 def exit_with_error(error: UserError) -> NoReturn:

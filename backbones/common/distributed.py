@@ -1,12 +1,15 @@
 """Several processes that train one network: who this one is, and sums over all of them.
 
-Started by torchrun, or by SLURM's srun with one task for each process. Without either there is one
-process, and everything here is a plain function of it.
+Started by torchrun, by SLURM's srun with one task for each process, or by
+`backbones.common.launch`. Without any there is one process, and everything here is a plain function
+of it.
 """
 
 import logging
 import os
+import signal
 import subprocess
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,7 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from backbones.common.device import resolve_device
-from backbones.common.errors import UserError
+from backbones.common.errors import LostProcessError, UserError
 
 Value = TypeVar("Value")
 
@@ -55,6 +58,35 @@ def is_main() -> bool:
     return (dist.get_rank() if dist.is_initialized() else _launched_rank(os.environ)) == 0
 
 
+def is_launched() -> bool:
+    """Whether a launcher has started this process as one of several.
+
+    Raises:
+        UserError: an environment that is neither torchrun's nor SLURM's.
+    """
+    place = _place(os.environ)
+    return place is not None and place.world_size > 1
+
+
+def own_part(batch_size: int) -> int:
+    """How many of the images of a step are this process's; raises as `equal_part`."""
+    return equal_part(batch_size, world_size())
+
+
+def equal_part(batch_size: int, count: int) -> int:
+    """Images of a step for each of several processes.
+
+    Raises:
+        UserError: they do not divide equally.
+    """
+    if batch_size % count:
+        raise UserError(
+            f"batch_size {batch_size}, the images in a step of all processes together, cannot be "
+            f"divided among {count}: change one or the other"
+        )
+    return batch_size // count
+
+
 @contextmanager
 def processes(device: str) -> Iterator[torch.device]:
     """Join the other processes, where there are any, until the block ends.
@@ -83,13 +115,46 @@ def processes(device: str) -> Iterator[torch.device]:
         torch.cuda.set_device(own)
     # gloo beside NCCL carries what lies in the memory of the machine: flags, counts, checkpoints.
     backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT)
+    _join(place, backend)
     try:
         with nullcontext() if is_main() else _errors_alone():
             logger.info("%d processes, the main one on %s", place.world_size, own)
             yield own
     finally:
         dist.destroy_process_group()
+
+
+def _join(place: _Place, backend: str) -> None:
+    if is_main() and _is_srun(os.environ) and not _is_torchrun(os.environ):
+        # In an interactive step of several tasks there is often this one alone.
+        logger.info(
+            "waiting for %d more of %d processes of srun's step; without SLURM_STEP_NUM_TASKS in "
+            "the environment this one trains alone",
+            *(place.world_size - 1, place.world_size),
+        )
+    try:
+        with _interruptible():
+            dist.init_process_group(
+                backend, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT
+            )
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the {place.world_size} processes did not come together: {reason}"
+        ) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the process at once: Python would hear of it when torch has done waiting."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 @contextmanager
@@ -177,7 +242,7 @@ def lost_processes_are_errors() -> Iterator[None]:
         ):
             raise
         reason = text.partition("\n")[0]
-        raise UserError(
+        raise LostProcessError(
             f"another of the {world_size()} processes was lost ({reason}): look at its messages, "
             "then continue with --resume"
         ) from error

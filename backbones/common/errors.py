@@ -15,3 +15,7 @@ class ImageError(UserError):
 
 class MissingPackageError(UserError):
     """An optional package is not installed; the message has the line that installs it."""
+
+
+class LostProcessError(UserError):
+    """Another process of the same training has ended before its time."""

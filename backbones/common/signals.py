@@ -6,6 +6,8 @@ import threading
 import time
 from types import FrameType, TracebackType
 
+from backbones.common import distributed
+
 
 class StopSignals:
     """While entered, SIGTERM or Ctrl-C is noted in `received`; a second Ctrl-C acts at once.
@@ -37,7 +39,7 @@ class StopSignals:
         # signal the process and then its group, and the step under way is to be finished.
         again = number == self.received == signal.SIGINT and time.monotonic() - self._since > 1
         self.received, self._since = signal.Signals(number), time.monotonic()
-        if not again:
+        if not again and distributed.is_main():
             # Not by logging, which may be what was interrupted.
             os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         if again:

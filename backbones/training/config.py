@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from backbones.common.device import Precision
 from backbones.common.errors import UserError
+from backbones.common.launch import Processes, check_processes
 from backbones.training.recipe import OptimConfig
 from backbones.training.step import StepConfig
 
@@ -18,9 +19,9 @@ class TrainConfig:
 
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
         {
-            *("run", "resume", "device", "workers", "processes"),
-            # How the images of a step are divided; that they stay as many is checked by `fit`.
-            *("batch_size", "step.accumulate"),
+            *("run", "resume", "device", "workers"),
+            # How the images of a step are divided.
+            *("processes", "step.accumulate"),
             *("step.compile", "step.on_non_finite", "checkpoint_minutes", "keep_checkpoints"),
         }
     )
@@ -32,7 +33,7 @@ class TrainConfig:
     """Passes over the training images. A resumed run may have more than it began with where
     optim.schedule is staircase, which does not depend on their number."""
     batch_size: int
-    """Images in a step, of each process."""
+    """Images in a step, of all processes together."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and schedule."""
     precision: Precision = "auto"
@@ -41,8 +42,12 @@ class TrainConfig:
     takes bf16 where the device has instructions for it."""
     step: StepConfig = field(default_factory=StepConfig)
     """How a training step is taken."""
+    processes: Processes = "auto"
+    """Processes that train, which share the images of a step and the cores. `auto` starts one for
+    each core of a CPU, up to 8, if equal parts of a step have 2 images of a detector or 16 of a
+    backbone; with a GPU one. Several on GPUs have one each. torchrun and srun start their own."""
     workers: int = 1
-    """Processes that read and augment images; 0 does it in the training process."""
+    """Processes that read and augment images, for each that trains; 0 does it in that one."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     checkpoint_minutes: float = 10.0
@@ -63,6 +68,7 @@ class TrainConfig:
             if getattr(self, key) < 1:
                 raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
         self.step.check_batch_size(self.batch_size)
+        check_processes(self.processes)
         if self.checkpoint_minutes < 0:
             raise UserError(f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}")
         if self.workers < 0:

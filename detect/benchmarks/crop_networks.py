@@ -32,7 +32,7 @@ from detect.evaluation import load_results
 from detect.evaluation.coco import evaluate_by_size
 from detect.inference.propose import check_image_ids, propose_dataset
 from detect.proposals import LearnedProposer, Proposals, save_proposals
-from detect.training.train import train_detector
+from detect.training.train import train_in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
         all, are made before), AP and its companions, and `sizes` as `evaluate_by_size` gives them.
 
     Raises:
-        UserError: as `train_detector`, `proposals_from` is no detector for this, or several
+        UserError: as `train_in_processes`, `proposals_from` is no detector for this, or several
             processes were started.
     """
     distributed.require_one_process("a comparison")
@@ -123,7 +123,7 @@ def _compare(
         weights = config.proposals_from
         if weights is None:
             base = as_base(config, DetectorConfig, run=str(folder / "proposer"))
-            weights = train_detector(base)["weights"]
+            weights = train_in_processes(base)["weights"]
         detector = load_detector(weights, config.device)
         save_proposals(proposals, propose_splits(detector, config, datasets))
 
@@ -133,7 +133,8 @@ def _compare(
     for variant, (crop_size, cost) in costs.items():
         model = _on_proposals(config.model, variant, proposals)
         run = folder / variant
-        scores = train_detector(as_base(config, DetectorConfig, run=str(run), model=model))["test"]
+        one = as_base(config, DetectorConfig, run=str(run), model=model)
+        scores = train_in_processes(one)["test"]
         logger.info("%s: AP %s", variant, _score(scores["AP"]))
         rows.append(
             {

@@ -17,6 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.transforms.v2.functional import resize
 
+from backbones.common import distributed
 from backbones.common.device import constant
 from backbones.common.errors import UserError
 from backbones.networks.inception import InceptionV3
@@ -50,9 +51,10 @@ class LearnedConfig:
     negative_iou: float = 0.4
     """IoU with every object below which an anchor is negative in training."""
     images_per_step: int | None = None
-    """Images of a training step that the proposer sees, null for all. The proposals of the others
-    are windows of random place, with the anchors' sizes: a crop network learns from many images at
-    a time, and the proposer, which needs fewer, is what an image costs."""
+    """Images of a training step that the proposer sees, of all processes together and of each at
+    least one; null for all. The proposals of the others are windows of random place, with the
+    anchors' sizes: a crop network learns from many images at a time, and the proposer, which needs
+    fewer, is what an image costs."""
     pre_nms_top_n: int = 500
     """Proposed boxes kept on each level of the pyramid before non-maximum suppression."""
     nms_thresh: float = 0.7
@@ -149,7 +151,10 @@ class LearnedProposer(Proposer):
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
         """Proposals and the losses `loss_objectness` and `loss_rpn_box_reg`."""
-        seen = len(images) if self.config.images_per_step is None else self.config.images_per_step
+        seen = len(images)
+        if self.config.images_per_step is not None:
+            of_all = range(self.config.images_per_step)
+            seen = max(1, len(of_all[distributed.rank() :: distributed.world_size()]))
         proposals, losses = self._propose(images[:seen], targets[:seen])
         return proposals + [self._random_windows(image) for image in images[seen:]], losses
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from backbones.common import distributed
 from backbones.common.config import to_dict
 from backbones.common.device import resolve_precision, set_tf32
+from backbones.common.launch import process_count, run_in_processes
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training.loop import fit
 from backbones.training.run_folder import RunFolder
@@ -28,13 +29,26 @@ from detect.proposals.precomputed import proposals_for
 from detect.rcnn.model import RCNN
 from detect.training.training_set import DetectionBatch, TrainingSet, collate
 
+LEAST_IMAGES = 2
+"""In a process, for batch normalisation: each gives many crops, and anchors everywhere."""
+
 logger = logging.getLogger(__name__)
+
+
+def train_in_processes(config: DetectorConfig) -> dict[str, Any]:
+    """`train_detector` in as many processes as `config.processes` says; see `run_in_processes` for
+    what a program that calls this needs."""
+    # Those that go through the network at once.
+    images = config.batch_size // config.step.accumulate
+    count = process_count(config.processes, config.device, images, LEAST_IMAGES)
+    return run_in_processes(train_detector, config, count)
 
 
 def train_detector(config: DetectorConfig) -> dict[str, Any]:
     """Train as configured and score on the test split, where there is one.
 
-    Under torchrun or srun (see `backbones.common.distributed`) this is one of the processes. Leaves
+    This trains in the calling process, whatever `config.processes` says. Started by torchrun, srun
+    or `train_in_processes` it is one of several (see `backbones.common.distributed`). Leaves
     `last.safetensors`, and with a validation split `best.safetensors`, in the run folder;
     with a test split also `test.json` (scores) and `test_results.json` (detections in COCO's
     results format), made with the best weights, or the last where nothing chose.
@@ -68,7 +82,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
 
     sampler = EpochSampler(
         len(train),
-        config.batch_size,
+        distributed.own_part(config.batch_size),
         epochs=config.epochs,
         seed=config.seed,
         rank=distributed.rank(),

@@ -105,6 +105,7 @@ TESTS = {
     "epochs": LOOP,
     "batch_size": LOOP,
     **{f"step.{key}": node for key, node in STEP.items()},
+    "processes": "tools/test_processes.py::test_both_trainers_share_a_batch_among_processes",
     "workers": LOOP,
     "eval_every": SPLITS,
     **CHECKPOINTS,

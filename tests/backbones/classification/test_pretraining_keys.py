@@ -42,6 +42,7 @@ TESTS = {
     "batch_size": LOOP,
     "precision": LOOP,
     **{f"step.{key}": node for key, node in STEP.items()},
+    "processes": "tools/test_processes.py::test_both_trainers_share_a_batch_among_processes",
     "workers": LOOP,
     "eval_every": (
         "backbones/training/test_loop.py::"

@@ -6,6 +6,7 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from backbones.common import distributed
 from backbones.common.errors import UserError
 from detect.proposals import (
     GridConfig,
@@ -118,6 +119,26 @@ def test_images_beyond_images_per_step_get_random_windows():
         assert found.boxes.unique(dim=0).shape[0] > 30
     with torch.no_grad():
         assert all(found.scores.max() > 0 for found in proposer.eval()(images))
+
+
+@pytest.mark.parametrize(("total", "of_each"), [(4, [2, 2]), (3, [2, 1]), (1, [1, 1])])
+def test_processes_share_images_per_step(total, of_each, monkeypatch):
+    proposer = small_learned(images_per_step=total).train()
+    target = {"boxes": torch.tensor([[10.0, 10.0, 40.0, 40.0]])}
+    seen: list[int] = []
+    propose = proposer._propose
+
+    def counted(images, targets):
+        seen.append(len(images))
+        return propose(images, targets)
+
+    monkeypatch.setattr(proposer, "_propose", counted)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        proposals, _ = proposer.forward_train([image(64, 64)] * 3, [target] * 3)
+        assert len(proposals) == 3
+    assert seen == of_each
 
 
 def test_the_trunk_sees_the_longer_side_at_image_size():

@@ -1,0 +1,97 @@
+"""Training in several processes, as the tools start it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+from helpers.tool_runs import run
+
+from backbones.classification import pretraining
+from backbones.training.checkpoints import load_last_checkpoint
+from backbones.training.step import StepConfig
+from detect.config import DetectorConfig
+from detect.data import make_digits
+from detect.training import train
+from tools import train_detector
+
+ROOT = Path(__file__).parents[2]
+
+TINY = {
+    "data": {"format": "coco", "train": "train", "val": None},
+    "model": {
+        "variant": "inception_v3_79_naive",
+        "learned": {"image_size": 64, "channels": 16},
+        "proposals_per_image": 5,
+        "proposals_per_image_train": 10,
+        "rcnn": {"crops_per_image": 4},
+    },
+    "optim": {"optimizer": "adamw", "lr": 0.001, "schedule": "cosine"},
+    "epochs": 20,
+    "batch_size": 4,
+    "workers": 0,
+    "precision": "fp32",
+}
+
+
+def test_ctrl_c_stops_all_with_a_checkpoint_that_one_process_continues(tmp_path, monkeypatch):
+    data = make_digits(tmp_path / "digits", train=8, val=2, image_size=128)
+    config, folder = tmp_path / "tiny.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(TINY))
+    arguments = ["--config", str(config), "--data.root", str(data), "--run", str(folder)]
+    command = [sys.executable, "-m", "tools.train_detector", *arguments, "--device", "cpu"]
+    # As many processes as there are cores for it, which this variable limits.
+    two = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/step_*")):
+        assert time.monotonic() < deadline
+        assert two.poll() is None, two.communicate()
+        time.sleep(0.05)
+    two.send_signal(signal.SIGINT)
+    out, err = two.communicate(timeout=60)
+    assert two.returncode == 130, err
+    assert not out
+    assert "Traceback" not in err
+    for line in ("2 processes", "8 training images", "stopping after this step", "interrupted"):
+        assert err.count(line) == 1, err
+    checkpoint = load_last_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    step = checkpoint["state"]["step"]
+    assert 0 < step < 40
+    assert f"stopped at step {step};" in err
+    # The batch of the configuration is that of both together.
+    assert checkpoint["global_batch"] == 4
+
+    torch.set_num_threads(1)
+    assert run(train_detector, *arguments, "--resume", "true", monkeypatch=monkeypatch) == 0
+    assert f"resumed {folder} at step {step}" in (folder / "log.txt").read_text()
+    after = load_last_checkpoint(folder / "checkpoints")
+    assert after is not None
+    assert after["state"]["step"] == 40
+
+
+def test_both_trainers_share_a_batch_among_processes(monkeypatch, threads_of_torch):
+    """Parts of a batch that normalisation has to do with are not too small."""
+    for module in (train, pretraining):
+        monkeypatch.setattr(module, "run_in_processes", lambda *arguments: arguments)
+    torch.set_num_threads(4)
+    detector = DetectorConfig(batch_size=8, device="cpu")
+    assert train.train_in_processes(detector) == (train.train_detector, detector, 4)
+    assert train.train_in_processes(replace(detector, batch_size=6))[2] == 3
+    assert train.train_in_processes(replace(detector, processes=1))[2] == 1
+    backbone = pretraining.PretrainConfig(batch_size=64, device="cpu")
+    assert pretraining.pretrain_in_processes(backbone) == (pretraining.pretrain, backbone, 4)
+    parts = replace(backbone, step=StepConfig(accumulate=2))
+    assert pretraining.pretrain_in_processes(parts)[2] == 2
