@@ -77,8 +77,15 @@ def process_count(processes: Processes, device: str, batch_size: int, least: int
         return processes
     if device_type != "cpu":
         return 1
-    most = min(torch.get_num_threads(), MOST_PROCESSES, batch_size // least)
-    return max((n for n in range(1, most + 1) if batch_size % n == 0), default=1)
+    wanted = min(torch.get_num_threads(), MOST_PROCESSES)
+    most = min(wanted, batch_size // least)
+    count = max((n for n in range(1, most + 1) if batch_size % n == 0), default=1)
+    if count < wanted:
+        logger.info(
+            "processes: %d, not %d, for all get as many of the %d images of a step, at least %d",
+            *(count, wanted, batch_size, least),
+        )
+    return count
 
 
 def run_in_processes(function: Callable[[Config], Result], config: Config, count: int) -> Result:

@@ -43,9 +43,16 @@ def _forked(monkeypatch):
         (16, 2, 32, 16, 16),
     ],
 )
-def test_how_many(processes, cores, batch_size, least, expected, threads_of_torch):
+def test_how_many(processes, cores, batch_size, least, expected, threads_of_torch, caplog):
     torch.set_num_threads(cores)
-    assert process_count(processes, "cpu", batch_size, least) == expected
+    with caplog.at_level("INFO"):
+        assert process_count(processes, "cpu", batch_size, least) == expected
+    # What is not one for each core is explained, unless it was asked for.
+    is_fewer = processes == "auto" and expected < min(cores, 8)
+    assert [record.message for record in caplog.records] == is_fewer * [
+        f"processes: {expected}, not {min(cores, 8)}, for all get as many of the {batch_size} "
+        f"images of a step, at least {least}"
+    ]
 
 
 def test_a_gpu_and_processes_that_are_there_already_start_none(monkeypatch):
