@@ -30,7 +30,7 @@ from backbones.networks.conversion import to_torchvision
 from backbones.networks.inception import InceptionV3, create_backbone
 from backbones.training.checkpoints import load_last_checkpoint
 from backbones.training.recipe import OptimConfig
-from backbones.training.step import StepConfig, Stepper
+from backbones.training.step import StepConfig, TrainStep
 
 NARROW = 0.25
 """Width of what a CPU computes too."""
@@ -146,14 +146,14 @@ def _run(config: PretrainConfig, stop_after: int | None) -> None:
     """Train; send this process SIGTERM in a step."""
     torch.backends.cudnn.deterministic = True
     if stop_after is not None:
-        apply, taken = Stepper.apply_gradients, iter(range(1, 1000))
+        apply, taken = TrainStep.apply_gradients, iter(range(1, 1000))
 
-        def stopping(self: Stepper, lr: float) -> None:
+        def stopping(self: TrainStep, lr: float) -> None:
             apply(self, lr)
             if next(taken) == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        Stepper.apply_gradients = stopping  # type: ignore[method-assign]
+        TrainStep.apply_gradients = stopping  # type: ignore[method-assign]
     try:
         pretrain(config)
     except SystemExit:
@@ -183,7 +183,7 @@ def _reduce(variant: str) -> tuple[str, float, float]:
         return dist.get_backend_config(), number.item(), _difference(*gradients)
 
 
-def _stepper(model: InceptionV3, count: int, precision: Any) -> tuple[Stepper, Any]:
+def _stepper(model: InceptionV3, count: int, precision: Any) -> tuple[TrainStep, Any]:
     device = next(model.parameters()).device
 
     def loss_fn(network: nn.Module, batch: ImageBatch) -> Mapping[str, Tensor]:
@@ -192,7 +192,7 @@ def _stepper(model: InceptionV3, count: int, precision: Any) -> tuple[Stepper, A
         return {"class": F.cross_entropy(logits, batch.labels)}
 
     optim = OptimConfig(optimizer="sgd", lr=0.1, clip_grad=None, ema_decay=0.9)
-    stepper = Stepper(model.train(), loss_fn, optim, StepConfig(), precision, seed=0)
+    stepper = TrainStep(model.train(), loss_fn, optim, StepConfig(), precision, seed=0)
     generator = torch.Generator().manual_seed(0)
     size = model.input_size
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)

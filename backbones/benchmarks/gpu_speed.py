@@ -26,7 +26,7 @@ from backbones.networks.cost import count_multiply_adds
 from backbones.networks.inception import InceptionV3, create_backbone
 from backbones.networks.specs import SPECS
 from backbones.training.recipe import OptimConfig, classification_loss
-from backbones.training.step import StepConfig, Stepper
+from backbones.training.step import StepConfig, TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _trainer_step(model: InceptionV3, batch: Any, settings: GpuSettings) -> Call
         return classification_loss(output, batch.labels.to(device, non_blocking=True))
 
     optim = OptimConfig(optimizer="muon", lr=1e-4, ema_decay=0.99)
-    stepper = Stepper(model.train(), loss_fn, optim, StepConfig(), "bf16", seed=0)
+    stepper = TrainStep(model.train(), loss_fn, optim, StepConfig(), "bf16", seed=0)
 
     def step() -> None:
         stepper.accumulate_gradients(batch, 0)
