@@ -217,8 +217,10 @@ class TrainStep:
             if self.config.compile:
                 if self.device.type == "cpu":
                     require_compiler("step.compile")
-                # A method of modules, by which one may compile a part of itself alone.
-                network.compile()
+                if type(network).compile is nn.Module.compile:
+                    network = torch.compile(network)  # type: ignore[assignment]
+                else:  # it knows which part of it compiles
+                    network.compile()
             if distributed.world_size() > 1:
                 gpu = [self.device] if self.device.type == "cuda" else None
                 # See `_average_statistics`.

@@ -126,3 +126,18 @@ def test_random_numbers_of_a_step_depend_on_seed_and_step_alone():
         found.append(drawn(seed, step))
     assert found[0] == found[3]
     assert len(set(found)) == 3
+
+
+def test_a_model_with_a_way_of_its_own_compiles_itself(monkeypatch):
+    monkeypatch.setattr("backbones.training.step.require_compiler", lambda key: None)
+    compiled = []
+
+    class Own(nn.Linear):
+        def compile(self):
+            compiled.append(self)
+
+    model = Own(1, 1, bias=False)
+    one = train_step(model, mean_of, step=StepConfig(compile=True))
+    for step in range(2):
+        one.accumulate_gradients(numbers(4.0, 8.0), step)
+    assert compiled == [model]
