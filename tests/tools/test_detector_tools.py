@@ -95,6 +95,7 @@ def test_a_run_leaves_what_the_readme_says(trained):
 
 def test_a_finished_run_is_not_overwritten(trained, digits, monkeypatch, capsys):
     arguments = ["--run", str(trained), "--data.format", "coco", "--data.root", str(digits)]
+    arguments += ["--batch_size", "2"]
     message = error_of(train_detector, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert "already holds a run" in message
 
