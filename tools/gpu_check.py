@@ -29,22 +29,23 @@ class GpuCheckConfig:
     """What to check, and with what."""
 
     carried: str | None = None
-    """Folder that `tools.gpu_pack` wrote, with images and detection data; instead of the next
-    two."""
+    """Folder that tools.gpu_pack wrote, with images and detection data; instead of `images` and
+    `bccd`."""
     images: str = "data/tiny-imagenet-202"
-    """Folder of training images, as `data.root` of tools.train_backbone."""
+    """Folder of training images for backbones, as data.root of tools.train_backbone."""
     bccd: str = "data/bccd/BCCD"
-    """Folder of BCCD, in VOC's layout."""
+    """Folder of BCCD in VOC's layout, for detectors."""
     parts: tuple[Part, ...] = ("correctness", "speed", "training")
-    """What to do, in this order."""
+    """Parts of the check, done in this order."""
     minutes: float = 7.5
-    """How long all of it may take; training has what is left."""
+    """Minutes that all parts may take together; training has what is left."""
     output: str = "runs/gpu_check"
     """Folder for gpu_check.json, gpu_check.txt, log.txt and weights."""
     device: str = "auto"
-    """`cpu` (everything is tiny), `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
+    """Device to compute on: `cpu` (everything is tiny), `cuda`, `cuda:1`; `auto` takes a GPU where
+    there is one."""
     compile: bool = True
-    """Also networks compiled by torch.compile, on a GPU alone."""
+    """Check also networks that torch.compile compiles, on a GPU alone."""
 
     def __post_init__(self) -> None:
         if self.minutes <= 0:

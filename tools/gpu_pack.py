@@ -32,15 +32,15 @@ class GpuPackConfig:
     """What to write, and from what."""
 
     images: str = "data/tiny-imagenet-202"
-    """Folder of shards of small square images."""
+    """Folder of shards of small square images, to be written smaller."""
     bccd: str = "data/bccd/BCCD"
-    """Folder of BCCD, in VOC's layout."""
+    """Folder of BCCD in VOC's layout, which is written too."""
     val_images: int = 2000
-    """Validation images, which are carried as they are."""
+    """Number of validation images to write, which stay as they are."""
     python: str = "3.12"
-    """Version of Python there, on Linux and x86-64."""
+    """Version of Python on the machine with the GPU, which runs Linux on x86-64."""
     output: str = "data/gpu"
-    """Folder to write, with `wheels` in it."""
+    """Folder to write for the machine with the GPU, with its packages in `wheels`."""
 
 
 def main() -> None:

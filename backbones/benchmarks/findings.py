@@ -20,8 +20,8 @@ class Finding:
 
     Attributes:
         name: of what was looked at.
-        value: a figure, or words.
-        unit: of the figure.
+        value: a number, or words.
+        unit: of the number.
         goal: what it should be, in words.
         met: whether it is that; None where there is no goal.
     """

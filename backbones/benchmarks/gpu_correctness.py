@@ -57,9 +57,9 @@ def check_step(settings: GpuSettings) -> Iterator[Finding]:
         torch.manual_seed(0)
         model = create_backbone(settings.variants[0], num_classes=10, width=NARROW)
         before = copy.deepcopy(model).double()
-        stepper, batch = _stepper(model.double().to(device), 8, "fp32")
-        stepper.accumulate_gradients(batch, 0)
-        stepper.apply_gradients(0.1)
+        train_step, batch = _train_step(model.double().to(device), 8, "fp32")
+        train_step.accumulate_gradients(batch, 0)
+        train_step.apply_gradients(0.1)
         pairs = zip(model.cpu().parameters(), before.parameters(), strict=True)
         changes[device.type] = torch.cat([(new - old).flatten() for new, old in pairs])
     yield _close("a step beside the CPU's", changes[settings.device.type], changes["cpu"], 1e-6)
@@ -86,10 +86,10 @@ def check_waiting(settings: GpuSettings) -> Iterator[Finding]:
         raise NotHereError("waiting for the device in a step")
     model = create_backbone(settings.variants[0], num_classes=10, width=NARROW, aux="batch_norm")
     model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stepper, batch = _stepper(model, 32, "bf16")
+    train_step, batch = _train_step(model, 32, "bf16")
     for step in range(3):
-        count = len(waits_of(lambda step=step: stepper.accumulate_gradients(batch, step)))  # type: ignore[misc]
-        others = len(waits_of(lambda: stepper.apply_gradients(0.1)))
+        count = len(waits_of(lambda step=step: train_step.accumulate_gradients(batch, step)))  # type: ignore[misc]
+        others = len(waits_of(lambda: train_step.apply_gradients(0.1)))
     yield Finding("waits in forward and backward", float(count), "", "1, for the loss", count <= 1)
     yield Finding("waits in the optimiser", float(others), "", "none", others == 0)
 
@@ -177,13 +177,13 @@ def _reduce(variant: str) -> tuple[str, float, float]:
             torch.manual_seed(0)
             model = create_backbone(variant, num_classes=10, width=NARROW).to(device)
             network = DistributedDataParallel(model, device_ids=[device]) if wraps else model
-            _, batch = _stepper(model, 8, "fp32")
+            _, batch = _train_step(model, 8, "fp32")
             F.cross_entropy(network(batch.images), batch.labels).backward()
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))  # type: ignore[union-attr]
         return dist.get_backend_config(), number.item(), _difference(*gradients)
 
 
-def _stepper(model: InceptionV3, count: int, precision: Any) -> tuple[TrainStep, Any]:
+def _train_step(model: InceptionV3, count: int, precision: Any) -> tuple[TrainStep, Any]:
     device = next(model.parameters()).device
 
     def loss_fn(network: nn.Module, batch: ImageBatch) -> Mapping[str, Tensor]:
@@ -192,12 +192,12 @@ def _stepper(model: InceptionV3, count: int, precision: Any) -> tuple[TrainStep,
         return {"class": F.cross_entropy(logits, batch.labels)}
 
     optim = OptimConfig(optimizer="sgd", lr=0.1, clip_grad=None, ema_decay=0.9)
-    stepper = TrainStep(model.train(), loss_fn, optim, StepConfig(), precision, seed=0)
+    train_step = TrainStep(model.train(), loss_fn, optim, StepConfig(), precision, seed=0)
     generator = torch.Generator().manual_seed(0)
     size = model.input_size
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % model.num_classes
-    return stepper, ImageBatch(images.to(device), labels.to(device), [""] * count, [])
+    return train_step, ImageBatch(images.to(device), labels.to(device), [""] * count, [])
 
 
 def waits_of(work: Callable[[], Any]) -> list[str]:

@@ -174,9 +174,9 @@ def measure_input(settings: GpuSettings) -> Iterator[Finding]:
     variant = settings.variants[0]
     sources = open_sources(ImagesConfig(root=str(settings.images)))
     spec, batch_size = SPECS[variant], settings.batch_size
-    plan = EpochSampler(sources.num_train, batch_size, epochs=3, seed=0)
+    sampler = EpochSampler(sources.num_train, batch_size, epochs=3, seed=0)
     loader = build_train_loader(
-        *(sources, spec, ImagesConfig().augment, plan),
+        *(sources, spec, ImagesConfig().augment, sampler),
         workers=settings.workers,
         pin_memory=settings.is_gpu,
     )
@@ -214,11 +214,11 @@ def _trainer_step(model: InceptionV3, batch: Any, settings: GpuSettings) -> Call
         return classification_loss(output, batch.labels.to(device, non_blocking=True))
 
     optim = OptimConfig(optimizer="muon", lr=1e-4, ema_decay=0.99)
-    stepper = TrainStep(model.train(), loss_fn, optim, StepConfig(), "bf16", seed=0)
+    train_step = TrainStep(model.train(), loss_fn, optim, StepConfig(), "bf16", seed=0)
 
     def step() -> None:
-        stepper.accumulate_gradients(batch, 0)
-        stepper.apply_gradients(1e-4)
+        train_step.accumulate_gradients(batch, 0)
+        train_step.apply_gradients(1e-4)
 
     return step
 

@@ -27,11 +27,11 @@ def names_by_step(folder: Path) -> list[list[str]]:
     """The files of each step, of all processes; one of them reads with a worker."""
     with distributed.processes("cpu"):
         rank, world_size = distributed.rank(), distributed.world_size()
-        plan = EpochSampler(
+        sampler = EpochSampler(
             *(EXAMPLES, distributed.own_part(BATCH)),
             **{"epochs": 2, "seed": 3, "rank": rank, "world_size": world_size},
         )
-        loader = training_loader(NoisyShapes(), plan, workers=rank, collate_fn=collate)
+        loader = training_loader(NoisyShapes(), sampler, workers=rank, collate_fn=collate)
         parts = distributed.gather([batch.names for batch in loader])
         return [sorted(itertools.chain(*step)) for step in zip(*parts, strict=True)]
 

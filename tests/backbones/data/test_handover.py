@@ -42,8 +42,10 @@ def test_a_batch_arrives_as_it_was_made(is_narrow, caplog, monkeypatch):
     handover._warn.cache_clear()
 
     def batches(workers: int) -> list[Pair]:
-        plan = EpochSampler(8, 2, epochs=1, seed=0)
-        loader = training_loader(Photographs(is_narrow), plan, workers=workers, collate_fn=collate)
+        sampler = EpochSampler(8, 2, epochs=1, seed=0)
+        loader = training_loader(
+            Photographs(is_narrow), sampler, workers=workers, collate_fn=collate
+        )
         loader.timeout = 60 if workers else 0  # torch's own way would stand still
         return list(loader)
 
