@@ -51,7 +51,7 @@ def test_memory_of_each_form(tmp_path, monkeypatch):
 
 
 def test_narrow_networks_run_in_every_form_without_peers(tmp_path, monkeypatch):
-    arguments = ["--networks", '["inception_v3_79"]', "--batch_size", "2", "--repeats", "1"]
+    arguments = ["--networks", '["inception_v3_79_naive"]', "--batch_size", "2", "--repeats", "1"]
     arguments += ["--width", "0.25", "--parts", '["inference"]', "--output", str(tmp_path)]
     assert run(benchmark, *arguments, monkeypatch=monkeypatch) == 0
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]

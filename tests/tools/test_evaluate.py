@@ -97,6 +97,7 @@ def test_a_report_on_a_detector(digits, tmp_path, monkeypatch, capsys):
     dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
     written = json.loads((tmp_path / "results.json").read_text())
     images = json.loads((tmp_path / "images.json").read_text())["images"]
+    assert written
     assert {result["image_id"] for result in written} <= {image["id"] for image in images}
     assert all(Path(image["file_name"]).is_file() for image in images)
     content = json.loads((tmp_path / "report.json").read_text())

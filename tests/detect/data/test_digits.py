@@ -153,8 +153,10 @@ def test_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 def test_processes_may_race(tmp_path: Path) -> None:
-    # Forked after torch has used its threads here, a child would wait for them for ever.
-    context = multiprocessing.get_context("spawn")
+    # Forked from here, where torch has used its threads, a child would wait for them for ever; what
+    # they are forked from has imported what they need, and done nothing.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["detect.data.digits"])
     arguments = (tmp_path / "digits", 0, 6, 2)
     processes = [context.Process(target=make_digits, args=arguments) for _ in range(2)]
     for process in processes:

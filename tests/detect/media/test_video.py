@@ -72,6 +72,25 @@ def test_a_trimmed_video_is_whole(video):
     assert all(100 < frame[0, 5, 5] < 140 for frame in frames)
 
 
+def test_a_damaged_video_breaks_off_after_the_frames_before_the_damage(tmp_path):
+    noise = torch.Generator().manual_seed(0)
+    path = tmp_path / "v.mp4"
+    shape = (FRAMES, 3, 96, 96)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
+    slideshow(path, list(frames), FPS, (96, 96))
+    data = bytearray(path.read_bytes())
+    first, last = len(data) // 2, data.find(b"moov") - 4
+    data[first:last] = bytes(last - first)
+    path.write_bytes(data)
+    read = []
+    with pytest.raises(
+        UserError, match=r"v\.mp4: the video breaks off after \d+ frames: "
+    ) as error:
+        read.extend(VideoReader(path))
+    assert 0 < len(read) < FRAMES
+    assert f"after {len(read)} frames" in str(error.value)
+
+
 def test_frames_have_the_size_of_their_video(tmp_path):
     with VideoWriter(tmp_path / "v.mp4", 5, (63, 64)) as writer:
         writer.write(torch.zeros(3, 63, 64, dtype=torch.uint8))
