@@ -7,6 +7,7 @@ them, and they find each other as those of torchrun do (see `backbones.common.di
 
 import logging
 import math
+import multiprocessing
 import os
 import pickle
 import signal
@@ -122,6 +123,7 @@ class _Job:
     config: Any
     count: int
     threads: int
+    start_method: str
     port: int
     folder: Path
 
@@ -154,6 +156,8 @@ def _work(rank: int, job: _Job) -> None:
     if "lo" in (name for _, name in socket.if_nameindex()):
         # By the address of the machine's name, processes do not find each other on every network.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Otherwise loaders would start their workers as this process was started, in seconds.
+    multiprocessing.set_start_method(job.start_method, force=True)
     torch.set_num_threads(job.threads)
     prepare_process()
     try:
@@ -229,7 +233,8 @@ def _run(function: Callable[[Any], Any], config: Any, count: int) -> list[_Endin
         "127.0.0.1", 0, is_master=True, wait_for_workers=False
     )
     with tempfile.TemporaryDirectory(prefix="processes_") as folder:
-        job = _Job(function, config, count, threads, store.port, Path(folder))
+        start_method = multiprocessing.get_start_method()
+        job = _Job(function, config, count, threads, start_method, store.port, Path(folder))
         with _started(job) as (processes, received):
             return _wait(job, processes, received)
 

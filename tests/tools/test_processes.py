@@ -32,9 +32,9 @@ TINY = {
         "rcnn": {"crops_per_image": 4},
     },
     "optim": {"optimizer": "adamw", "lr": 0.001, "schedule": "cosine"},
-    "epochs": 20,
+    "epochs": 8,
     "batch_size": 4,
-    "workers": 0,
+    "workers": 1,
     "precision": "fp32",
 }
 
@@ -59,17 +59,25 @@ def test_ctrl_c_stops_all_with_a_checkpoint_that_one_process_continues(tmp_path,
         assert time.monotonic() < deadline
         assert two.poll() is None, two.communicate()
         time.sleep(0.05)
+    for each in processes_of(two.pid):
+        # What reads for it was forked from it: a new Python would take seconds to begin.
+        assert [command_line(reader) for reader in processes_of(each)] == [command_line(each)]
     two.send_signal(signal.SIGINT)
     out, err = two.communicate(timeout=60)
     assert two.returncode == 130, err
     assert not out
     assert "Traceback" not in err
-    for line in ("2 processes", "8 training images", "stopping after this step", "interrupted"):
+    for line in (
+        "starting 2 processes",
+        "8 training images",
+        "stopping after this step",
+        "interrupted",
+    ):
         assert err.count(line) == 1, err
     checkpoint = load_last_checkpoint(folder / "checkpoints")
     assert checkpoint is not None
     step = checkpoint["state"]["step"]
-    assert 0 < step < 40
+    assert 0 < step < 16
     assert f"stopped at step {step};" in err
     # The batch of the configuration is that of both together.
     assert checkpoint["global_batch"] == 4
@@ -79,7 +87,17 @@ def test_ctrl_c_stops_all_with_a_checkpoint_that_one_process_continues(tmp_path,
     assert f"resumed {folder} at step {step}" in (folder / "log.txt").read_text()
     after = load_last_checkpoint(folder / "checkpoints")
     assert after is not None
-    assert after["state"]["step"] == 40
+    assert after["state"]["step"] == 16
+
+
+def processes_of(parent: int) -> list[int]:
+    """Those that a process has started to train or to read, by multiprocessing."""
+    started = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in started if b"spawn_main" in command_line(int(child))]
+
+
+def command_line(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def test_both_trainers_share_a_batch_among_processes(monkeypatch, threads_of_torch):
