@@ -138,3 +138,11 @@ class DetectorConfig(TrainConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     """Detector that is trained."""
     optim: OptimConfig = field(default_factory=detector_recipe)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.learned.images_per_step is not None and self.step.accumulate > 1:
+            raise UserError(
+                "model.learned.images_per_step must be null where step.accumulate is more than 1: "
+                "it would count for each part of a step"
+            )

@@ -1,4 +1,4 @@
-"""A trained detector as one file, and what to call it with."""
+"""A trained detector in use: on one image, on some, on a stream of them."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence

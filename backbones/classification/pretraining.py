@@ -99,9 +99,10 @@ def build_network(config: NetworkConfig, num_classes: int) -> InceptionV3:
 def pretrain_in_processes(config: PretrainConfig) -> TrainingState:
     """`pretrain` in as many processes as `config.processes` says; see `run_in_processes` for what a
     program that calls this needs."""
-    # Those that go through the network at once.
-    images = config.batch_size // config.step.accumulate
-    count = process_count(config.processes, config.device, images, LEAST_IMAGES)
+    count = process_count(
+        *(config.processes, config.device, config.batch_size, LEAST_IMAGES),
+        accumulate=config.step.accumulate,
+    )
     return run_in_processes(pretrain, config, count)
 
 
@@ -129,7 +130,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
 
     sampler = EpochSampler(
         sources.num_train,
-        distributed.own_part(config.batch_size),
+        distributed.own_part(config.batch_size, config.step.accumulate),
         epochs=config.epochs,
         seed=config.seed,
         rank=distributed.rank(),

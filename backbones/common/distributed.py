@@ -68,21 +68,22 @@ def is_launched() -> bool:
     return place is not None and place.world_size > 1
 
 
-def own_part(batch_size: int) -> int:
+def own_part(batch_size: int, accumulate: int = 1) -> int:
     """How many of the images of a step are this process's; raises as `equal_part`."""
-    return equal_part(batch_size, world_size())
+    return equal_part(batch_size, world_size(), accumulate)
 
 
-def equal_part(batch_size: int, count: int) -> int:
-    """Images of a step for each of several processes.
+def equal_part(batch_size: int, count: int, accumulate: int = 1) -> int:
+    """Images of a step for each of several processes, which take them in so many equal parts.
 
     Raises:
         UserError: they do not divide equally.
     """
-    if batch_size % count:
+    if batch_size % (count * accumulate):
+        parts = f" with step.accumulate {accumulate}" if accumulate > 1 else ""
         raise UserError(
             f"batch_size {batch_size}, the images in a step of all processes together, cannot be "
-            f"divided among {count}: change one or the other"
+            f"divided among {count}{parts}: change one or the other"
         )
     return batch_size // count
 
@@ -107,6 +108,11 @@ def processes(device: str) -> Iterator[torch.device]:
     if place is None:
         yield resolve_device(device)
         return
+    if place.world_size > 1 and ":" in device:
+        raise UserError(
+            f"device {device} is for one process, {place.world_size} were started: take cuda or "
+            "auto, which give each its own"
+        )
     name = device
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         name = f"cuda:{place.local_rank}"
@@ -207,12 +213,17 @@ def call_on_main(function: Callable[[], Value]) -> Value:
     if world_size() == 1:
         return function()
     outcome: list[Any] = [None, None]
+    defect: Exception | None = None
     if is_main():
         try:
             outcome[0] = function()
         except UserError as error:
             outcome[1] = str(error)
+        except Exception as error:  # the others would wait for half an hour
+            defect, outcome[1] = error, f"the main process failed: {error}"
     dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+    if defect is not None:
+        raise defect
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]

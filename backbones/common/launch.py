@@ -57,15 +57,18 @@ def check_processes(processes: Processes) -> None:
         raise UserError(f"processes must be auto or at least 1, got {processes}")
 
 
-def process_count(processes: Processes, device: str, batch_size: int, least: int) -> int:
+def process_count(
+    processes: Processes, device: str, batch_size: int, least: int, accumulate: int = 1
+) -> int:
     """How many processes to train in; 1 where torchrun or srun has started this one.
 
     Args:
         processes: a number, or `auto`: on a CPU as many as torch would use threads, but at most 8,
-            and each with an equal part of at least `least` images of a step; on a GPU 1.
+            and each with an equal part of at least `least` images at a time; on a GPU 1.
         device: as for `resolve_device`.
         batch_size: images in a step, of all processes together.
-        least: batch normalisation sees the images of one process alone, and suffers from fewer.
+        least: batch normalisation sees the images of one process at a time, and suffers from fewer.
+        accumulate: parts that each takes its images in, one after the other.
 
     Raises:
         UserError: no such device, or a number that does not divide the images of a step.
@@ -74,13 +77,13 @@ def process_count(processes: Processes, device: str, batch_size: int, least: int
     if distributed.is_launched():
         return 1
     if processes != "auto":
-        distributed.equal_part(batch_size, processes)
+        distributed.equal_part(batch_size, processes, accumulate)
         return processes
     if device_type != "cpu":
         return 1
     wanted = min(torch.get_num_threads(), MOST_PROCESSES)
-    most = min(wanted, batch_size // least)
-    count = max((n for n in range(1, most + 1) if batch_size % n == 0), default=1)
+    most = min(wanted, batch_size // (least * accumulate))
+    count = max((n for n in range(1, most + 1) if batch_size % (n * accumulate) == 0), default=1)
     if count < wanted:
         logger.info(
             "processes: %d, not %d, for all get as many of the %d images of a step, at least %d",
@@ -175,7 +178,11 @@ def _work(rank: int, job: _Job) -> None:
         own = error.__traceback__ and error.__traceback__.tb_next
         ending = _Ending("defect", "".join(traceback.format_exception(type(error), error, own)))
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
-    (job.folder / str(rank)).write_bytes(pickle.dumps(ending))
+    try:
+        data = pickle.dumps(ending)
+    except Exception:  # of a result that cannot be handed over
+        data = pickle.dumps(_Ending("defect", traceback.format_exc()))
+    (job.folder / str(rank)).write_bytes(data)
 
 
 @contextmanager
@@ -250,9 +257,10 @@ def _wait(
             endings[rank] = _ending(job, rank, running.pop(rank).exitcode, received)
             if endings[rank].kind not in ("result", "stop"):
                 deadline = min(deadline, time.monotonic() + GRACE)
-        # As `StopSignals`: one right after the first is the same.
-        if any(later.time > received[0].time + 1 for later in received):
-            deadline = min(deadline, received[-1].time + GRACE)
+        # As `StopSignals`: a second Ctrl-C acts at once, but one right after the first is the same.
+        times = [one.time for one in received if one.number == signal.SIGINT]
+        if times and times[-1] > times[0] + 1:
+            deadline = min(deadline, times[-1] + GRACE)
         if time.monotonic() > deadline:
             for rank, process in running.items():
                 process.kill()

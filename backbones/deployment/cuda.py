@@ -65,20 +65,10 @@ class CudnnConvReLU(nn.Module):
         assert not isinstance(conv.padding, str)
         self.weight, self.bias = conv.weight, conv.bias
         self.geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        self._offered = True
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, Cin, H, W] -> [N, Cout, H', W']`, non-negative."""
-        if self._offered:
-            try:
-                return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self.geometry)
-            except RuntimeError as error:
-                logger.warning(
-                    "no fused convolution of %s by %s: %s",
-                    *(list(x.shape), list(self.weight.shape), str(error).partition("\n")[0]),
-                )
-                self._offered = False
-        return torch.conv2d(x, self.weight, self.bias, *self.geometry).relu_()
+        return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self.geometry)
 
 
 def pool_sums(network: nn.Module) -> None:

@@ -48,8 +48,9 @@ def save_backbone(
 def load_backbone(path: str | os.PathLike[str]) -> InceptionV3:
     """Read a network that `save_backbone` wrote: on the CPU, in evaluation mode.
 
-    Its `spec` has the mean, the standard deviation and the input size of the file.
-    `weights.load_metadata` returns all the file says, class names among it.
+    Its weights are fp32, whatever the file's are. Its `spec` has the mean, the standard deviation
+    and the input size of the file. `weights.load_metadata` returns all the file says, class names
+    among it.
 
     Raises:
         UserError: missing, damaged, another kind of file, of a newer release, or weights that do
@@ -63,7 +64,7 @@ def load_backbone(path: str | os.PathLike[str]) -> InceptionV3:
     model.load_state_dict(with_counters(state), assign=True)
     # No part of the file, and until now without storage.
     model.normalization = Normalization(model.spec.mean, model.spec.std)
-    return model.eval()
+    return model.float().eval()
 
 
 def _build(metadata: Mapping[str, Any]) -> InceptionV3:

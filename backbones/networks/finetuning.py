@@ -1,4 +1,4 @@
-"""What is done to the layers of a network: freezing, learning rates that fall with depth, exchange.
+"""What fine-tuning does to the layers of a network: freezing, learning rates that fall with depth.
 
 A network here is an `InceptionV3`, or a model that holds one as `backbone`.
 """

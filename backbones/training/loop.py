@@ -104,6 +104,7 @@ def fit(
     step_config.check_batch_size(sampler.batch_size)
     train_step = TrainStep(model, loss_fn, optim, step_config, precision, sampler.seed)
     identity = {key: getattr(sampler, key) for key in ("seed", "num_examples", "global_batch")}
+    identity |= {"precision": precision, "parts": _parts(sampler, step_config)}
     state = _restore(run, train_step, identity) if run.resume else TrainingState()
     if state.step > sampler.total_steps:
         raise UserError(
@@ -175,6 +176,9 @@ def fit(
                     run.path,
                 )
                 stop.leave()
+        # What came during the last score, or of a run that was finished before.
+        if _agree({}, stop, False)[1]:
+            stop.leave()
     if skipped:
         logger.warning("%d training images could not be read and were skipped", len(skipped))
     if state.skipped_steps:
@@ -260,6 +264,14 @@ def _warn_of_skipped(messages: Iterable[str], skipped: set[str]) -> None:
             logger.warning("skipped image %d: %s", len(skipped), message)
 
 
+def _parts(sampler: EpochSampler, config: StepConfig) -> str:
+    """What the images of a step are divided into."""
+    processes, parts = sampler.world_size, config.accumulate
+    return f"{processes} process{'es' if processes > 1 else ''}" + (
+        f" of {parts} parts" if parts > 1 else ""
+    )
+
+
 def _restore(run: RunFolder, train_step: TrainStep, identity: Mapping[str, Any]) -> TrainingState:
     """The state of the last checkpoint, which the main process reads for all."""
     checkpoint = distributed.call_on_main(lambda: load_last_checkpoint(run.checkpoints))
@@ -267,11 +279,19 @@ def _restore(run: RunFolder, train_step: TrainStep, identity: Mapping[str, Any])
         logger.info("%s has no checkpoint yet: starting from the beginning", run.path)
         return TrainingState()
     for key, value in identity.items():
-        if checkpoint.get(key) != value:
-            raise UserError(
-                f"cannot resume {run.path}: {key} was {checkpoint.get(key)} and is {value} now: "
-                "give the seed, data and images in a step that the run began with"
+        if checkpoint.get(key) == value:
+            continue
+        if key == "parts":
+            logger.warning(
+                "resuming with a step in %s, the run began with %s: batches are normalised, and "
+                "random numbers drawn, by part, so the result will differ from an unbroken run's",
+                *(value, checkpoint.get(key)),
             )
+            continue
+        raise UserError(
+            f"cannot resume {run.path}: {key} was {checkpoint.get(key)} and is {value} now: "
+            "give the seed, data, images in a step and precision that the run began with"
+        )
     try:
         train_step.load_state_dict(checkpoint)
     except UserError as error:

@@ -172,6 +172,9 @@ class TrainStep:
     def drop_gradients(self) -> None:
         """Undo `accumulate_gradients`: what the batch left in running statistics goes too."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self._scaler.is_enabled():
+            # It has looked at these gradients, and must be updated before it looks at others.
+            self._scaler.update()
         for buffer, saved in zip(self._buffers, self._saved_buffers, strict=False):
             buffer.copy_(saved)
 

@@ -77,10 +77,16 @@ def score_detector(
         What `test.json` holds: the scores of `evaluate_coco` and what a `Cost` has.
     """
     detections, _, cost = detect_dataset(detector, dataset, proposals)
-    scores = evaluate_coco(dataset, detections) | asdict(cost)
-    if voc:
-        scores["VOC_mAP"] = evaluate_voc(dataset, detections)["mAP"]
-        scores["VOC07_mAP"] = evaluate_voc(dataset, detections, method="11_point")["mAP"]
+
+    def score() -> dict[str, Any]:
+        scores = evaluate_coco(dataset, detections) | asdict(cost)
+        if voc:
+            scores["VOC_mAP"] = evaluate_voc(dataset, detections)["mAP"]
+            scores["VOC07_mAP"] = evaluate_voc(dataset, detections, method="11_point")["mAP"]
+        return scores
+
+    # All have everything that was found; one need score it.
+    scores = distributed.call_on_main(score)
     if not distributed.is_main():
         return scores
     with atomic_write(folder / "test_results.json", "w") as file:
@@ -114,8 +120,9 @@ def detect_dataset(
     spans: list[tuple[float, float]] = []
 
     def work(batch: list[tuple[int, Tensor]]) -> tuple[Looks, tuple[float, float]]:
-        images = [image for _, image in batch]
         started = time.perf_counter()
+        # On a GPU they go there once, for both.
+        images = [detector.as_tensor(image) for _, image in batch]
         if proposals is None:
             regions = detector.propose(images)
         else:

@@ -37,6 +37,8 @@ def add_candidates(
 ) -> Proposals:
     """Proposals, the objects themselves and boxes around them; the latter two with the score 0.
 
+    There is always one, where nothing else is the whole image: each image gives the network a crop.
+
     Args:
         proposals: of the image.
         gt_boxes: `[G, 4]`.
@@ -46,6 +48,9 @@ def add_candidates(
     jittered = jitter_boxes(gt_boxes, config.jitter_copies, config.jitter_strength, size)
     boxes, scores = add_objects(proposals, torch.cat([gt_boxes, jittered]))
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    if not has_area.any():
+        height, width = size
+        return Proposals(boxes.new_tensor([[0, 0, width, height]]), scores.new_zeros(1))
     return Proposals(boxes[has_area], scores[has_area])
 
 

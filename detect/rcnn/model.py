@@ -178,12 +178,9 @@ class RCNN(nn.Module):
         predicted = of_class(deltas[wanted], all_labels[wanted])
         # Divided by all crops, not by the positives: an object weighs the same in a crowded image
         # as in an empty one (Fast R-CNN's normalisation).
-        box_loss = F.smooth_l1_loss(predicted, encoded, reduction="sum") / max(1, len(all_labels))
-        classifier_loss = (
-            F.cross_entropy(cls_logits, all_labels) if len(all_labels) else cls_logits.sum()
-        )
+        box_loss = F.smooth_l1_loss(predicted, encoded, reduction="sum") / len(all_labels)
         return {
-            "loss_classifier": classifier_loss,
+            "loss_classifier": F.cross_entropy(cls_logits, all_labels),
             "loss_box_reg": box_loss * self.config.regression_weight,
         }
 

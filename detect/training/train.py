@@ -38,9 +38,10 @@ logger = logging.getLogger(__name__)
 def train_in_processes(config: DetectorConfig) -> dict[str, Any]:
     """`train_detector` in as many processes as `config.processes` says; see `run_in_processes` for
     what a program that calls this needs."""
-    # Those that go through the network at once.
-    images = config.batch_size // config.step.accumulate
-    count = process_count(config.processes, config.device, images, LEAST_IMAGES)
+    count = process_count(
+        *(config.processes, config.device, config.batch_size, LEAST_IMAGES),
+        accumulate=config.step.accumulate,
+    )
     return run_in_processes(train_detector, config, count)
 
 
@@ -82,7 +83,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
 
     sampler = EpochSampler(
         len(train),
-        distributed.own_part(config.batch_size),
+        distributed.own_part(config.batch_size, config.step.accumulate),
         epochs=config.epochs,
         seed=config.seed,
         rank=distributed.rank(),
@@ -111,7 +112,9 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         assert isinstance(model, RCNN)
         detector = Detector(model, train.class_names, train.category_ids)
         detector = deploy_detector(detector, in_use)
-        scores = evaluate_coco(val, detect_dataset(detector, val, proposals).detections)
+        found = detect_dataset(detector, val, proposals).detections
+        # All have everything that was found; one need score it.
+        scores = distributed.call_on_main(lambda: evaluate_coco(val, found))
         return {name: scores[name] for name in ("AP", "AP50", "AP75") if scores[name] is not None}
 
     def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:

@@ -8,10 +8,12 @@ from backbones.classification.pretraining import PretrainConfig
 from backbones.common.config import from_dict, parse_config, to_dict
 from backbones.common.errors import UserError
 from backbones.training.recipe import OptimConfig
+from backbones.training.step import StepConfig
 from detect.benchmarks.crop_networks import ComparisonConfig
 from detect.benchmarks.speed_accuracy import SpeedAccuracyConfig
 from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
+from detect.proposals import LearnedConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -64,6 +66,12 @@ def test_the_default_recipe_is_the_one_that_was_measured(name):
 def test_model_config_refuses_what_would_not_be_read(options, message):
     with pytest.raises(UserError, match=message):
         ModelConfig(**options)
+
+
+def test_images_of_a_step_for_the_proposer_are_those_of_the_whole_step():
+    model = ModelConfig(learned=LearnedConfig(images_per_step=2))
+    with pytest.raises(UserError, match=r"images_per_step must be null where step\.accumulate"):
+        DetectorConfig(model=model, step=StepConfig(accumulate=2))
 
 
 def test_class_names_are_for_voc():

@@ -66,6 +66,11 @@ def test_a_gpu_and_processes_that_are_there_already_start_none(monkeypatch):
 def test_processes_that_do_not_divide_a_batch_are_refused():
     with pytest.raises(UserError, match=r"batch_size 8, .* cannot be divided among 3"):
         process_count(3, "cpu", 8, 2)
+    with pytest.raises(
+        UserError, match=r"batch_size 16, .* divided among 8 with step\.accumulate 4"
+    ):
+        process_count(8, "cpu", 16, 2, accumulate=4)
+    assert process_count(4, "cpu", 16, 2, accumulate=4) == 4
     with pytest.raises(UserError, match="processes must be auto or at least 1, got 0"):
         launch.check_processes(0)
 

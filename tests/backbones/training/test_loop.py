@@ -121,6 +121,13 @@ def test_fp16_lowers_its_scale_until_gradients_fit(tmp_path):
     assert all(point.value < 1e6 for point in curves(tmp_path / "run"))
 
 
+def test_in_fp16_too_a_step_without_a_finite_loss_can_be_skipped(tmp_path):
+    skip = StepConfig(on_non_finite="skip")
+    _, state = train(tmp_path / "run", precision="fp16", loss_fn=bad_steps(5, 6), step_config=skip)
+    assert (state.step, state.skipped_steps) == (STEPS, 2)
+    assert state.best_metrics["top1"] > 0.8
+
+
 @pytest.mark.large
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_trains_to_the_same_weights(tmp_path):

@@ -28,6 +28,7 @@ from backbones.training.checkpoints import load_last_checkpoint
 from backbones.training.loop import fit
 from backbones.training.recipe import OptimConfig
 from backbones.training.run_folder import RunFolder, read_curves
+from backbones.training.step import StepConfig
 
 STEPS = EPOCHS * (EXAMPLES // BATCH)
 ROOT = Path(__file__).parents[3]
@@ -211,6 +212,18 @@ def test_resuming_with_another_optimiser_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.tiny_run.OPTIM", replace(OPTIM, weight_decay=0.1))
     with pytest.raises(UserError, match=r"weight_decay was 4e-05 and is 0\.1 now"):
         train(tmp_path / "run", epochs=2, resume=True)
+
+
+def test_resuming_in_another_precision_is_refused(tmp_path):
+    train(tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match="precision was fp32 and is bf16 now"):
+        train(tmp_path / "run", resume=True, precision="bf16")
+
+
+def test_resuming_with_other_parts_of_a_step_is_warned_of(tmp_path, caplog):
+    train(tmp_path / "run", epochs=1)
+    train(tmp_path / "run", resume=True, epochs=2, step_config=StepConfig(accumulate=2))
+    assert "with a step in 1 process of 2 parts, the run began with 1 process: " in caplog.text
 
 
 def test_fewer_epochs_than_a_run_has_had_are_refused(tmp_path):

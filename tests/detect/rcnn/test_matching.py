@@ -188,3 +188,12 @@ def test_boxes_around_the_objects_are_so_many_and_so_far():
             assert 0.8 * 20 * jitter_strength < moved <= 20 * jitter_strength + 1e-3
             grown = (boxes[:, 2:] - boxes[:, :2]).max() / 20
             assert 0.8 * jitter_strength < grown.log() <= jitter_strength + 1e-4
+
+
+def test_an_image_without_anything_to_look_at_is_looked_at_as_a_whole():
+    """A process of several that had no crop would not take part in averaging gradients."""
+    nothing = Proposals(torch.zeros(0, 4), torch.zeros(0))
+    candidates = add_candidates(nothing, torch.zeros(0, 4), (30, 40), RCNNConfig())
+    assert candidates.boxes.tolist() == [[0, 0, 40, 30]]
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    assert sample_crops(candidates, target, RCNNConfig()).labels.tolist() == [0]
