@@ -7,6 +7,7 @@ import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from backbones.benchmarks.findings import Finding, NotHereError
-from backbones.benchmarks.gpu_settings import GpuSettings
+from backbones.benchmarks.gpu.findings import Finding
+from backbones.benchmarks.gpu.processes import OwnProcess
+from backbones.benchmarks.gpu.settings import GpuSettings
 from backbones.benchmarks.peers import peer_network
-from backbones.benchmarks.processes import OwnProcess
 from backbones.classification.pretraining import NetworkConfig, PretrainConfig, pretrain
 from backbones.common import distributed
 from backbones.common.device import set_tf32
@@ -29,7 +30,7 @@ from backbones.deployment.pytorch import deploy
 from backbones.networks.conversion import to_torchvision
 from backbones.networks.inception import InceptionV3, create_backbone
 from backbones.training.checkpoints import load_last_checkpoint
-from backbones.training.recipe import OptimConfig
+from backbones.training.recipe import OptimConfig, classification_loss
 from backbones.training.step import StepConfig, TrainStep
 
 NARROW = 0.25
@@ -57,7 +58,8 @@ def check_step(settings: GpuSettings) -> Iterator[Finding]:
         torch.manual_seed(0)
         model = create_backbone(settings.variants[0], num_classes=10, width=NARROW)
         before = copy.deepcopy(model).double()
-        train_step, batch = _train_step(model.double().to(device), 8, "fp32")
+        train_step = classifier_step(model.double().to(device), "fp32")
+        batch = _batch(model, 8)
         train_step.accumulate_gradients(batch, 0)
         train_step.apply_gradients(0.1)
         pairs = zip(model.cpu().parameters(), before.parameters(), strict=True)
@@ -83,27 +85,16 @@ def check_deployed(settings: GpuSettings) -> Iterator[Finding]:
 def check_waiting(settings: GpuSettings) -> Iterator[Finding]:
     """How often a training step waits for the GPU."""
     if not settings.is_gpu:
-        raise NotHereError("waiting for the device in a step")
+        yield Finding("waiting for the device in a step", "not on this device")
+        return
     model = create_backbone(settings.variants[0], num_classes=10, width=NARROW, aux="batch_norm")
     model.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train_step, batch = _train_step(model, 32, "bf16")
+    train_step, batch = classifier_step(model, "bf16"), _batch(model, 32)
     for step in range(3):
         count = len(waits_of(lambda step=step: train_step.accumulate_gradients(batch, step)))  # type: ignore[misc]
         others = len(waits_of(lambda: train_step.apply_gradients(0.1)))
     yield Finding("waits in forward and backward", float(count), "", "1, for the loss", count <= 1)
     yield Finding("waits in the optimiser", float(others), "", "none", others == 0)
-
-    def plain() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = F.cross_entropy(model(batch.images)[0], batch.labels)
-        loss.backward()
-
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        plain()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    yield Finding("forward and backward where waiting is an error", "done", met=True)
 
 
 def check_resume(settings: GpuSettings) -> Iterator[Finding]:
@@ -118,14 +109,18 @@ def check_resume(settings: GpuSettings) -> Iterator[Finding]:
         precision="fp32",
         device=str(settings.device),
     )
-    steps = 5 if settings.is_gpu else 2
+    steps = 5 if settings.is_gpu else 1
     whole, broken = (replace(config, run=str(settings.work / name)) for name in ("whole", "broken"))
-    through = OwnProcess(_run, whole, None)
-    OwnProcess(_run, broken, steps).result(90)
-    stopped_at = _checkpoint(broken)["state"]["step"]
-    OwnProcess(_run, replace(broken, resume=True), None).result(90)
-    through.result(90)
-    expected, found = (_weights(_checkpoint(one)["model"]) for one in (whole, broken))
+    through, stopped, resumed = (
+        OwnProcess(partial(_run, *run))
+        for run in ((whole, None), (broken, steps), (replace(broken, resume=True), None))
+    )
+    through.begin()
+    list(stopped.begin().values(60))
+    stopped_at = last_checkpoint(broken.run)["state"]["step"]
+    list(resumed.begin().values(60))
+    list(through.values(10))
+    expected, found = (_weights(last_checkpoint(one.run)["model"]) for one in (whole, broken))
     # The signal is seen in the step after it.
     seen = steps + 1
     yield Finding("stopped after step", float(stopped_at), "", str(seen), stopped_at == seen)
@@ -135,14 +130,16 @@ def check_resume(settings: GpuSettings) -> Iterator[Finding]:
 def check_nccl(settings: GpuSettings) -> Iterator[Finding]:
     """One process that trains through NCCL."""
     if not settings.is_gpu:
-        raise NotHereError("NCCL")
-    backend, total, difference = OwnProcess(_reduce, settings.variants[0]).result(90)
+        yield Finding("NCCL", "not on this device")
+        return
+    reducing = OwnProcess(partial(_reduce, settings.variants[0])).begin()
+    ((backend, total, difference),) = reducing.values(60)
     yield Finding("backend", backend, "", "with nccl", "nccl" in backend)
     yield Finding("sum over one process", total, "", "3", total == 3)
     yield Finding("gradients through DDP", difference, "", "below 1e-3", difference < 1e-3)
 
 
-def _run(config: PretrainConfig, stop_after: int | None) -> None:
+def _run(config: PretrainConfig, stop_after: int | None) -> Iterator[None]:
     """Train; send this process SIGTERM in a step."""
     torch.backends.cudnn.deterministic = True
     if stop_after is not None:
@@ -156,12 +153,13 @@ def _run(config: PretrainConfig, stop_after: int | None) -> None:
         TrainStep.apply_gradients = stopping  # type: ignore[method-assign]
     try:
         pretrain(config)
-    except SystemExit:
+    except SystemExit as error:
         if stop_after is None:
-            raise
+            raise RuntimeError("it was stopped") from error
+    yield from ()
 
 
-def _reduce(variant: str) -> tuple[str, float, float]:
+def _reduce(variant: str) -> Iterator[tuple[str, float, float]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -177,27 +175,31 @@ def _reduce(variant: str) -> tuple[str, float, float]:
             torch.manual_seed(0)
             model = create_backbone(variant, num_classes=10, width=NARROW).to(device)
             network = DistributedDataParallel(model, device_ids=[device]) if wraps else model
-            _, batch = _train_step(model, 8, "fp32")
+            batch = _batch(model.train(), 8)
             F.cross_entropy(network(batch.images), batch.labels).backward()
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))  # type: ignore[union-attr]
-        return dist.get_backend_config(), number.item(), _difference(*gradients)
+        yield dist.get_backend_config(), number.item(), _difference(*gradients)
 
 
-def _train_step(model: InceptionV3, count: int, precision: Any) -> tuple[TrainStep, Any]:
+def classifier_step(model: InceptionV3, precision: Any, optimizer: Any = "sgd") -> TrainStep:
+    """Steps of a classifier, as the trainer takes them."""
     device = next(model.parameters()).device
 
     def loss_fn(network: nn.Module, batch: ImageBatch) -> Mapping[str, Tensor]:
-        output = network(batch.images)
-        logits = output if isinstance(output, Tensor) else output[0]
-        return {"class": F.cross_entropy(logits, batch.labels)}
+        images = batch.images.to(device, non_blocking=True)
+        output = network(images.contiguous(memory_format=torch.channels_last))
+        return classification_loss(output, batch.labels.to(device, non_blocking=True))
 
-    optim = OptimConfig(optimizer="sgd", lr=0.1, clip_grad=None, ema_decay=0.9)
-    train_step = TrainStep(model.train(), loss_fn, optim, StepConfig(), precision, seed=0)
+    optim = OptimConfig(optimizer=optimizer, lr=0.1, clip_grad=None, ema_decay=0.9)
+    return TrainStep(model.train(), loss_fn, optim, StepConfig(), precision, seed=0)
+
+
+def _batch(model: InceptionV3, count: int) -> Any:
+    device, size = next(model.parameters()).device, model.input_size
     generator = torch.Generator().manual_seed(0)
-    size = model.input_size
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % model.num_classes
-    return train_step, ImageBatch(images.to(device), labels.to(device), [""] * count, [])
+    return ImageBatch(images.to(device), labels.to(device), [""] * count, [])
 
 
 def waits_of(work: Callable[[], Any]) -> list[str]:
@@ -226,10 +228,11 @@ def _with_statistics(model: InceptionV3) -> InceptionV3:
     return model
 
 
-def _checkpoint(config: PretrainConfig) -> dict[str, Any]:
-    found = load_last_checkpoint(Path(config.run) / "checkpoints")
+def last_checkpoint(run: str) -> dict[str, Any]:
+    """Of a run that has one."""
+    found = load_last_checkpoint(Path(run) / "checkpoints")
     if found is None:
-        raise RuntimeError(f"{config.run} has no checkpoint")
+        raise RuntimeError(f"{run} has no checkpoint")
     return found
 
 

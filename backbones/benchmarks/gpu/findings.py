@@ -2,13 +2,13 @@
 
 import json
 import logging
-import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backbones.benchmarks.gpu.processes import TurnError
 from backbones.common.files import atomic_write, make_folder
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,6 @@ class Finding:
     met: bool | None = None
 
 
-class NotHereError(Exception):
-    """A check that this device has nothing to do with."""
-
-
 @dataclass
 class Report:
     """All findings so far, in `gpu_check.json` and `gpu_check.txt`.
@@ -46,33 +42,27 @@ class Report:
         facts: about the machine and the run.
         parts: findings by part, in their order.
         failures: traceback by part.
-        seconds: that each part took.
     """
 
     folder: Path
     facts: dict[str, Any]
     parts: dict[str, list[Finding]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self, part: str, check: Callable[[], Iterable[Finding]]) -> None:
+    def run(self, part: str, check: Iterable[Finding]) -> None:
         """Run one part; what it raises is noted, and ends it alone."""
         found = self.parts.setdefault(part, [])
-        began = time.monotonic()
         logger.info("%s", part)
         try:
-            for finding in check():
+            for finding in check:
                 logger.info("%s: %s", part, _line(finding))
                 found.append(finding)
                 self.write()
-        except NotHereError as error:
-            found.append(Finding(str(error) or part, "not on this device"))
         except Exception as error:  # the other parts are still worth having
-            logger.exception("%s failed", part)
-            self.failures[part] = traceback.format_exc()
-            reason = str(error).strip().partition("\n")[0]
-            found.append(Finding("FAILED", f"{type(error).__name__}: {reason}"[:200], met=False))
-        self.seconds[part] = round(time.monotonic() - began, 1)
+            reason = traceback.format_exc()
+            logger.error("%s failed: %s", part, reason)
+            self.failures[part] = reason
+            found.append(failed("this part", error))
         self.write()
 
     def write(self) -> None:
@@ -81,7 +71,6 @@ class Report:
             "facts": self.facts,
             "parts": {part: [asdict(one) for one in found] for part, found in self.parts.items()},
             "failures": self.failures,
-            "seconds": self.seconds,
         }
         make_folder(self.folder)
         with atomic_write(self.folder / "gpu_check.json", "w") as file:
@@ -93,13 +82,19 @@ class Report:
         """All findings as text."""
         lines = [", ".join(f"{key} {value}" for key, value in self.facts.items())]
         for part, found in self.parts.items():
-            took = f" ({self.seconds[part]:.0f} s)" if part in self.seconds else ""
-            lines += ["", f"{part}{took}", *(f"  {_line(finding)}" for finding in found)]
+            lines += ["", part, *(f"  {_line(finding)}" for finding in found)]
         unmet = [
             f"{p}: {f.name}" for p, found in self.parts.items() for f in found if f.met is False
         ]
         lines += ["", f"not as it should be: {'; '.join(unmet) or 'nothing'}"]
         return "\n".join(lines)
+
+
+def failed(name: str, error: Exception) -> Finding:
+    """What is said of something that could not be looked at."""
+    kind = "" if isinstance(error, TurnError) else f"{type(error).__name__}: "
+    reason = str(error).strip().partition("\n")[0]
+    return Finding(name, f"FAILED: {kind}{reason}"[:200], met=False)
 
 
 def _line(finding: Finding) -> str:

@@ -1,0 +1,1 @@
+"""The detector's part of `tools.gpu_check`, and what is done in which process."""
