@@ -175,7 +175,7 @@ def steps_a_second(train: Callable[[], Any], seconds: float) -> float:
     def timed(self: TrainStep, lr: float) -> None:
         apply(self, lr)
         ends.append(time.monotonic())
-        if len(ends) > 2 and ends[-1] - ends[0] >= seconds:
+        if len(ends) > 1 and ends[-1] - ends[0] >= seconds:
             raise _EnoughError
 
     TrainStep.apply_gradients = timed  # type: ignore[method-assign]
