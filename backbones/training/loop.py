@@ -61,8 +61,9 @@ def fit(
     """Train a model; resume where `run.resume` is set and the run has a checkpoint.
 
     Before every step torch's generators are seeded by (seed, step, rank), so a resumed run takes
-    the same steps as an unbroken one, bit for bit on the CPU on as many processes. Checkpoints are written after every
-    epoch, every `checkpoint_minutes`, and on SIGTERM or Ctrl-C, which then end the run.
+    the same steps as an unbroken one, bit for bit on the CPU on as many processes. Checkpoints are
+    written after every epoch, every `checkpoint_minutes`, and on SIGTERM or Ctrl-C, which then end
+    the run.
 
     With several processes (see `backbones.common.distributed`) all call this alike: each takes its
     share of every batch, gradients and losses are averaged, and the main process writes the files.
