@@ -283,7 +283,7 @@ def test_each_split_is_for_what_its_key_says(digits, tmp_path):
 def test_a_whole_detector_overfits_eight_images(tmp_path):
     folder = make_shapes(tmp_path / "shapes", 8, seed=2)
     data = DataConfig(format="coco", root=str(folder), train="train", val="train")
-    config = tiny(folder, tmp_path / "run", data=data, epochs=28, eval_every=28, seed=2)
+    config = tiny(folder, tmp_path / "run", data=data, epochs=40, eval_every=40, seed=2)
     assert train_detector(config)["val"]["AP50"] > 0.9
 
 
