@@ -44,7 +44,7 @@ class TrainConfig:
     """How a training step is taken."""
     processes: Processes = "auto"
     """Processes that train, which share the images of a step and the cores. `auto` starts one for
-    each core of a CPU, up to 8, if equal parts of a step have 2 images of a detector or 16 of a
+    each core of a CPU, up to 8, if equal parts of a step have 4 images of a detector or 16 of a
     backbone; with a GPU one. Several on GPUs have one each. torchrun and srun start their own."""
     workers: int = 1
     """Processes that read and augment images, for each that trains; 0 does it in that one."""

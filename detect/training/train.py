@@ -29,8 +29,8 @@ from detect.proposals.precomputed import proposals_for
 from detect.rcnn.model import RCNN
 from detect.training.training_set import DetectionBatch, TrainingSet, collate
 
-LEAST_IMAGES = 2
-"""In a process, for batch normalisation: each gives many crops, and anchors everywhere."""
+LEAST_IMAGES = 4
+"""In a process, for batch normalisation: as few as it was measured with, see docs/results.md."""
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ TINY = {
         "rcnn": {"crops_per_image": 4},
     },
     "optim": {"optimizer": "adamw", "lr": 0.001, "schedule": "cosine"},
-    "epochs": 8,
-    "batch_size": 4,
+    "epochs": 16,
+    "batch_size": 8,
     "workers": 1,
     "precision": "fp32",
 }
@@ -80,7 +80,7 @@ def test_ctrl_c_stops_all_with_a_checkpoint_that_one_process_continues(tmp_path,
     assert 0 < step < 16
     assert f"stopped at step {step};" in err
     # The batch of the configuration is that of both together.
-    assert checkpoint["global_batch"] == 4
+    assert checkpoint["global_batch"] == 8
 
     torch.set_num_threads(1)
     assert run(train_detector, *arguments, "--resume", "true", monkeypatch=monkeypatch) == 0
@@ -105,9 +105,10 @@ def test_both_trainers_share_a_batch_among_processes(monkeypatch, threads_of_tor
     for module in (train, pretraining):
         monkeypatch.setattr(module, "run_in_processes", lambda *arguments: arguments)
     torch.set_num_threads(4)
-    detector = DetectorConfig(batch_size=8, device="cpu")
+    detector = DetectorConfig(batch_size=16, device="cpu")
     assert train.train_in_processes(detector) == (train.train_detector, detector, 4)
-    assert train.train_in_processes(replace(detector, batch_size=6))[2] == 3
+    assert train.train_in_processes(replace(detector, batch_size=12))[2] == 3
+    assert train.train_in_processes(replace(detector, batch_size=8))[2] == 2
     assert train.train_in_processes(replace(detector, processes=1))[2] == 1
     backbone = pretraining.PretrainConfig(batch_size=64, device="cpu")
     assert pretraining.pretrain_in_processes(backbone) == (pretraining.pretrain, backbone, 4)
