@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from backbones.common.errors import ImageError
@@ -38,6 +39,8 @@ _OPENCV_FLAGS = {
     8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 _JPEG_END = b"\xff\xd9"
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
 
 
 class EncodedImage:
@@ -70,7 +73,7 @@ class EncodedImage:
                 self._image.load()
                 ImageOps.exif_transpose(self._image, in_place=True)
         self.width, self.height = self._image.size
-        if self._orientation in (5, 6, 7, 8):
+        if self._orientation in _TURNED:
             self.width, self.height = self.height, self.width
 
     def reduction(self, height: int, width: int, size: int) -> int:
@@ -152,6 +155,25 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     except OSError as error:
         raise ImageError(f"{path}: cannot read image: {error.strerror or error}") from error
     return decode_image(data, name=str(path))
+
+
+def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of an image file in pixels, upright as its EXIF tag says.
+
+    The head of the file is read and nothing decoded: that the rest can be is not known by it.
+
+    Raises:
+        ImageError: the file is missing or no image; the message names it.
+    """
+    try:
+        with _image_errors(str(path)), Image.open(path) as image:
+            # Some versions of Pillow turn a TIFF's size when they open it; its tags stay.
+            tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+            width, height = tags.get(256, image.width), tags.get(257, image.height)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+    except OSError as error:
+        raise ImageError(f"{path}: cannot read image: {error.strerror or error}") from error
+    return (height, width) if turned else (width, height)
 
 
 def write_image(path: str | os.PathLike[str], image: Tensor) -> None:

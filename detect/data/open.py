@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from backbones.common.errors import UserError
-from detect.data import DetectionDataset, load_coco, load_voc, make_digits
+from detect.data import DetectionDataset, load_coco, load_voc, load_yolo, make_digits
 
-DatasetFormat = Literal["coco", "voc", "digits"]
+DatasetFormat = Literal["coco", "voc", "yolo", "digits"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class DatasetConfig:
     format: DatasetFormat | None = None
     """Layout of the dataset, to be named: `coco` (ROOT/annotations/[instances_]SPLIT.json, images
     in ROOT/SPLIT or ROOT/images/SPLIT), `voc` (ROOT with Annotations, ImageSets/Main and
-    JPEGImages), `digits` (handwritten digits on photographs, generated into ROOT when it is not
-    there)."""
+    JPEGImages), `yolo` (ROOT/data.yaml, images and labels in the folders that it names), `digits`
+    (handwritten digits on photographs, generated into ROOT when it is not there)."""
     root: str | None = None
     """Folder of the dataset, to be named."""
     class_names: tuple[str, ...] | None = None
@@ -42,12 +42,14 @@ def build_dataset(config: DatasetConfig, split: str) -> DetectionDataset:
     """
     if config.format is None or config.root is None:
         raise UserError(
-            "name the dataset by --data.format (coco, voc or digits) and --data.root, or by "
+            "name the dataset by --data.format (coco, voc, yolo or digits) and --data.root, or by "
             "--config FILE.yaml"
         )
     root = Path(config.root)
     if config.format == "voc":
         return load_voc(root, split, class_names=config.class_names)
+    if config.format == "yolo":
+        return load_yolo(root, split)
     if config.format == "digits":
         make_digits(root)
     annotations = _first_existing(

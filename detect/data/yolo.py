@@ -1,0 +1,200 @@
+"""Datasets in YOLO's layout: a `data.yaml`, folders `images` and `labels`, a text file an image."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backbones.common.config import read_yaml
+from backbones.common.errors import UserError
+from backbones.common.images import IMAGE_SUFFIXES, read_image_size
+from detect.data.cleaning import clean_boxes
+from detect.data.sample import DetectionDataset
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+
+
+def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
+    """Read one split of a dataset with a `data.yaml`, as Ultralytics and exports for it write it.
+
+    A row of a label file is `class x y width height` in fractions of the upright image, centre
+    first, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the box around it is taken. Images
+    without a label file, or with an empty one, have no objects. Label files without an image are
+    counted in a warning. Boxes without area or outside their image are dropped and those reaching
+    beyond it are clipped, each with one warning that counts them; repeated rows count once.
+
+    `category_ids` are the class numbers of the file, from 0. `image_id` is the place of an image
+    among those of all splits, from 1, and so unique across them.
+
+    Args:
+        root: the folder of `data.yaml`, or that file.
+        split: `train`, `val` or `test`, a key of it.
+
+    Raises:
+        UserError: a file is missing or malformed, an image cannot be read, or a class or coordinate
+            is out of range; the message names file and line.
+    """
+    source = Path(root)
+    if source.suffix not in (".yaml", ".yml"):
+        source = source / "data.yaml"
+    document = read_yaml(source)
+    names = _class_names(document.get("names"), source)
+    if not isinstance(document.get(split), str | list):
+        there = ", ".join(key for key in SPLITS if isinstance(document.get(key), str | list))
+        raise UserError(f"{source}: no split {split}; there are: {there or 'none'}")
+    images_of = {
+        key: list(_images(document, key, source)) for key in SPLITS if document.get(key) is not None
+    }
+    images = images_of[split]
+    if not images:
+        raise UserError(f"{source}: no image files in the split {split}: {document[split]}")
+    first = 1 + sum(
+        len(images_of[key]) for key in SPLITS[: SPLITS.index(split)] if key in images_of
+    )
+
+    labels_of = {name: label for label, name in enumerate(names, start=1)}
+    sizes = np.array([read_image_size(path) for path in images])
+    rows: list[tuple[int, int, float, float, float, float]] = []
+    places: list[str] = []
+    for index, path in enumerate(images):
+        labels_path = _labels_path(path)
+        for line, (number, x1, y1, x2, y2) in _read_labels(labels_path, labels_of):
+            rows.append((index, labels_of[number], x1, y1, x2, y2))
+            places.append(f"{labels_path}, line {line}")
+    _warn_of_orphans(images)
+    table = np.array(rows, np.float64).reshape(-1, 6)
+    image_index = table[:, 0].astype(np.int64)
+    box_sizes = sizes[image_index].reshape(-1, 2)
+    boxes, keep = clean_boxes(
+        table[:, 2:] * np.tile(box_sizes, 2), box_sizes, str(source), lambda m: places[m]
+    )
+    return DetectionDataset(
+        class_names=list(names.values()),
+        category_ids=list(names),
+        image_ids=range(first, first + len(images)),
+        paths=[str(path) for path in images],
+        sizes=sizes,
+        image_index=image_index[keep],
+        boxes=boxes[keep],
+        labels=table[keep, 1].astype(np.int64),
+    )
+
+
+def _class_names(value: Any, source: Path) -> dict[int, str]:
+    """Names by class number, in the order of the numbers; `names` is a list or a mapping."""
+    items = dict(enumerate(value)) if isinstance(value, list) else value
+    if not isinstance(items, dict) or not items:
+        raise UserError(f"{source}: expected the names of the classes under the key names")
+    for number, name in items.items():
+        if type(number) is not int or number < 0 or not isinstance(name, str | int | float):
+            raise UserError(f"{source}: names: expected `number: name`, got {number!r}: {name!r}")
+    names = {number: str(items[number]) for number in sorted(items)}
+    if len(set(names.values())) < len(names):
+        raise UserError(f"{source}: names: a name stands twice: {', '.join(names.values())}")
+    return names
+
+
+def _images(document: dict[str, Any], split: str, source: Path) -> Iterator[Path]:
+    """Image files of a split, whose entry is a folder, a text file of paths, or a list of these."""
+    base = source.parent / str(document.get("path") or "")
+    entries = document[split]
+    for entry in entries if isinstance(entries, list) else [entries]:
+        place = _existing(str(entry), (base, source.parent), f"{source}: {split}")
+        if place.is_dir():
+            files: Sequence[Path] = sorted(path for path in place.rglob("*") if path.is_file())
+            found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+            if len(found) < len(files):
+                logger.warning(
+                    "%s: files left out for not being images: %d", place, len(files) - len(found)
+                )
+            yield from found
+        else:
+            for line in _lines(place):
+                if line:
+                    yield _existing(line, (place.parent, base), str(place))
+
+
+def _existing(name: str, folders: Sequence[Path], where: str) -> Path:
+    # Exports name `../train/images` from a folder that was meant to lie one deeper.
+    for folder in folders:
+        for candidate in (folder / name, folder / name.removeprefix("../")):
+            if candidate.exists():
+                return candidate
+    raise UserError(f"{where}: {folders[0] / name}: not found")
+
+
+def _labels_path(image: Path) -> Path:
+    """`.../images/a/b.jpg` -> `.../labels/a/b.txt`; beside the image where no `images` is above."""
+    parts = list(image.parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 2 - parts[:-1][::-1].index("images")] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_labels(
+    path: Path, labels_of: dict[int, int]
+) -> Iterator[tuple[int, tuple[int, float, float, float, float]]]:
+    """Line number, and class number with x1, y1, x2, y2 in fractions of the image, of each row."""
+    if not path.exists():
+        return
+    seen = set()
+    for line, text in enumerate(_lines(path), start=1):
+        if not text:
+            continue
+        where = f"{path}, line {line}"
+        try:
+            number, *values = (float(field) for field in text.split())
+        except ValueError:
+            raise UserError(f"{where}: expected numbers, got {text[:60]!r}") from None
+        if number not in labels_of:
+            raise UserError(
+                f"{where}: class {number:g} is not among the classes of data.yaml, "
+                f"{', '.join(map(str, labels_of))}"
+            )
+        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+            raise UserError(
+                f"{where}: expected `class x y width height` or a polygon of three points or more, "
+                f"got {len(values) + 1} numbers"
+            )
+        if not all(-0.01 <= value <= 1.01 for value in values):
+            wrong = next(value for value in values if not -0.01 <= value <= 1.01)
+            hint = " (are these pixels?)" if math.isfinite(wrong) and abs(wrong) > 2 else ""
+            raise UserError(
+                f"{where}: expected fractions of the image from 0 to 1, got {wrong:g}{hint}"
+            )
+        if len(values) == 4:
+            x, y, width, height = values
+            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        else:
+            xs, ys = values[::2], values[1::2]
+            box = (min(xs), min(ys), max(xs), max(ys))
+        if (number, box) in seen:
+            logger.warning("%s: the same object as before, left out", where)
+            continue
+        seen.add((number, box))
+        yield line, (int(number), *box)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        # The mark that some editors put at a file's beginning is no part of it.
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read this text file: {error}") from error
+
+
+def _warn_of_orphans(images: Sequence[Path]) -> None:
+    """Count the label files of these images' folders that have no image."""
+    expected = {_labels_path(path) for path in images}
+    folders = {path.parent for path in expected}
+    there = {path for folder in folders for path in folder.glob("*.txt")}
+    # Label tools put the names of the classes among the labels.
+    orphans = sorted(path for path in there - expected if path.name != "classes.txt")
+    if orphans:
+        logger.warning("label files without an image: %d, first %s", len(orphans), orphans[0])
