@@ -24,7 +24,10 @@ _IOU50, _IOU75 = 0, 5
 COCO_SIZES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
 """Areas in square pixels of all, small, medium and large objects."""
 
-FINE_SIZES = (0.0, 16.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, math.inf)
+ALL_DETECTIONS = 10**6
+"""Of an image and class: more than any detector keeps."""
+
+FINE_SIZES = (0.0, 8.0, 16.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, math.inf)
 """Sides in pixels between which `evaluate_by_size` tells objects apart."""
 
 
@@ -46,7 +49,9 @@ def evaluate_coco(
         `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl` (objects below 32², to 96², and above), `AR100`
         (named for `max_dets`), each in 0..1, and `per_class`: `AP` by class name. A score that
         does not exist, because no object of that kind is in the ground truth, is None
-        (pycocotools' -1).
+        (pycocotools' -1). Where an image has more than `max_dets` objects of a class, which cannot
+        all be found by so many detections, also `crowded`: `images` of that kind, and `AP`, `AP50`,
+        `AP75` and `AR` with all detections counted; None where there is no such image.
 
     Raises:
         ValueError: there is not one dict for each image.
@@ -54,9 +59,21 @@ def evaluate_coco(
     """
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, got {max_dets}")
-    evaluation = _evaluate(dataset, detections, max_dets, COCO_SIZES)
+    crowded = crowded_images(dataset, max_dets)
+    limits = [max_dets, *([ALL_DETECTIONS] if crowded else [])]
+    evaluation = _evaluate(dataset, detections, limits, COCO_SIZES)
     precision = evaluation.eval["precision"][..., 0]
     recall = evaluation.eval["recall"][..., _ALL, 0]
+    unlimited = None
+    if crowded:
+        every = evaluation.eval["precision"][..., _ALL, 1]
+        unlimited = {
+            "images": crowded,
+            "AP": _mean(every),
+            "AP50": _mean(every[_IOU50]),
+            "AP75": _mean(every[_IOU75]),
+            "AR": _mean(evaluation.eval["recall"][..., _ALL, 1]),
+        }
     return {
         "AP": _mean(precision[..., _ALL]),
         "AP50": _mean(precision[_IOU50, ..., _ALL]),
@@ -65,12 +82,20 @@ def evaluate_coco(
         "APm": _mean(precision[..., _MEDIUM]),
         "APl": _mean(precision[..., _LARGE]),
         f"AR{max_dets}": _mean(recall),
+        "crowded": unlimited,
         "per_class": {
             # pycocotools sorts category ids; labels need not be in that order.
             name: _mean(precision[:, :, evaluation.params.catIds.index(category_id), _ALL])
             for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True)
         },
     }
+
+
+def crowded_images(dataset: DetectionDataset, max_dets: int = 100) -> int:
+    """How many images have more objects of one class than `max_dets`, crowds not counted."""
+    return sum(
+        bool((sample.labels[~sample.crowd].bincount() > max_dets).any()) for sample in dataset
+    )
 
 
 def evaluate_by_size(
@@ -87,14 +112,14 @@ def evaluate_by_size(
 
     Returns:
         A row for each pair of neighbours: `from` and `to` in pixels, `objects` (without crowds),
-        `AP` (0.50:0.95) and `AR100`, which are None where there are no objects.
+        `AP` (0.50:0.95) and `AR`, which are None where there are no objects; all detections count.
     """
     # pycocotools counts both ends of a range in; an object at a border is the larger size's.
     ranges = [
         (low**2, min(float(np.nextafter(high**2, 0)), 1e10))
         for low, high in itertools.pairwise(sides)
     ]
-    evaluation = _evaluate(dataset, detections, 100, ranges)
+    evaluation = _evaluate(dataset, detections, [ALL_DETECTIONS], ranges)
     areas = torch.cat([sample.area[~sample.crowd] for sample in dataset])
     return [
         {
@@ -102,7 +127,7 @@ def evaluate_by_size(
             "to": high,
             "objects": int(((areas >= low**2) & (areas < high**2)).sum()),
             "AP": _mean(evaluation.eval["precision"][:, :, :, number, 0]),
-            "AR100": _mean(evaluation.eval["recall"][:, :, number, 0]),
+            "AR": _mean(evaluation.eval["recall"][:, :, number, 0]),
         }
         for number, (low, high) in enumerate(itertools.pairwise(sides))
     ]
@@ -113,10 +138,10 @@ def precision_curves(
 ) -> dict[str, list[float] | None]:
     """Precision at IoU 0.5 and recalls 0, 0.01, ..., 1 by class name; None without objects.
 
-    Each is the best precision at that recall or above, as pycocotools averages it; 0 where the
+    All detections count. Each is the best precision at that recall or above, as pycocotools averages it; 0 where the
     recall is not reached.
     """
-    evaluation = _evaluate(dataset, detections, 100, COCO_SIZES[:1])
+    evaluation = _evaluate(dataset, detections, [ALL_DETECTIONS], COCO_SIZES[:1])
     curves = {}
     for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
         place = evaluation.params.catIds.index(category_id)
@@ -128,7 +153,7 @@ def precision_curves(
 def _evaluate(
     dataset: DetectionDataset,
     detections: Sequence[Mapping[str, Any]],
-    max_dets: int,
+    limits: Sequence[int],
     area_ranges: Sequence[tuple[float, float]],
 ) -> COCOeval:
     if detections and "boxes" in detections[0]:
@@ -139,7 +164,7 @@ def _evaluate(
     # pycocotools reports its progress by print().
     with contextlib.redirect_stdout(io.StringIO()), garbage_collection_paused():
         evaluation = COCOeval(*_indexed(dataset.to_coco(), results), iouType="bbox")
-        evaluation.params.maxDets = [max_dets]
+        evaluation.params.maxDets = list(limits)
         evaluation.params.areaRng = [list(limits) for limits in area_ranges]
         evaluation.params.areaRngLbl = [str(limits) for limits in area_ranges]
         evaluation.evaluate()
