@@ -14,7 +14,7 @@ help:
 	@echo "make test-large  data sets of full size: minutes, 4 GB of memory, 1 GB of disk"
 	@echo "make gpu    correctness, speed and training on a GPU, in some eight minutes"
 	@echo "make lint   lint and type-check only"
-	@echo "make clean  remove .venv, data and runs made here"
+	@echo "make clean  remove .venv; data and runs stay"
 
 install: .venv/installed
 
@@ -47,4 +47,4 @@ gpu: .venv/installed
 	$(BIN)/python -m tools.gpu_check
 
 clean:
-	rm -rf .venv data runs
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,7 @@
 """From configuration to objects: datasets and detectors."""
 
+from typing import assert_never
+
 from backbones.networks.finetuning import freeze_blocks
 from backbones.networks.inception import InceptionV3
 from backbones.networks.specs import BackboneSpec
@@ -60,4 +62,6 @@ def _build_proposer(config: ModelConfig, spec: BackboneSpec) -> Proposer | None:
         return GridProposer(config.grid)
     if config.proposer == "selective_search":
         return SelectiveSearchProposer(config.selective_search)
-    return None
+    if config.proposer == "precomputed":
+        return None
+    assert_never(config.proposer)

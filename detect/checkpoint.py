@@ -28,6 +28,8 @@ SETTINGS_OF_USE = (
     "proposals_per_image",
     "proposal_score_thresh",
     "learned.nms_thresh",
+    "learned.scale",
+    "learned.tile_size",
     "learned.pre_nms_top_n",
     "rcnn.crop_size",
     "rcnn.objectness_weight",

@@ -54,7 +54,8 @@ class ModelConfig:
     """File of proposals in COCO's results format, covering all splits, for the precomputed
     proposer."""
     proposals_per_image: int = 100
-    """Most learned proposals of an image in use, each of which costs one crop."""
+    """Most learned proposals of an image in use, each of which costs one crop; of one that is
+    looked at in tiles, so many for the area of each."""
     proposals_per_image_train: int = 300
     """Most learned proposals of an image in training, from which the crops of a step are drawn."""
     proposal_score_thresh: float = 0.0

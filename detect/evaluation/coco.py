@@ -138,8 +138,8 @@ def precision_curves(
 ) -> dict[str, list[float] | None]:
     """Precision at IoU 0.5 and recalls 0, 0.01, ..., 1 by class name; None without objects.
 
-    All detections count. Each is the best precision at that recall or above, as pycocotools averages it; 0 where the
-    recall is not reached.
+    All detections count. Each is the best precision at that recall or above, as pycocotools
+    averages it; 0 where the recall is not reached.
     """
     evaluation = _evaluate(dataset, detections, [ALL_DETECTIONS], COCO_SIZES[:1])
     curves = {}

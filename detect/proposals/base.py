@@ -29,6 +29,12 @@ class Proposer(nn.Module):
         """`uint8` RGB images `[3, H_i, W_i]` -> one `Proposals` each, on the CPU."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(images)")
 
+    def area_in_tiles(self, height: int, width: int) -> float:
+        """How many times an image of so many pixels is as large as what is looked at at once: what
+        is kept of it may be so many times as much. 1 where it is looked at as a whole."""
+        del height, width
+        return 1.0
+
     def forward_train(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
     ) -> tuple[list[Proposals], dict[str, Tensor]]:

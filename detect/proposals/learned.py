@@ -1,21 +1,20 @@
 """A region proposal network over a fully convolutional Inception trunk.
 
 The pyramid has three levels, after the A, B and C blocks: strides 8, 16 and 32 in pixels of the
-resized image.
+picture that the trunk sees.
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
-from torchvision.transforms.v2.functional import resize
 
 from backbones.common import distributed
 from backbones.common.device import constant
@@ -25,8 +24,19 @@ from backbones.networks.specs import SPECS
 from backbones.networks.stems import stage_geometry
 from detect.proposals.base import Proposals, Proposer
 from detect.proposals.rpn import ProposalHead, ProposalNetwork, TrunkAnchors
+from detect.proposals.views import (
+    View,
+    area_in_tiles,
+    draw_view,
+    join_views,
+    plan_views,
+    whole_view,
+)
 
 TRUNK = SPECS["inception_v3"]
+
+PIXELS_PER_BATCH = 2**22
+"""Of views that go through the trunk at once in use; bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +45,17 @@ class LearnedConfig:
 
     width: float = 0.25
     """Width multiplier of the proposer's trunk: 0.25, 0.5, 0.75 or 1.0."""
-    image_size: int = 512
-    """Pixels that the longer side of the image is resized to for the proposer; crops are always cut
-    from the full image."""
+    scale: float | None = None
+    """Pixels that the proposer sees for a pixel of the image. What is then larger than a tile is
+    looked at in overlapping tiles, and smaller as a whole. Null looks at each image once as a
+    whole, its longer side resized to that of a tile. Crops are always cut from the full image."""
+    tile_size: int = 512
+    """Longest side, in pixels, of what the proposer sees at once."""
     channels: int = 64
     """Channels of the proposer's feature pyramid and head."""
     anchor_sizes: tuple[tuple[float, ...], ...] = ((16.0, 24.0), (32.0, 48.0), (64.0, 128.0))
-    """Sides of the anchors in pixels of the resized image, one list for each of the strides 8, 16,
-    32."""
+    """Sides of the anchors in pixels that the proposer sees, one list for each of the strides 8,
+    16, 32."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Shapes of the anchors, height over width."""
     positive_iou: float = 0.5
@@ -80,8 +93,10 @@ class LearnedConfig:
         sizes = [size for level in self.anchor_sizes for size in level]
         if not self.anchor_ratios or min(*self.anchor_ratios, *sizes) <= 0:
             raise UserError("learned.anchor_sizes and learned.anchor_ratios must be positive")
-        if self.image_size < 64:
-            raise UserError(f"learned.image_size must be at least 64, got {self.image_size}")
+        if self.scale is not None and not 0 < self.scale <= 8:
+            raise UserError(f"learned.scale must be more than 0 and at most 8, got {self.scale}")
+        if self.tile_size < 64:
+            raise UserError(f"learned.tile_size must be at least 64, got {self.tile_size}")
 
 
 class LearnedProposer(Proposer):
@@ -142,27 +157,66 @@ class LearnedProposer(Proposer):
         self.score_thresh = score_thresh
 
     def forward(self, images: Sequence[Tensor]) -> list[Proposals]:
-        """See `Proposer`. Neighbours of one size go through the trunk together, and no others, so
-        that what is found in an image does not depend on how far another one is padded."""
-        groups = groupby(images, key=lambda image: image.shape)
-        return [found for _, group in groups for found in self._propose(list(group), None)[0]]
+        """See `Proposer`. Views of one shape, of one or many images, go through the trunk together,
+        and no others, so that what is found does not depend on how far a view is padded."""
+        config = self.config
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        plans = [
+            plan_views(*size, scale=config.scale, tile=config.tile_size, border=self.border)
+            for size in sizes
+        ]
+        looks = [(image, view) for image, plan in zip(images, plans, strict=True) for view in plan]
+        in_views: list[Proposals] = []
+        for shape, group in groupby(looks, key=lambda look: look[1].shape):
+            for batch in _batches(list(group), shape):
+                in_views += self._look(batch, None)[0]
+        rest = iter(in_views)
+        found = []
+        for size, plan in zip(sizes, plans, strict=True):
+            limit = math.ceil(self.rpn.top_n * self.area_in_tiles(*size))
+            own = list(islice(rest, len(plan)))
+            found.append(join_views(own, plan, size, nms_thresh=config.nms_thresh, limit=limit))
+        return found
+
+    def area_in_tiles(self, height: int, width: int) -> float:
+        """See `Proposer`."""
+        config = self.config
+        return area_in_tiles(height, width, scale=config.scale, tile=config.tile_size)
 
     def forward_train(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Proposals and the losses `loss_objectness` and `loss_rpn_box_reg`."""
+        """Proposals and the losses `loss_objectness` and `loss_rpn_box_reg`.
+
+        Each image is seen as a whole, at the scale of use; of images larger than a tile, windows
+        are to be learned from.
+        """
         seen = len(images)
         if self.config.images_per_step is not None:
             of_all = range(self.config.images_per_step)
             seen = max(1, len(of_all[distributed.rank() :: distributed.world_size()]))
-        proposals, losses = self._propose(images[:seen], targets[:seen])
-        return proposals + [self._random_windows(image) for image in images[seen:]], losses
+        looks = []
+        for image in images:
+            _, height, width = image.shape
+            view = whole_view(height, width, scale=self.config.scale, tile=self.config.tile_size)
+            looks.append((image, view))
+        in_view = [
+            {"boxes": view.to_view(target["boxes"])}
+            for (_, view), target in zip(looks[:seen], targets[:seen], strict=True)
+        ]
+        found, losses = self._look(looks[:seen], in_view)
+        proposals = []
+        for own, (image, view) in zip(found, looks[:seen], strict=True):
+            size = image.shape[1], image.shape[2]
+            proposals.append(join_views([own], [view], size, nms_thresh=1.0, limit=len(own.boxes)))
+        proposals += [self._random_windows(image, view) for image, view in looks[seen:]]
+        return proposals, losses
 
-    def _random_windows(self, image: Tensor) -> Proposals:
+    def _random_windows(self, image: Tensor, view: View) -> Proposals:
         config, count = self.config, self.rpn.top_n_train
         height, width = image.shape[-2:]
         sizes = torch.tensor([size for level in config.anchor_sizes for size in level])
-        sizes = sizes * max(height, width) / config.image_size
+        sizes = sizes / max(view.scale)
         ratios = torch.tensor(config.anchor_ratios)
         size = sizes[torch.randint(len(sizes), (count,))]
         ratio = ratios[torch.randint(len(ratios), (count,))]
@@ -171,54 +225,43 @@ class LearnedProposer(Proposer):
         boxes = clip_boxes_to_image(torch.cat([centres - half, centres + half], 1), (height, width))
         return Proposals(boxes, torch.zeros(count))
 
-    def _propose(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None
+    def _look(
+        self, looks: Sequence[tuple[Tensor, View]], targets: list[dict[str, Tensor]] | None
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        resized, scales = zip(*(self._resize(image) for image in images), strict=True)
-        batch, sizes = self._batch(resized)
+        """What is found in views, in their pixels, and with targets in these the losses."""
+        batch = self._draw(looks)
         stages = self.trunk.forward_stages(batch)
         features = self.pyramid(OrderedDict((str(i), stage) for i, stage in enumerate(stages)))
-        scaled = None
-        if targets is not None:
-            scaled = [
-                {"boxes": target["boxes"] * scale}
-                for target, scale in zip(targets, scales, strict=True)
-            ]
         self.rpn.score_thresh = 0.0 if self.training else self.score_thresh
         # The rest stays in fp32 under autocast: bf16 has 8 bits for a coordinate.
         with torch.autocast(batch.device.type, enabled=False):
-            found, losses = self.rpn(ImageList(batch, sizes), features, scaled)
-        proposals = []
-        for boxes_scores, image, scale in zip(found, images, scales, strict=True):
-            height, width = image.shape[-2:]
-            limit = boxes_scores.boxes.new_tensor([width, height, width, height])
-            proposals.append(
-                Proposals(torch.minimum(boxes_scores.boxes / scale, limit), boxes_scores.scores)
-            )
-        return proposals, losses
+            shapes = ImageList(batch, [view.shape for _, view in looks])
+            return self.rpn(shapes, features, targets)
 
-    def _resize(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The image `uint8` with the wanted longer side; its scales `[x, y, x, y]`, on the CPU."""
-        _, height, width = image.shape
-        factor = self.config.image_size / max(height, width)
-        size = [max(1, round(height * factor)), max(1, round(width * factor))]
-        scale = torch.tensor([size[1] / width, size[0] / height] * 2)
-        return resize(image, size, antialias=True), scale
-
-    def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Pad images to one size, with a border of mean colour on every side.
+    def _draw(self, looks: Sequence[tuple[Tensor, View]]) -> Tensor:
+        """Views in a batch of one size, with a border of mean colour or of what surrounds them.
 
         `uint8`, `channels_last`.
         """
         border, spec = self.border, self.trunk.spec
-        sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height = max(spec.min_size, max(h for h, _ in sizes) + 2 * border)
-        width = max(spec.min_size, max(w for _, w in sizes) + 2 * border)
-        colour = constant(tuple(round(255 * value) for value in spec.mean), images[0].device).byte()
+        height, width = (
+            max(spec.min_size, max(view.shape[axis] for _, view in looks) + 2 * border)
+            for axis in (0, 1)
+        )
+        device = looks[0][0].device
+        colour = constant(tuple(round(255 * value) for value in spec.mean), device).byte()
         # Row by row: to repeat three bytes at a time would take longer than all the resizing.
-        rows = colour.repeat(width).expand(len(images), height, -1).contiguous()
-        batch = rows.view(len(images), height, width, 3).permute(0, 3, 1, 2)
-        for i, image in enumerate(images):
-            _, h, w = image.shape
-            batch[i, :, border : border + h, border : border + w] = image
-        return batch, sizes
+        rows = colour.repeat(width).expand(len(looks), height, -1).contiguous()
+        batch = rows.view(len(looks), height, width, 3).permute(0, 3, 1, 2)
+        for canvas, (image, view) in zip(batch, looks, strict=True):
+            draw_view(image, view, canvas, border)
+        return batch
+
+
+def _batches(
+    looks: list[tuple[Tensor, View]], shape: tuple[int, int]
+) -> Iterator[list[tuple[Tensor, View]]]:
+    """Looks at views of one shape, so many at a time that memory is bounded."""
+    count = max(1, PIXELS_PER_BATCH // (shape[0] * shape[1]))
+    for start in range(0, len(looks), count):
+        yield looks[start : start + count]

@@ -88,7 +88,8 @@ def plan_views(
         tile: longest side of a view in its pixels.
         border: pixels of the view around a part that show what is there in the image.
     """
-    whole = _whole(height, width, min(tile / max(height, width), scale or math.inf))
+    fitting = tile / max(height, width)
+    whole = whole_view(height, width, scale=min(fitting, scale or fitting), tile=tile)
     if scale is None:
         return [whole]
     views: list[View] = []
@@ -99,7 +100,9 @@ def plan_views(
     return [*views, whole]
 
 
-def _whole(height: int, width: int, scale: float) -> View:
+def whole_view(height: int, width: int, *, scale: float | None, tile: int) -> View:
+    """The whole image at a scale; at that which makes its longer side a tile's where it is None."""
+    scale = tile / max(height, width) if scale is None else scale
     size = max(1, round(height * scale)), max(1, round(width * scale))
     return View((0, 0, width, height), size, size, (0, 0), (False,) * 4)
 
@@ -222,8 +225,6 @@ def join_views(
     return Proposals(boxes, scores)
 
 
-def budget(count: int, height: int, width: int, *, scale: float | None, tile: int) -> int:
-    """`count` a tile, for an image of so many pixels; at least `count`."""
-    if scale is None:
-        return count
-    return max(count, math.ceil(count * height * width * scale**2 / tile**2))
+def area_in_tiles(height: int, width: int, *, scale: float | None, tile: int) -> float:
+    """How many times an image has the area of a tile at this scale, 1 at least."""
+    return 1.0 if scale is None else max(1.0, height * width * scale**2 / tile**2)

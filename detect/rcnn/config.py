@@ -50,7 +50,8 @@ class RCNNConfig:
     """Soft suppression instead of that by rcnn.nms_thresh: what overlaps a better box of its class
     by IoU keeps exp(-IoU² / this) of its score (Bodla et al. 2017, 0.5 there); null for none."""
     detections_per_image: int = 100
-    """Most detections of an image that are kept, the best ones."""
+    """Most detections of an image that are kept, the best ones; of one that the proposer looks at
+    in tiles, so many for the area of each."""
 
     def __post_init__(self) -> None:
         for key in (

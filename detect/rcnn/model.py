@@ -3,6 +3,7 @@
 Glossary: B images, P_i proposals of image i, R crops in a batch, K foreground classes, S crop size.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -202,7 +203,9 @@ class RCNN(nn.Module):
             if config.objectness_weight:
                 own = proposal.scores[:, None]
                 scores = scores ** (1 - config.objectness_weight) * own**config.objectness_weight
-            detections.append(select_detections(refined, scores, config))
+            large = 1.0 if self.proposer is None else self.proposer.area_in_tiles(*_size(image))
+            limit = math.ceil(config.detections_per_image * large)
+            detections.append(select_detections(refined, scores, config, limit))
         return detections
 
     def look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

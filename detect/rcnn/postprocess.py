@@ -13,13 +13,16 @@ from detect.boxes.suppression import hard_nms, soft_nms
 from detect.rcnn.config import RCNNConfig
 
 
-def select_detections(boxes: Tensor, scores: Tensor, config: RCNNConfig) -> dict[str, Tensor]:
+def select_detections(
+    boxes: Tensor, scores: Tensor, config: RCNNConfig, limit: int
+) -> dict[str, Tensor]:
     """Drop weak boxes, suppress those that another one of their class covers, keep the best.
 
     Args:
         boxes: `[P, K, 4]`, inside the image; those without area are dropped.
         scores: `float32 [P, K]` in `[0, 1]`.
         config: thresholds, and which way to suppress.
+        limit: most detections.
 
     Returns:
         `boxes [D, 4]`, `labels int64 [D]` in `1..K`, `scores [D]`, best first.
@@ -29,16 +32,14 @@ def select_detections(boxes: Tensor, scores: Tensor, config: RCNNConfig) -> dict
     keep = (scores >= config.score_thresh) & has_area
     boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
     if config.soft_nms_sigma is None:
-        chosen = hard_nms(
-            *(boxes, scores, labels), config.nms_thresh, limit=config.detections_per_image
-        )
+        chosen = hard_nms(*(boxes, scores, labels), config.nms_thresh, limit=limit)
         chosen_scores = scores[chosen]
     else:
         chosen, chosen_scores = soft_nms(
             *(boxes, scores, labels),
             sigma=config.soft_nms_sigma,
             score_thresh=config.score_thresh,
-            limit=config.detections_per_image,
+            limit=limit,
         )
     return {"boxes": boxes[chosen], "labels": labels[chosen], "scores": chosen_scores}
 

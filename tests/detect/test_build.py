@@ -19,7 +19,7 @@ from detect.proposals import (
 )
 
 NAIVE = "inception_v3_79_naive"
-SMALL = LearnedConfig(image_size=96, channels=16)
+SMALL = LearnedConfig(tile_size=96, channels=16)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from detect.deployment.detector import deploy_detector
 CONFIG = from_dict(
     ModelConfig,
     {
-        "learned": {"image_size": 96, "channels": 16},
+        "learned": {"tile_size": 96, "channels": 16},
         "proposals_per_image": 8,
         "rcnn": {"score_thresh": 0.0, "nms_thresh": 0.9},
     },

@@ -39,7 +39,8 @@ TESTS = {
     "model.freeze": BUILD + "test_frozen_parts_learn_nothing",
     "model.proposer": BUILD + "test_each_proposer_is_built_with_its_own_settings",
     "model.learned.width": PROPOSALS + "test_width_and_channels_are_the_networks",
-    "model.learned.image_size": PROPOSALS + "test_the_trunk_sees_the_longer_side_at_image_size",
+    "model.learned.scale": PROPOSALS + "test_with_a_scale_larger_images_are_looked_at_in_tiles",
+    "model.learned.tile_size": PROPOSALS + "test_without_a_scale_the_longer_side_is_a_tiles",
     "model.learned.channels": PROPOSALS + "test_width_and_channels_are_the_networks",
     "model.learned.anchor_sizes": (
         PROPOSALS + "test_anchors_have_the_sizes_and_ratios_of_their_level"
@@ -99,7 +100,7 @@ TESTS = {
         POSTPROCESS + "test_soft_suppression_finds_a_neighbour_that_hard_suppression_drops"
     ),
     "model.rcnn.detections_per_image": (
-        POSTPROCESS + "test_suppression_is_per_class_and_detections_are_capped"
+        MODEL + "test_what_is_kept_of_an_image_grows_with_its_area_in_tiles"
     ),
     **{f"optim.{key}": node for key, node in OPTIM.items()},
     "epochs": LOOP,

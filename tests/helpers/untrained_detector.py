@@ -10,7 +10,7 @@ from detect.checkpoint import save_detector
 from detect.config import ModelConfig
 
 MODEL = {
-    "learned": {"image_size": 64, "channels": 16},
+    "learned": {"tile_size": 64, "channels": 16},
     "proposals_per_image": 5,
     "rcnn": {"crop_size": 32, "score_thresh": 0.0},
 }

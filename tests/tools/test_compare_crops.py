@@ -43,7 +43,7 @@ def settings(digits: Path) -> dict:
         "data": splits | {"root": str(digits)},
         "model": {
             "variant": "inception_v3_79_naive",
-            "learned": {"image_size": 64, "channels": 16},
+            "learned": {"tile_size": 64, "channels": 16},
             "proposals_per_image": 3,
             "proposals_per_image_train": 5,
             "rcnn": {"crops_per_image": 2, "positive_fraction": 0.5, "score_thresh": 0.0},

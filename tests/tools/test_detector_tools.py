@@ -30,7 +30,7 @@ from tools import demo, infer, make_video, train_detector
 TINY = {
     "model": {
         "variant": "inception_v3_79_naive",
-        "learned": {"image_size": 64, "channels": 16},
+        "learned": {"tile_size": 64, "channels": 16},
         "proposals_per_image": 5,
         "proposals_per_image_train": 10,
         "rcnn": {"crops_per_image": 4},

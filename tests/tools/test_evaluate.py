@@ -85,7 +85,7 @@ def test_a_report_on_results(report, digits, results):
 def test_a_report_on_a_detector(digits, tmp_path, monkeypatch, capsys):
     config = ModelConfig(
         variant="inception_v3_79_naive",
-        learned=LearnedConfig(image_size=64, channels=16),
+        learned=LearnedConfig(tile_size=64, channels=16),
         proposals_per_image=5,
     )
     torch.manual_seed(0)

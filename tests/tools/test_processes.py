@@ -26,7 +26,7 @@ TINY = {
     "data": {"format": "coco", "train": "train", "val": None},
     "model": {
         "variant": "inception_v3_79_naive",
-        "learned": {"image_size": 64, "channels": 16},
+        "learned": {"tile_size": 64, "channels": 16},
         "proposals_per_image": 5,
         "proposals_per_image_train": 10,
         "rcnn": {"crops_per_image": 4},

@@ -162,7 +162,7 @@ def _model(settings: GpuSettings) -> dict[str, Any]:
     model: dict[str, Any] = read_yaml(CONFIG)["model"]
     if not settings.is_gpu:
         model |= {"variant": settings.variants[0]}
-        model["learned"]["image_size"] = 96
+        model["learned"]["tile_size"] = 96
         model["rcnn"]["crop_size"] = 79
     return model
 

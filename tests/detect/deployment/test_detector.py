@@ -24,7 +24,7 @@ from detect.detector import Detector
 from detect.proposals import Proposals
 
 SETTINGS = {
-    "learned": {"image_size": 96, "channels": 16},
+    "learned": {"tile_size": 96, "channels": 16},
     "proposals_per_image": 12,
     "rcnn": {"crop_size": 40, "score_thresh": 0.0, "nms_thresh": 0.9, "objectness_weight": 0.5},
 }
@@ -90,7 +90,7 @@ def test_anchors_are_exact_in_bf16(detector, form):
     """bf16 knows the whole numbers up to 256 alone, and anchors are far from the corner."""
     (image,) = images((700, 960))
     proposer = copy.deepcopy(detector.model.proposer)
-    proposer.config = replace(proposer.config, image_size=960)
+    proposer.config = replace(proposer.config, tile_size=960)
     exact = anchors_of(proposer, image)
     if form == "deployed":
         proposer = deploy_proposer(proposer, "bf16")

@@ -210,6 +210,23 @@ def test_max_dets() -> None:
     assert evaluate_coco(dataset, many, max_dets=200)["AR200"] == pytest.approx(1)
 
 
+def test_crowded_images_are_also_scored_with_all_detections() -> None:
+    """300 objects, all found: COCO counts a hundred of them."""
+    boxes = [
+        (10 * (n % 20), 10 * (n // 20), 10 * (n % 20) + 8, 10 * (n // 20) + 8) for n in range(300)
+    ]
+    dataset = make_dataset([[(*box, 1) for box in boxes], [(0, 0, 10, 10, 2)]])
+    found = make_detections([[(*box, 1, 0.9) for box in boxes], [(0, 0, 10, 10, 2, 0.8)]])
+    scores = evaluate_coco(dataset, found)
+    assert scores["per_class"]["class 3"] == pytest.approx(0.337, abs=1e-3)
+    assert scores["crowded"] == pytest.approx(
+        {"images": 1, "AP": 1.0, "AP50": 1.0, "AP75": 1.0, "AR": 1.0}
+    )
+    # The limit is of each class.
+    apart = make_dataset([[(*box, 1 + n % 3) for n, box in enumerate(boxes)]])
+    assert evaluate_coco(apart, NOTHING[:1])["crowded"] is None
+
+
 NOTHING: list[dict[str, Tensor]] = make_detections([[], []])
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from detect.proposals import (
     save_proposals,
 )
 from detect.proposals.rpn import proposal_losses
+from detect.proposals.views import whole_view
 
 
 def image(height: int, width: int) -> torch.Tensor:
@@ -65,7 +67,7 @@ def small_learned(
     top_n: int = 20, top_n_train: int = 40, score_thresh: float = 0.0, **options
 ) -> LearnedProposer:
     torch.manual_seed(0)
-    config = LearnedConfig(**({"image_size": 128, "channels": 16} | options))
+    config = LearnedConfig(**({"tile_size": 128, "channels": 16} | options))
     return LearnedProposer(config, top_n=top_n, top_n_train=top_n_train, score_thresh=score_thresh)
 
 
@@ -126,13 +128,13 @@ def test_processes_share_images_per_step(total, of_each, monkeypatch):
     proposer = small_learned(images_per_step=total).train()
     target = {"boxes": torch.tensor([[10.0, 10.0, 40.0, 40.0]])}
     seen: list[int] = []
-    propose = proposer._propose
+    look = proposer._look
 
-    def counted(images, targets):
-        seen.append(len(images))
-        return propose(images, targets)
+    def counted(looks, targets):
+        seen.append(len(looks))
+        return look(looks, targets)
 
-    monkeypatch.setattr(proposer, "_propose", counted)
+    monkeypatch.setattr(proposer, "_look", counted)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
@@ -141,14 +143,58 @@ def test_processes_share_images_per_step(total, of_each, monkeypatch):
     assert seen == of_each
 
 
-def test_the_trunk_sees_the_longer_side_at_image_size():
+def test_without_a_scale_the_longer_side_is_a_tiles():
     seen = []
-    proposer = small_learned(image_size=96).eval()
+    proposer = small_learned(tile_size=96).eval()
     proposer.trunk.stem.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2:]))
     with torch.no_grad():
         proposer([image(100, 200), image(400, 300)])
     border = 2 * proposer.border
     assert seen == [(48 + border, 96 + border), (96 + border, 72 + border)]
+
+
+def test_with_a_scale_larger_images_are_looked_at_in_tiles():
+    seen = []
+    proposer = small_learned(tile_size=96, scale=0.5, top_n=6).eval()
+    proposer.trunk.stem.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    with torch.no_grad():
+        small, large = proposer([image(100, 180), image(320, 200)])
+    border = 2 * proposer.border
+    # 160 by 100 pixels at half the scale: two by two tiles, beside each other, and the whole.
+    assert seen == [
+        (1, 3, 50 + border, 90 + border),
+        (4, 3, 96 + border, 96 + border),
+        (1, 3, 96 + border, 60 + border),
+    ]
+    assert len(small.boxes) == 6
+    # The budget of a tile, so many times as the image has the area of one.
+    assert len(large.boxes) == math.ceil(6 * 160 * 100 / 96**2) == 11
+    assert inside(large.boxes, 320, 200)
+    assert (large.scores.diff() <= 0).all()
+    assert box_iou(large.boxes, large.boxes).fill_diagonal_(0).max() <= 0.7 + 1e-4
+
+
+def test_what_is_found_in_an_image_does_not_depend_on_others_in_its_batch():
+    proposer = small_learned(tile_size=96, scale=1.0).eval()
+    images = [image(150, 150), image(90, 60), image(150, 150)]
+    with torch.no_grad():
+        together = proposer(images)
+        for one, found in zip(images, together, strict=True):
+            (alone,) = proposer([one])
+            torch.testing.assert_close(found.boxes, alone.boxes, atol=1e-2, rtol=0)
+            torch.testing.assert_close(found.scores, alone.scores, atol=1e-4, rtol=0)
+
+
+def test_training_sees_images_at_the_scale_of_use():
+    seen = []
+    proposer = small_learned(tile_size=96, scale=0.5).train()
+    proposer.trunk.stem.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2:]))
+    target = {"boxes": torch.tensor([[10.0, 10.0, 60.0, 50.0]])}
+    proposals, losses = proposer.forward_train([image(120, 160)], [target])
+    border = 2 * proposer.border
+    assert seen == [(60 + border, 80 + border)]
+    assert inside(proposals[0].boxes, 120, 160)
+    assert all(loss > 0 for loss in losses.values())
 
 
 def test_width_and_channels_are_the_networks():
@@ -201,9 +247,10 @@ def test_boxes_before_suppression_and_the_overlap_of_what_is_left():
 
 def test_anchors_are_centred_where_their_cells_look():
     proposer = small_learned().eval()
-    batch, sizes = proposer._batch([torch.zeros(3, 200, 160)])
+    view = whole_view(200, 160, scale=1.0, tile=200)
+    batch = proposer._draw([(torch.zeros(3, 200, 160, dtype=torch.uint8), view)])
     stages = proposer.trunk.forward_stages(batch)
-    boxes = proposer.rpn.anchor_generator(ImageList(batch, sizes), stages)[0]
+    boxes = proposer.rpn.anchor_generator(ImageList(batch, [view.shape]), stages)[0]
     centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).split(
         [stage.shape[-2] * stage.shape[-1] * 6 for stage in stages]
     )
@@ -272,7 +319,7 @@ def test_learned_config_is_checked():
             score_thresh=0.0,
         )
     with pytest.raises(UserError, match="at least 64"):
-        LearnedConfig(image_size=32)
+        LearnedConfig(tile_size=32)
     for options, message in (
         ({"images_per_step": 0}, "images_per_step must be at least 1"),
         ({"positive_iou": 0.3, "negative_iou": 0.6}, "negative_iou and learned.positive_iou"),

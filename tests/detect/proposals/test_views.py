@@ -11,7 +11,7 @@ from detect.proposals.views import (
     OVERLAP,
     SEAM_MARGIN,
     View,
-    budget,
+    area_in_tiles,
     draw_view,
     join_views,
     plan_views,
@@ -155,9 +155,9 @@ def test_proposals_of_all_views_are_ranked_together_and_limited() -> None:
     assert joined.boxes[2].tolist() == [58, 10, 68, 20]
 
 
-def test_the_budget_grows_with_the_area_in_view() -> None:
-    assert budget(60, 640, 640, scale=1.0, tile=640) == 60
-    assert budget(60, 100, 100, scale=1.0, tile=640) == 60
-    assert budget(60, 1280, 1280, scale=1.0, tile=640) == 240
-    assert budget(60, 1280, 1280, scale=0.5, tile=640) == 60
-    assert budget(60, 9000, 9000, scale=None, tile=640) == 60
+def test_the_area_is_counted_in_tiles_as_they_are_seen() -> None:
+    assert area_in_tiles(640, 640, scale=1.0, tile=640) == 1
+    assert area_in_tiles(100, 100, scale=1.0, tile=640) == 1
+    assert area_in_tiles(1280, 1280, scale=1.0, tile=640) == 4
+    assert area_in_tiles(1280, 1280, scale=0.5, tile=640) == 1
+    assert area_in_tiles(9000, 9000, scale=None, tile=640) == 1

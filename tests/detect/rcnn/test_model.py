@@ -91,7 +91,7 @@ def test_any_variant_is_a_crop_network(variant, size):
 
 def test_training_contract():
     proposer = LearnedProposer(
-        LearnedConfig(image_size=96, channels=16), top_n=10, top_n_train=20, score_thresh=0.0
+        LearnedConfig(tile_size=96, channels=16), top_n=10, top_n_train=20, score_thresh=0.0
     )
     model = detector(proposer).train()
     images = [image(), image(60, 80)]
@@ -130,7 +130,7 @@ def test_eval_contract_with_images_of_several_sizes_and_none_proposed():
 def test_detection_works_while_gradients_are_recorded(options):
     model = build_detector(
         ModelConfig(
-            learned=LearnedConfig(image_size=96, channels=16),
+            learned=LearnedConfig(tile_size=96, channels=16),
             proposals_per_image=5,
             rcnn=RCNNConfig(crop_size=40, score_thresh=0.0, **options),
         ),
@@ -313,3 +313,15 @@ def test_malformed_images_are_named():
 def test_config_is_checked(options, message):
     with pytest.raises(UserError, match=message):
         RCNNConfig(**options)
+
+
+def test_what_is_kept_of_an_image_grows_with_its_area_in_tiles():
+    config = ModelConfig(
+        learned=LearnedConfig(tile_size=96, scale=1.0, channels=16),
+        proposals_per_image=9,
+        rcnn=RCNNConfig(crop_size=40, score_thresh=0.0, nms_thresh=1.0, detections_per_image=3),
+    )
+    model = build_detector(config, 3).eval()
+    small, large = (torch.randint(0, 256, (3, 96, n), dtype=torch.uint8) for n in (96, 240))
+    with torch.no_grad():
+        assert [len(found["boxes"]) for found in model([small, large])] == [3, 8]

@@ -96,8 +96,8 @@ def test_suppression_is_per_class_and_detections_are_capped():
     boxes, scores = one_class_each(
         [(0.0, 0, 10, 10, 0.9, 0.8), (1, 0, 10, 10, 0.7, 0.05), (50, 50, 60, 60, 0.3, 0)]
     )
-    config = RCNNConfig(nms_thresh=0.5, score_thresh=0.1, detections_per_image=2)
-    found = select_detections(boxes, scores, config)
+    config = RCNNConfig(nms_thresh=0.5, score_thresh=0.1)
+    found = select_detections(boxes, scores, config, 2)
     assert found["labels"].tolist() == [1, 2]
     assert found["scores"].tolist() == pytest.approx([0.9, 0.8])
 
@@ -115,7 +115,7 @@ def test_thresholds_of_scores_and_of_overlap():
         (0.6, 0.5, [0.9]),
     ):
         config = RCNNConfig(score_thresh=score_thresh, nms_thresh=nms_thresh)
-        found = select_detections(boxes, scores, config)
+        found = select_detections(boxes, scores, config, 100)
         assert found["scores"].tolist() == pytest.approx(want)
 
 
@@ -123,14 +123,14 @@ def test_soft_suppression_finds_a_neighbour_that_hard_suppression_drops():
     boxes, scores = one_class_each(
         [(0.0, 0, 10, 10, 0.9, 0.0), (2, 0, 12, 10, 0.8, 0.0), (0, 0, 10, 9, 0.1, 0.0)]
     )
-    hard = select_detections(boxes, scores, RCNNConfig(nms_thresh=0.5))
+    hard = select_detections(boxes, scores, RCNNConfig(nms_thresh=0.5), 100)
     assert hard["scores"].tolist() == pytest.approx([0.9])
-    soft = select_detections(boxes, scores, RCNNConfig(soft_nms_sigma=0.5))
+    soft = select_detections(boxes, scores, RCNNConfig(soft_nms_sigma=0.5), 100)
     # IoU 2 / 3; the third box falls below the score threshold of 0.05.
     assert soft["scores"].tolist() == pytest.approx([0.9, 0.8 * np.exp(-((2 / 3) ** 2) / 0.5)])
     assert soft["boxes"].tolist() == [[0, 0, 10, 10], [2, 0, 12, 10]]
-    capped = RCNNConfig(soft_nms_sigma=0.5, detections_per_image=1)
-    assert len(select_detections(boxes, scores, capped)["boxes"]) == 1
+    config = RCNNConfig(soft_nms_sigma=0.5)
+    assert len(select_detections(boxes, scores, config, 1)["boxes"]) == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"soft_nms_sigma": 0.5}])
@@ -141,7 +141,7 @@ def test_nothing_comes_of_nothing(options):
         # Without area, and below the threshold.
         (torch.tensor([[[5.0, 5, 5, 9]] * 2, [[0.0, 0, 9, 9]] * 2]), torch.tensor([[0.9], [0.01]])),
     ):
-        found = select_detections(boxes, scores.expand(-1, 2), config)
+        found = select_detections(boxes, scores.expand(-1, 2), config, 100)
         assert found["boxes"].shape == (0, 4)
         assert found["labels"].dtype == torch.int64
         assert found["scores"].dtype == torch.float32

@@ -150,7 +150,7 @@ def tiny(folder: Path, run: Path, **options) -> DetectorConfig:
         "model": ModelConfig(
             variant="inception_v3_79_naive",
             learned=LearnedConfig(
-                image_size=96,
+                tile_size=96,
                 channels=32,
                 anchor_sizes=((12.0, 20.0), (32.0, 48.0), (64.0, 96.0)),
             ),
