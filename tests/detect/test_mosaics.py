@@ -96,5 +96,5 @@ def test_mosaics_score_as_their_pictures_do(trained, tmp_path):
             f"{cost.crops_per_image:.0f} crops and {cost.seconds_per_image:.2f} s an image"
         )
     aps = {name: row["AP"] for name, row in scores.items()}
-    assert aps["mosaics, at their scale"] == pytest.approx(aps["one by one"], abs=0.01)
+    assert aps["mosaics, at their scale"] > aps["one by one"] - 0.01
     assert aps["mosaics, shrunk to a tile"] < 0.5 * aps["one by one"]
