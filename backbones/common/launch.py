@@ -163,6 +163,8 @@ def _work(rank: int, job: _Job) -> None:
     multiprocessing.set_start_method(job.start_method, force=True)
     torch.set_num_threads(job.threads)
     prepare_process()
+    # A program that a script has put into the background is born deaf to Ctrl-C, and so were this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         result = job.function(job.config)

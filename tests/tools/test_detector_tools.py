@@ -387,7 +387,9 @@ def test_training_mistakes_are_one_line(arguments, words, digits, tmp_path, monk
 def test_training_without_a_dataset_asks_for_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     message = error_of(train_detector, monkeypatch=monkeypatch, capsys=capsys)
-    assert "name the dataset by --data.format (coco, voc, yolo or digits) and --data.root" in message
+    assert (
+        "name the dataset by --data.format (coco, voc, yolo or digits) and --data.root" in message
+    )
     assert "--config" in message
     assert not list(tmp_path.iterdir())
 

@@ -138,10 +138,16 @@ def test_a_signal_is_passed_on_and_the_step_is_finished(number, error, tmp_path,
     assert capfd.readouterr().err.count("stopping after this step") == 1
 
 
-def test_between_steps_a_signal_acts_at_once(tmp_path):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_between_steps_a_signal_acts_at_once(handler, tmp_path):
+    """Also in a program that was put into the background, which begins without listening."""
+    former = signal.signal(signal.SIGINT, handler)
     send_when_ready(tmp_path, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        run_in_processes(launched.read, tmp_path, 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_in_processes(launched.read, tmp_path, 2)
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert not any(is_running(tmp_path, rank) for rank in range(2))
 
 
