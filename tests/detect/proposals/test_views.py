@@ -89,7 +89,10 @@ def test_whatever_fits_into_the_overlap_is_whole_in_a_tile(height, width, scale,
 def test_tiles_cover_the_image_and_boxes_travel_there_and_back(height, width, scale) -> None:
     covered = torch.zeros(height, width, dtype=torch.bool)
     for view in plan(height, width, scale)[:-1] or plan(height, width, scale):
-        x1, y1, x2, y2 = window(view).round().int().tolist()
+        # To within a pixel of the view: its part of the image begins and ends between pixels.
+        x, y = view.scale
+        pixel = torch.tensor([-1 / x, -1 / y, 1 / x, 1 / y])
+        x1, y1, x2, y2 = (window(view) + pixel).round().int().tolist()
         covered[max(0, y1) : y2, max(0, x1) : x2] = True
         box = torch.tensor([[1.5, 2.25, 30.0, 7.0]])
         torch.testing.assert_close(view.to_view(view.to_image(box)), box, atol=1e-3, rtol=0)
