@@ -151,19 +151,20 @@ def chosen(candidates: Proposals, **options) -> dict[float, tuple[int, bool]]:
 
 
 def test_ious_say_what_is_positive_background_and_trains_the_regression():
-    candidates = of_ious(0.9, 0.7, 0.5, 0.3)
+    candidates = of_ious(0.9, 0.7, 0.5, 0.45, 0.3)
     all_of_them = {"crops_per_image": 20, "positive_fraction": 0.5}
     assert chosen(candidates, positive_iou=0.5, negative_iou=0.5, **all_of_them) == {
         0.9: (3, True),
         0.7: (3, True),
         0.5: (3, True),
+        0.45: (0, False),
         0.3: (0, False),
         0.0: (0, False),
     }
     found = chosen(
         candidates, positive_iou=0.6, negative_iou=0.4, regression_iou=0.8, **all_of_them
     )
-    # 0.5 is neither; 0.7 trains the classifier alone.
+    # 0.5 and 0.45 are neither; 0.7 trains the classifier alone.
     assert found == {0.9: (3, True), 0.7: (3, False), 0.3: (0, False), 0.0: (0, False)}
 
 
