@@ -51,8 +51,10 @@ def test_windows_of_a_grid_have_its_sizes_ratios_and_step():
     assert list(dict.fromkeys(kinds)) == [(80, 20), (40, 40), (40, 10), (20, 20)]
     for step in (0.5, 1.0):
         config = GridConfig(sizes=(40.0,), aspect_ratios=(1.0,), step=step)
-        starts = GridProposer(config)([image(200, 200)])[0].boxes[:, 0].unique()
-        torch.testing.assert_close(starts.diff(), torch.full((len(starts) - 1,), 40 * step))
+        boxes = GridProposer(config)([image(200, 200)])[0].boxes
+        for corner in boxes[:, :2].T:
+            starts = corner.unique()
+            torch.testing.assert_close(starts.diff(), torch.full((len(starts) - 1,), 40 * step))
 
 
 @pytest.mark.parametrize(
