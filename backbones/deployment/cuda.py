@@ -5,18 +5,15 @@ once; a 3×3 average is a pooling there, where a CPU does better with a convolut
 """
 
 import functools
-import logging
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.deployment.folding import ConvReLU, PooledConvReLU
+from backbones.deployment.folding import ConvReLU, PooledConvReLU, is_fused_right
 from backbones.deployment.surgery import replace_layers
 from backbones.networks.blocks import InceptionBlock
-
-logger = logging.getLogger(__name__)
 
 
 class AveragedConvReLU(nn.Module):
@@ -98,18 +95,4 @@ def can_fuse(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the fused convolution runs on this device, and computes right."""
     if device.type != "cuda":
         return False
-    conv = nn.utils.skip_init(ConvReLU, 16, 16, 3, padding=1).requires_grad_(False)
-    for parameter in conv.parameters():  # without touching the caller's random numbers
-        parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter) / 16)
-    conv = conv.to(device, dtype).to(memory_format=torch.channels_last)
-    x = torch.linspace(-1, 1, 16 * 25).view(1, 16, 5, 5).to(device, dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
-    try:
-        fused = CudnnConvReLU(conv)(x)
-    except (AttributeError, RuntimeError) as error:  # no such operation; another signature
-        logger.warning("no fused convolutions in %s: %s", dtype, str(error).partition("\n")[0])
-        return False
-    if not torch.allclose(fused, conv(x), rtol=0.02, atol=0.02):
-        logger.warning("no fused convolutions in %s: they compute something else", dtype)
-        return False
-    return True
+    return is_fused_right(CudnnConvReLU, dtype, device, torch.channels_last)

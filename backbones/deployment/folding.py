@@ -4,6 +4,8 @@ What `pytorch`, `onnx` and `openvino` beside this file start from.
 """
 
 import copy
+import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from backbones.deployment.surgery import copy_layers
 from backbones.networks.blocks import ConvNormAct, PooledConvNormAct
 from backbones.networks.inception import InceptionV3
 
+logger = logging.getLogger(__name__)
+
 
 class ConvReLU(nn.Conv2d):
     """A convolution with bias and ReLU, what is left of a `ConvNormAct`."""
@@ -20,6 +24,33 @@ class ConvReLU(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """`[N, Cin, H, W] -> [N, Cout, H', W']`, non-negative."""
         return super().forward(x).relu_()
+
+
+def is_fused_right(
+    fused: Callable[[ConvReLU], nn.Module],
+    dtype: torch.dtype,
+    device: torch.device,
+    memory_format: torch.memory_format,
+) -> bool:
+    """Whether what `fused` makes of a `ConvReLU` runs there, and computes the same; else a warning.
+
+    PyTorch may change the operations that such forms call.
+    """
+    conv = nn.utils.skip_init(ConvReLU, 16, 16, 3, padding=1).requires_grad_(False)
+    for parameter in conv.parameters():  # without touching the caller's random numbers
+        parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter) / 16)
+    conv = conv.to(device, dtype).to(memory_format=memory_format)
+    x = torch.linspace(-1, 1, 16 * 25).view(1, 16, 5, 5).to(device, dtype)
+    x = x.contiguous(memory_format=memory_format)
+    try:
+        found = fused(conv)(x)
+    except (AttributeError, RuntimeError) as error:  # no such operation; another signature
+        logger.warning("no fused convolutions in %s: %s", dtype, str(error).partition("\n")[0])
+        return False
+    if not torch.allclose(found, conv(x), rtol=0.02, atol=0.02):
+        logger.warning("no fused convolutions in %s: they compute something else", dtype)
+        return False
+    return True
 
 
 class PooledConvReLU(nn.Sequential):

@@ -5,17 +5,14 @@ them, so that `can_fuse` tries before anything relies on them.
 """
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from backbones.deployment.folding import ConvReLU
+from backbones.deployment.folding import ConvReLU, is_fused_right
 from backbones.deployment.surgery import replace_layers
-
-logger = logging.getLogger(__name__)
 
 
 class OneDNNConv(nn.Module):
@@ -82,17 +79,4 @@ def fuse_convolutions(module: nn.Module) -> None:
 @functools.cache
 def can_fuse(dtype: torch.dtype) -> bool:
     """Whether this PyTorch on this processor has the fused convolution, and it computes right."""
-    conv = nn.utils.skip_init(ConvReLU, 16, 16, 3, padding=1).requires_grad_(False)
-    for parameter in conv.parameters():  # without touching the caller's random numbers
-        parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter) / 16)
-    conv = conv.to(dtype)
-    x = torch.linspace(-1, 1, 16 * 25).view(1, 16, 5, 5).to(dtype)
-    try:
-        fused = OneDNNConv(conv)(x)
-    except (AttributeError, RuntimeError) as error:  # no such operation; another signature
-        logger.warning("no fused convolutions in %s: %s", dtype, str(error).partition("\n")[0])
-        return False
-    if not torch.allclose(fused, conv(x), rtol=0.02, atol=0.02):
-        logger.warning("no fused convolutions in %s: they compute something else", dtype)
-        return False
-    return True
+    return is_fused_right(OneDNNConv, dtype, torch.device("cpu"), torch.contiguous_format)

@@ -28,6 +28,7 @@ from detect.proposals.views import (
     View,
     area_in_tiles,
     draw_view,
+    in_image,
     join_views,
     plan_views,
     whole_view,
@@ -205,10 +206,10 @@ class LearnedProposer(Proposer):
             for (_, view), target in zip(looks[:seen], targets[:seen], strict=True)
         ]
         found, losses = self._look(looks[:seen], in_view)
-        proposals = []
-        for own, (image, view) in zip(found, looks[:seen], strict=True):
-            size = image.shape[1], image.shape[2]
-            proposals.append(join_views([own], [view], size, nms_thresh=1.0, limit=len(own.boxes)))
+        proposals = [
+            in_image(own, view, (image.shape[1], image.shape[2]))
+            for own, (image, view) in zip(found, looks[:seen], strict=True)
+        ]
         proposals += [self._random_windows(image, view) for image, view in looks[seen:]]
         return proposals, losses
 

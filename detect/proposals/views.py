@@ -209,20 +209,26 @@ def join_views(
         limit: most proposals of the image.
     """
     if len(views) == 1:
-        boxes, scores = views[0].to_image(found[0].boxes), found[0].scores
-    else:
-        kept = [
-            (view.to_image(own.boxes[keep]), own.scores[keep])
-            for own, view in zip(found, views, strict=True)
-            for keep in [whole_in_view(own.boxes, view)]
-        ]
-        boxes, scores = (torch.cat(parts) for parts in zip(*kept, strict=True))
-        chosen = hard_nms(boxes, scores, None, nms_thresh, limit=limit)
-        boxes, scores = boxes[chosen], scores[chosen]
+        return in_image(found[0], views[0], size)
+    kept = [
+        (view.to_image(own.boxes[keep]), own.scores[keep])
+        for own, view in zip(found, views, strict=True)
+        for keep in [whole_in_view(own.boxes, view)]
+    ]
+    boxes, scores = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    chosen = hard_nms(boxes, scores, None, nms_thresh, limit=limit)
+    return Proposals(_inside(boxes[chosen], size), scores[chosen])
+
+
+def in_image(found: Proposals, view: View, size: tuple[int, int]) -> Proposals:
+    """What was found in a view, in its pixels, as proposals of the image of (height, width)."""
+    return Proposals(_inside(view.to_image(found.boxes), size), found.scores)
+
+
+def _inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     # Scales are rational: a box may end a rounding error outside.
     height, width = size
-    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-    return Proposals(boxes, scores)
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def area_in_tiles(height: int, width: int, *, scale: float | None, tile: int) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.tiny_detector import TINY
 from helpers.tool_runs import error_of, run
 from helpers.untrained_detector import save_untrained
 
@@ -26,20 +27,6 @@ from detect.inference.score import Cost, detect_dataset
 from detect.media.sources import Source
 from detect.media.video import VideoReader, slideshow
 from tools import demo, infer, make_video, train_detector
-
-TINY = {
-    "model": {
-        "variant": "inception_v3_79_naive",
-        "learned": {"tile_size": 64, "channels": 16},
-        "proposals_per_image": 5,
-        "proposals_per_image_train": 10,
-        "rcnn": {"crops_per_image": 4},
-    },
-    "optim": {"optimizer": "adamw", "lr": 0.001, "schedule": "cosine"},
-    "epochs": 1,
-    "batch_size": 2,
-    "workers": 0,
-}
 
 
 @pytest.fixture(scope="module")

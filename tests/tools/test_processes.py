@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from helpers.tiny_detector import TINY
 from helpers.tool_runs import run
 
 from backbones.classification import pretraining
@@ -22,16 +23,8 @@ from tools import train_detector
 
 ROOT = Path(__file__).parents[2]
 
-TINY = {
+LONG = TINY | {
     "data": {"format": "coco", "train": "train", "val": None},
-    "model": {
-        "variant": "inception_v3_79_naive",
-        "learned": {"tile_size": 64, "channels": 16},
-        "proposals_per_image": 5,
-        "proposals_per_image_train": 10,
-        "rcnn": {"crops_per_image": 4},
-    },
-    "optim": {"optimizer": "adamw", "lr": 0.001, "schedule": "cosine"},
     "epochs": 16,
     "batch_size": 8,
     "workers": 1,
@@ -42,7 +35,7 @@ TINY = {
 def test_ctrl_c_stops_all_with_a_checkpoint_that_one_process_continues(tmp_path, monkeypatch):
     data = make_digits(tmp_path / "digits", train=8, val=2, image_size=128)
     config, folder = tmp_path / "tiny.yaml", tmp_path / "run"
-    config.write_text(yaml.safe_dump(TINY))
+    config.write_text(yaml.safe_dump(LONG))
     arguments = ["--config", str(config), "--data.root", str(data), "--run", str(folder)]
     command = [sys.executable, "-m", "tools.train_detector", *arguments, "--device", "cpu"]
     # As many processes as there are cores for it, which this variable limits.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.fit import given_to_fit
 from PIL import Image
 from torch import nn
 
@@ -28,7 +29,7 @@ from backbones.data.transforms import AugmentConfig
 from backbones.networks.checkpoint import save_backbone
 from backbones.networks.weights import load_weights
 from backbones.training.recipe import OptimConfig, classification_loss
-from backbones.training.step import StepConfig, TrainingState
+from backbones.training.step import StepConfig
 
 NAIVE = "inception_v3_79_naive"
 
@@ -85,14 +86,7 @@ def test_the_network_is_the_configurations(tmp_path):
 @pytest.fixture
 def loop(monkeypatch) -> dict[str, Any]:
     """What `pretrain` gives to `fit`, which takes no step here."""
-    given: dict[str, Any] = {}
-
-    def fit(model, loader, loss_fn, optim, run, **options):
-        given.update(options, model=model, loader=loader, loss_fn=loss_fn, optim=optim, run=run)
-        return TrainingState()
-
-    monkeypatch.setattr("backbones.classification.pretraining.fit", fit)
-    return given
+    return given_to_fit("backbones.classification.pretraining", monkeypatch)
 
 
 def small(root: Path, run: Path, **options) -> PretrainConfig:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.contrib import needs_contrib
+from helpers.fit import given_to_fit
 from helpers.scenes import make_dataset
 from helpers.shapes import make_shapes
 
@@ -19,7 +20,7 @@ from backbones.data.sampler import EpochSampler
 from backbones.networks.weights import load_weights
 from backbones.training.recipe import OptimConfig, build_optimizer
 from backbones.training.run_folder import read_curves
-from backbones.training.step import StepConfig, TrainingState
+from backbones.training.step import StepConfig
 from detect.checkpoint import load_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 from detect.data import load_coco, make_digits
@@ -176,14 +177,7 @@ def tiny(folder: Path, run: Path, **options) -> DetectorConfig:
 @pytest.fixture
 def loop(monkeypatch) -> dict[str, Any]:
     """What `train_detector` gives to `fit`, which takes no step here."""
-    given: dict[str, Any] = {}
-
-    def fit(model, loader, loss_fn, optim, run, **options):
-        given.update(options, model=model, loader=loader, loss_fn=loss_fn, optim=optim, run=run)
-        return TrainingState()
-
-    monkeypatch.setattr("detect.training.train.fit", fit)
-    return given
+    return given_to_fit("detect.training.train", monkeypatch)
 
 
 def test_the_loop_is_given_what_the_configuration_says(digits, tmp_path, loop):

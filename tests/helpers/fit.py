@@ -1,0 +1,19 @@
+"""What a trainer gives to `fit`, for tests that need no step."""
+
+from typing import Any
+
+import pytest
+
+from backbones.training.step import TrainingState
+
+
+def given_to_fit(trainer: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """All arguments of the call of `fit` that a module will make, by name; it takes no step."""
+    given: dict[str, Any] = {}
+
+    def fit(model, loader, loss_fn, optim, run, **options):
+        given.update(options, model=model, loader=loader, loss_fn=loss_fn, optim=optim, run=run)
+        return TrainingState()
+
+    monkeypatch.setattr(f"{trainer}.fit", fit)
+    return given
