@@ -6,6 +6,7 @@ from backbones.networks.finetuning import freeze_blocks
 from backbones.networks.inception import InceptionV3
 from backbones.networks.specs import BackboneSpec
 from backbones.networks.warm_start import start_backbone
+from detect.auto import number
 from detect.config import ModelConfig
 from detect.proposals import (
     GridProposer,
@@ -52,8 +53,8 @@ def _build_proposer(config: ModelConfig, spec: BackboneSpec) -> Proposer | None:
     if config.proposer == "learned":
         return LearnedProposer(
             config.learned,
-            top_n=config.proposals_per_image,
-            top_n_train=config.proposals_per_image_train,
+            top_n=number(config.proposals_per_image, "proposals_per_image"),
+            top_n_train=number(config.proposals_per_image_train, "proposals_per_image_train"),
             score_thresh=config.proposal_score_thresh,
             mean=spec.mean,
             std=spec.std,

@@ -1,12 +1,13 @@
 """What a detector is made of and how it is trained: the typed form of `configs/detector/*.yaml`."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from backbones.common.errors import UserError
 from backbones.networks.finetuning import Frozen
 from backbones.training.config import TrainConfig
 from backbones.training.recipe import OptimConfig
+from detect.auto import Auto
 from detect.data.augmentation import AugmentConfig
 from detect.data.open import DatasetConfig
 from detect.proposals import GridConfig, LearnedConfig, SelectiveSearchConfig
@@ -23,6 +24,13 @@ class DataConfig(DatasetConfig):
     """Split for the scores during training, which choose the best epoch; null for none."""
     test: str | None = None
     """Split scored once, after training; null for none."""
+
+
+LEARNED_FROM_DATA = LearnedConfig(scale="auto", tile_size="auto", anchor_sizes="auto")
+
+
+LEARNED_ALONE = ("proposals_per_image", "proposals_per_image_train", "proposal_score_thresh")
+"""Keys of `ModelConfig` that a learned proposer alone reads, besides its own."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,13 @@ class ModelConfig:
     precomputed: str | None = None
     """File of proposals in COCO's results format, covering all splits, for the precomputed
     proposer."""
-    proposals_per_image: int = 100
+    proposals_per_image: int | Auto = 100
     """Most learned proposals of an image in use, each of which costs one crop; of one that is
-    looked at in tiles, so many for the area of each."""
-    proposals_per_image_train: int = 300
-    """Most learned proposals of an image in training, from which the crops of a step are drawn."""
+    looked at in tiles, so many for the area of each. `auto`: by the most objects in the training
+    data."""
+    proposals_per_image_train: int | Auto = 300
+    """Most learned proposals of an image in training, from which the crops of a step are drawn;
+    `auto`: by the most objects in the training data."""
     proposal_score_thresh: float = 0.0
     """Score below which learned proposals are not looked at in use: easy images cost fewer
     crops."""
@@ -70,7 +80,7 @@ class ModelConfig:
                 f"model.freeze {self.freeze} would keep random weights: set model.weights"
             )
         unused = {
-            "learned": self.learned != LearnedConfig(),
+            "learned": self.learned not in (LearnedConfig(), LEARNED_FROM_DATA),
             "grid": self.grid != GridConfig(),
             "selective_search": self.selective_search != SelectiveSearchConfig(),
             "precomputed": self.precomputed is not None,
@@ -85,12 +95,8 @@ class ModelConfig:
         if self.proposer == "precomputed" and self.precomputed is None:
             raise UserError("model.precomputed must name a file when model.proposer is precomputed")
         if self.proposer != "learned":
-            for key in (
-                "proposals_per_image",
-                "proposals_per_image_train",
-                "proposal_score_thresh",
-            ):
-                if getattr(self, key) != getattr(type(self), key):
+            for key in LEARNED_ALONE:
+                if getattr(self, key) not in (getattr(type(self), key), "auto"):
                     raise UserError(
                         f"model.{key} is for model.proposer learned; {self.proposer} proposals are "
                         "all looked at: remove it"
@@ -100,11 +106,29 @@ class ModelConfig:
                 "model.rcnn.objectness_weight must be 0 when model.proposer is grid, whose "
                 f"windows all have the score 1, got {self.rcnn.objectness_weight}"
             )
-        if min(self.proposals_per_image, self.proposals_per_image_train) < 1:
-            raise UserError("model.proposals_per_image[_train] must be at least 1")
+        for count in (self.proposals_per_image, self.proposals_per_image_train):
+            if count != "auto" and count < 1:
+                raise UserError("model.proposals_per_image[_train] must be at least 1")
         if not 0 <= self.proposal_score_thresh <= 1:
             got = self.proposal_score_thresh
             raise UserError(f"model.proposal_score_thresh must be in [0, 1], got {got}")
+
+
+def without_learned(model: ModelConfig, **changes: Any) -> ModelConfig:
+    """A model with the defaults of what is for a learned proposer alone, and other changes."""
+    default = ModelConfig()
+    unused = {key: getattr(default, key) for key in ("learned", *LEARNED_ALONE)}
+    return replace(model, **unused, **changes)
+
+
+def model_from_data() -> ModelConfig:
+    """The model of a training run: what its data can tell is `auto`."""
+    return ModelConfig(
+        learned=LEARNED_FROM_DATA,
+        proposals_per_image="auto",
+        proposals_per_image_train="auto",
+        rcnn=RCNNConfig(crop_size="auto", detections_per_image="auto"),
+    )
 
 
 def detector_recipe() -> OptimConfig:
@@ -136,7 +160,7 @@ class DetectorConfig(TrainConfig):
     """Images and boxes that the detector is trained and scored on."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to training images."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=model_from_data)
     """Detector that is trained."""
     optim: OptimConfig = field(default_factory=detector_recipe)
 

@@ -23,8 +23,9 @@ from backbones.common.files import atomic_write, make_folder
 from backbones.common.plots import new_plot, save_plot
 from backbones.networks.cost import count_multiply_adds
 from backbones.training.run_folder import refuse_another_run
+from detect.auto import number
 from detect.checkpoint import load_detector
-from detect.config import DetectorConfig, ModelConfig
+from detect.config import DetectorConfig, ModelConfig, without_learned
 from detect.data import DetectionDataset
 from detect.data.open import build_dataset, check_same_classes
 from detect.detector import Detector
@@ -32,6 +33,7 @@ from detect.evaluation import load_results
 from detect.evaluation.coco import evaluate_by_size
 from detect.inference.propose import check_image_ids, propose_dataset
 from detect.proposals import LearnedProposer, Proposals, save_proposals
+from detect.training.from_data import derive_model
 from detect.training.train import train_in_processes
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ class ComparisonConfig(DetectorConfig):
                 "model.proposer must be learned in a comparison, whose detectors all take its "
                 f"proposals, got {self.model.proposer!r}"
             )
-        if self.model.rcnn.crop_size is not None:
+        if self.model.rcnn.crop_size not in (None, "auto"):
             raise UserError(
                 "remove model.rcnn.crop_size: in a comparison each crop network "
                 "gets crops of its variant's input size"
@@ -118,6 +120,8 @@ def _compare(
     costs: Mapping[str, tuple[int, int]],
     datasets: Mapping[str, DetectionDataset],
 ) -> list[dict[str, Any]]:
+    sized = replace(config.model, rcnn=replace(config.model.rcnn, crop_size=None))
+    config = replace(config, model=derive_model(sized, datasets[config.data.train]))
     proposals = folder / "proposals.json"
     if not proposals.exists():
         weights = config.proposals_from
@@ -158,17 +162,8 @@ def _compare(
 
 
 def _on_proposals(model: ModelConfig, variant: str, proposals: Path) -> ModelConfig:
-    default = ModelConfig()
-    return replace(
-        model,
-        variant=variant,
-        proposer="precomputed",
-        precomputed=str(proposals),
-        # Of the learned proposer alone, and refused beside another.
-        learned=default.learned,
-        proposals_per_image=default.proposals_per_image,
-        proposals_per_image_train=default.proposals_per_image_train,
-        proposal_score_thresh=default.proposal_score_thresh,
+    return without_learned(
+        model, variant=variant, proposer="precomputed", precomputed=str(proposals)
     )
 
 
@@ -198,9 +193,8 @@ def propose_splits(
         check_same_classes(detector.class_names, detector.category_ids, dataset, split)
         in_training = split == config.data.train
         model = config.model
-        proposer.rpn.top_n = (
-            model.proposals_per_image_train if in_training else model.proposals_per_image
-        )
+        count = model.proposals_per_image_train if in_training else model.proposals_per_image
+        proposer.rpn.top_n = number(count, "proposals_per_image")
         proposer.score_thresh = 0.0 if in_training else model.proposal_score_thresh
         found |= propose_dataset(detector, dataset)
     return found

@@ -52,7 +52,7 @@ class DetectionDataset:
         category_ids: `category_ids[k - 1]` is label `k` in the annotation file.
         image_ids: `[I]`, unique.
         paths: `[I]` image files.
-        sizes: `[I, 2]` width and height in pixels.
+        sizes: `[I, 2]` width and height in pixels, as annotated.
         image_index: `[M]` index in `0..I-1` of the image of each box, in any order.
         boxes: `[M, 4]` xyxy, inside their images.
         labels: `[M]` in 1..K.
@@ -80,7 +80,7 @@ class DetectionDataset:
         self.category_ids = list(category_ids)
         self.image_ids = list(image_ids)
         self._paths = list(paths)
-        self._sizes = np.asarray(sizes, dtype=np.int32).reshape(-1, 2)
+        self.sizes = np.asarray(sizes, dtype=np.int32).reshape(-1, 2)
         index = np.asarray(image_index, dtype=np.int64)
         order = np.argsort(index, kind="stable")
         self._starts = np.searchsorted(index[order], np.arange(len(self.image_ids) + 1))
@@ -120,7 +120,7 @@ class DetectionDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of a dataset of {len(self)} images")
         part = slice(self._starts[index], self._starts[index + 1])
-        width, height = self._sizes[index].tolist()
+        width, height = self.sizes[index].tolist()
         return Sample(
             image_id=self.image_ids[index],
             path=self._paths[index],
@@ -138,7 +138,7 @@ class DetectionDataset:
                 give, so that the boxes would not fit it (a rotated copy, another export).
         """
         image = read_image(self._paths[index])
-        width, height = self._sizes[index].tolist()
+        width, height = self.sizes[index].tolist()
         if image.shape[1:] != (height, width):
             raise ImageError(
                 f"{self._paths[index]}: the image has {image.shape[2]}x{image.shape[1]} pixels, "
@@ -155,7 +155,7 @@ class DetectionDataset:
         images = [
             {"id": image_id, "file_name": path, "width": width, "height": height}
             for image_id, path, (width, height) in zip(
-                self.image_ids, self._paths, self._sizes.tolist(), strict=True
+                self.image_ids, self._paths, self.sizes.tolist(), strict=True
             )
         ]
         owners = np.repeat(np.asarray(self.image_ids), np.diff(self._starts)).tolist()

@@ -22,6 +22,7 @@ from backbones.common.errors import UserError
 from backbones.networks.inception import InceptionV3
 from backbones.networks.specs import SPECS
 from backbones.networks.stems import stage_geometry
+from detect.auto import Auto, number
 from detect.proposals.base import Proposals, Proposer
 from detect.proposals.rpn import ProposalHead, ProposalNetwork, TrunkAnchors
 from detect.proposals.views import (
@@ -40,23 +41,28 @@ PIXELS_PER_BATCH = 2**22
 """Of views that go through the trunk at once in use; bounds memory."""
 
 
+AnchorSizes = tuple[tuple[float, ...], ...]
+"""Sides in pixels of the anchors of each level."""
+
+
 @dataclass(frozen=True)
 class LearnedConfig:
     """A region proposal network (Ren et al. 2015) over an Inception trunk and feature pyramid."""
 
     width: float = 0.25
     """Width multiplier of the proposer's trunk: 0.25, 0.5, 0.75 or 1.0."""
-    scale: float | None = None
+    scale: float | Auto | None = None
     """Pixels that the proposer sees for a pixel of the image. What is then larger than a tile is
     looked at in overlapping tiles, and smaller as a whole. Null looks at each image once as a
-    whole, its longer side resized to that of a tile. Crops are always cut from the full image."""
-    tile_size: int = 512
-    """Longest side, in pixels, of what the proposer sees at once."""
+    whole, its longer side resized to that of a tile. Crops are always cut from the full image.
+    `auto`: by the sizes of objects and images in the training data."""
+    tile_size: int | Auto = 512
+    """Longest side, in pixels, of what the proposer sees at once; `auto`: by the training data."""
     channels: int = 64
     """Channels of the proposer's feature pyramid and head."""
-    anchor_sizes: tuple[tuple[float, ...], ...] = ((16.0, 24.0), (32.0, 48.0), (64.0, 128.0))
+    anchor_sizes: AnchorSizes | Auto = ((16.0, 24.0), (32.0, 48.0), (64.0, 128.0))
     """Sides of the anchors in pixels that the proposer sees, one list for each of the strides 8,
-    16, 32."""
+    16, 32; `auto`: by the sizes of objects in the training data."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Shapes of the anchors, height over width."""
     positive_iou: float = 0.5
@@ -75,10 +81,11 @@ class LearnedConfig:
     """IoU above which the worse one of two proposals is suppressed, within and across levels."""
 
     def __post_init__(self) -> None:
-        if len(self.anchor_sizes) != 3 or not all(self.anchor_sizes):
+        levels = ((1.0,),) * 3 if self.anchor_sizes == "auto" else self.anchor_sizes
+        if len(levels) != 3 or not all(levels):
             raise UserError(
-                "learned.anchor_sizes must be three lists of sizes (strides 8, 16, 32), "
-                f"got {[list(sizes) for sizes in self.anchor_sizes]}"
+                "learned.anchor_sizes must be auto or three lists of sizes (strides 8, 16, 32), "
+                f"got {[list(sizes) for sizes in levels]}"
             )
         if self.images_per_step is not None and self.images_per_step < 1:
             raise UserError(f"learned.images_per_step must be at least 1: {self.images_per_step}")
@@ -91,12 +98,12 @@ class LearnedConfig:
             raise UserError(f"learned.nms_thresh must be in (0, 1], got {self.nms_thresh}")
         if min(self.channels, self.pre_nms_top_n) < 1:
             raise UserError("learned.channels and learned.pre_nms_top_n must be at least 1")
-        sizes = [size for level in self.anchor_sizes for size in level]
+        sizes = [size for level in levels for size in level]
         if not self.anchor_ratios or min(*self.anchor_ratios, *sizes) <= 0:
             raise UserError("learned.anchor_sizes and learned.anchor_ratios must be positive")
-        if self.scale is not None and not 0 < self.scale <= 8:
+        if isinstance(self.scale, int | float) and not 0 < self.scale <= 8:
             raise UserError(f"learned.scale must be more than 0 and at most 8, got {self.scale}")
-        if self.tile_size < 64:
+        if self.tile_size != "auto" and self.tile_size < 64:
             raise UserError(f"learned.tile_size must be at least 64, got {self.tile_size}")
 
 
@@ -125,6 +132,9 @@ class LearnedProposer(Proposer):
     ) -> None:
         super().__init__()
         self.config = config
+        self.scale = number(config.scale, "learned.scale")
+        self.tile_size = number(config.tile_size, "learned.tile_size")
+        self.anchor_sizes = number(config.anchor_sizes, "learned.anchor_sizes")
         spec = replace(TRUNK, mean=mean, std=std)
         self.trunk = InceptionV3(spec, num_classes=0, width=config.width)
         strides, offsets = zip(*stage_geometry(self.trunk.spec), strict=True)
@@ -136,7 +146,7 @@ class LearnedProposer(Proposer):
             channels, config.channels, norm_layer=partial(nn.BatchNorm2d, eps=1e-3)
         )
         anchors = TrunkAnchors(
-            config.anchor_sizes,
+            self.anchor_sizes,
             config.anchor_ratios,
             strides,
             [offset - self.border for offset in offsets],
@@ -163,7 +173,7 @@ class LearnedProposer(Proposer):
         config = self.config
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         plans = [
-            plan_views(*size, scale=config.scale, tile=config.tile_size, border=self.border)
+            plan_views(*size, scale=self.scale, tile=self.tile_size, border=self.border)
             for size in sizes
         ]
         looks = [(image, view) for image, plan in zip(images, plans, strict=True) for view in plan]
@@ -181,16 +191,14 @@ class LearnedProposer(Proposer):
 
     def area_in_tiles(self, height: int, width: int) -> float:
         """See `Proposer`."""
-        config = self.config
-        return area_in_tiles(height, width, scale=config.scale, tile=config.tile_size)
+        return area_in_tiles(height, width, scale=self.scale, tile=self.tile_size)
 
     def forward_train(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
         """Proposals and the losses `loss_objectness` and `loss_rpn_box_reg`.
 
-        Each image is seen as a whole, at the scale of use; of images larger than a tile, windows
-        are to be learned from.
+        Each image is seen as a whole, at the scale of use: an example is no larger than a tile.
         """
         seen = len(images)
         if self.config.images_per_step is not None:
@@ -199,7 +207,7 @@ class LearnedProposer(Proposer):
         looks = []
         for image in images:
             _, height, width = image.shape
-            view = whole_view(height, width, scale=self.config.scale, tile=self.config.tile_size)
+            view = whole_view(height, width, scale=self.scale, tile=self.tile_size)
             looks.append((image, view))
         in_view = [
             {"boxes": view.to_view(target["boxes"])}
@@ -216,7 +224,7 @@ class LearnedProposer(Proposer):
     def _random_windows(self, image: Tensor, view: View) -> Proposals:
         config, count = self.config, self.rpn.top_n_train
         height, width = image.shape[-2:]
-        sizes = torch.tensor([size for level in config.anchor_sizes for size in level])
+        sizes = torch.tensor([size for level in self.anchor_sizes for size in level])
         sizes = sizes / max(view.scale)
         ratios = torch.tensor(config.anchor_ratios)
         size = sizes[torch.randint(len(sizes), (count,))]

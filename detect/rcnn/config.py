@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from backbones.common.errors import UserError
+from detect.auto import Auto
 from detect.rcnn.crops import ORIGINAL_CONTEXT, CropMode
 
 
@@ -10,9 +11,10 @@ from detect.rcnn.crops import ORIGINAL_CONTEXT, CropMode
 class RCNNConfig:
     """Crops, matching, sampling, post-processing; R-CNN's values where not said otherwise."""
 
-    crop_size: int | None = None
+    crop_size: int | Auto | None = None
     """Side of the crops in pixels; null is the input size of the crop network's variant. Smaller
-    crops cost less, and small objects lose little by them."""
+    crops cost less, and small objects lose little by them; `auto`: 40 or 48, by the sizes of
+    objects in the training data."""
     crop_mode: CropMode = "warp"
     """How a box becomes a square crop: `warp` distorts it, `square` takes the square around it."""
     context: float = ORIGINAL_CONTEXT
@@ -49,9 +51,9 @@ class RCNNConfig:
     soft_nms_sigma: float | None = None
     """Soft suppression instead of that by rcnn.nms_thresh: what overlaps a better box of its class
     by IoU keeps exp(-IoU² / this) of its score (Bodla et al. 2017, 0.5 there); null for none."""
-    detections_per_image: int = 100
+    detections_per_image: int | Auto = 100
     """Most detections of an image that are kept, the best ones; of one that the proposer looks at
-    in tiles, so many for the area of each."""
+    in tiles, so many for the area of each. `auto`: by the most objects in the training data."""
 
     def __post_init__(self) -> None:
         for key in (
@@ -70,7 +72,7 @@ class RCNNConfig:
                 f"rcnn.regression_iou {self.regression_iou} must be at least "
                 f"rcnn.positive_iou {self.positive_iou}"
             )
-        if self.crop_size is not None and self.crop_size < 1:
+        if isinstance(self.crop_size, int) and self.crop_size < 1:
             raise UserError(f"rcnn.crop_size must be at least 1, got {self.crop_size}")
         if not 0 <= self.context < 0.5:
             raise UserError(f"rcnn.context must be in [0, 0.5), got {self.context}")
@@ -81,7 +83,8 @@ class RCNNConfig:
             raise UserError(
                 "rcnn.jitter_copies, jitter_strength and regression_weight must be 0 or more"
             )
-        if self.crops_per_image < 1 or self.detections_per_image < 1:
+        detections = 1 if self.detections_per_image == "auto" else self.detections_per_image
+        if min(self.crops_per_image, detections) < 1:
             raise UserError("rcnn.crops_per_image and rcnn.detections_per_image must be at least 1")
         if int(self.crops_per_image * self.positive_fraction) < 1:
             raise UserError(

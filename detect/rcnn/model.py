@@ -16,6 +16,7 @@ from backbones.common.device import upload
 from backbones.common.errors import UserError
 from backbones.networks.finetuning import keep_frozen
 from backbones.networks.inception import InceptionV3
+from detect.auto import number
 from detect.boxes.coding import decode_boxes, encode_boxes, of_class
 from detect.proposals.base import Proposals, Proposer
 from detect.rcnn.checks import check_images, check_targets
@@ -65,7 +66,9 @@ class RCNN(nn.Module):
         self.num_classes = num_classes
         self.config = config
         spec = backbone.spec
-        self.crop_size = spec.input_size if config.crop_size is None else config.crop_size
+        crop_size = number(config.crop_size, "rcnn.crop_size")
+        self.crop_size = spec.input_size if crop_size is None else crop_size
+        self.detections_per_image = number(config.detections_per_image, "rcnn.detections_per_image")
         if self.crop_size < spec.min_size:
             raise UserError(
                 f"rcnn.crop_size must be at least {spec.min_size} for {spec.name}, "
@@ -204,7 +207,7 @@ class RCNN(nn.Module):
                 own = proposal.scores[:, None]
                 scores = scores ** (1 - config.objectness_weight) * own**config.objectness_weight
             large = 1.0 if self.proposer is None else self.proposer.area_in_tiles(*_size(image))
-            limit = math.ceil(config.detections_per_image * large)
+            limit = math.ceil(self.detections_per_image * large)
             detections.append(select_detections(refined, scores, config, limit))
         return detections
 

@@ -1,7 +1,9 @@
 """Training a detector: what `tools/train_detector.py` runs."""
 
 import logging
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +17,10 @@ from backbones.common.launch import process_count, run_in_processes
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training.loop import fit
 from backbones.training.run_folder import RunFolder
+from detect.auto import number
 from detect.build import build_detector
 from detect.checkpoint import load_detector, save_detector
-from detect.config import DetectorConfig
+from detect.config import DetectorConfig, ModelConfig
 from detect.data import DetectionDataset
 from detect.data.open import build_dataset, check_same_classes
 from detect.deployment.detector import deploy_detector
@@ -27,6 +30,7 @@ from detect.inference.score import detect_dataset, score_detector
 from detect.proposals import load_proposals
 from detect.proposals.precomputed import proposals_for
 from detect.rcnn.model import RCNN
+from detect.training.from_data import derive_model
 from detect.training.training_set import DetectionBatch, TrainingSet, collate
 
 LEAST_IMAGES = 4
@@ -72,6 +76,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     for split, dataset in ((data.val, val), (data.test, test)):
         if dataset is not None:
             check_same_classes(train.class_names, train.category_ids, dataset, split)
+    config = replace(config, model=derive_model(config.model, train))
     proposals = None
     if config.model.precomputed is not None:
         datasets = [dataset for dataset in (train, val, test) if dataset is not None]
@@ -81,8 +86,16 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     # channels_last: convolutions on both CPU and GPU are faster in it.
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    training_set = TrainingSet(
+        *(train, config.augment, config.seed),
+        canvas=canvas_of(config.model),
+        proposals=proposals,
+        # It takes seconds: searched once, by the loader's processes, and not in each epoch's
+        # changed picture.
+        proposer=model.proposer if config.model.proposer == "selective_search" else None,
+    )
     sampler = EpochSampler(
-        len(train),
+        len(training_set),
         distributed.own_part(config.batch_size, config.step.accumulate),
         epochs=config.epochs,
         seed=config.seed,
@@ -90,12 +103,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         world_size=distributed.world_size(),
     )
     loader = training_loader(
-        TrainingSet(
-            *(train, config.augment, config.seed, proposals),
-            # It takes seconds: searched once, by the loader's processes, and not in each epoch's
-            # changed picture.
-            proposer=model.proposer if config.model.proposer == "selective_search" else None,
-        ),
+        training_set,
         sampler,
         workers=config.workers,
         collate_fn=collate,
@@ -130,8 +138,9 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     in_use: Literal["bf16", "fp32"] = "bf16" if precision == "bf16" else "fp32"
     with RunFolder(config.run, config, resume=config.resume, may_change=config.may_change) as run:
         logger.info(
-            "%d training images, %d classes: %s; %s on %s",
-            *(len(train), len(train.class_names), ", ".join(train.class_names)),
+            "%d training images, %d examples an epoch, %d classes: %s; %s on %s",
+            *(len(train), len(training_set)),
+            *(len(train.class_names), ", ".join(train.class_names)),
             *(precision, device),
         )
         warn_of_unseen_classes(train)
@@ -158,6 +167,16 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             detector = deploy_detector(load_detector(weights, str(device)), in_use)
             scores = score_detector(detector, test, run.path, proposals, voc=data.format == "voc")
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
+
+
+def canvas_of(model: ModelConfig) -> int | None:
+    """Longest side of an example in pixels of its image, None where images are seen as a whole."""
+    learned = model.learned
+    scale = number(learned.scale, "learned.scale")
+    if scale is None:
+        return None
+    # Never longer than a tile, to which it is resized.
+    return math.floor(number(learned.tile_size, "learned.tile_size") / scale)
 
 
 def warn_of_unseen_classes(train: DetectionDataset) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -11,6 +12,7 @@ from backbones.common.errors import ImageError, UserError
 from backbones.data.sampler import derive_seed
 from detect.data import DetectionDataset
 from detect.data.augmentation import AugmentConfig, augment
+from detect.data.window import count_windows
 from detect.proposals import Proposals, Proposer
 
 
@@ -75,16 +77,18 @@ def collate(examples: Sequence[Example]) -> DetectionBatch:
 
 
 class TrainingSet(Dataset):
-    """A detection dataset for training, indexed by `(epoch, index)`.
+    """Examples of a detection dataset for training, indexed by `(epoch, index)`.
 
-    What an example looks like depends on the seed, the epoch and the index alone, so a resumed
-    run sees the same pictures whatever the number of workers. Crowd boxes are left out. An image
-    that cannot be read is replaced by the next one and reported in `Example.skipped`.
+    There are as many of an image as windows cover its area, see `detect.data.window`. What an
+    example looks like depends on the seed, the epoch and the index alone, so a resumed run sees the
+    same pictures whatever the number of workers. Crowd boxes are left out. An image that cannot be
+    read is replaced by the next one and reported in `Example.skipped`.
 
     Args:
         dataset: images and boxes.
         config: random changes to them.
         seed: of the run.
+        canvas: longest side of an example in pixels; None shows each image as a whole.
         proposals: from `proposals_for`, augmented along with the boxes; or None.
         proposer: makes proposals of the image as it is read, augmented in the same way; or None.
     """
@@ -94,30 +98,35 @@ class TrainingSet(Dataset):
         dataset: DetectionDataset,
         config: AugmentConfig,
         seed: int,
+        canvas: int | None = None,
         proposals: Mapping[int, Proposals] | None = None,
         proposer: Proposer | None = None,
     ) -> None:
         self.dataset = dataset
         self.config = config
         self.seed = seed
+        self.canvas = canvas
+        windows = [count_windows(height, width, canvas) for width, height in dataset.sizes.tolist()]
+        self._images = np.repeat(np.arange(len(dataset)), windows)
         self.proposals = proposals
         self.proposer = proposer
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._images)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, index = key
         skipped: list[str] = []
-        for offset in range(len(self)):
-            actual = (index + offset) % len(self)
+        images = len(self.dataset)
+        for offset in range(images):
+            actual = (int(self._images[index]) + offset) % images
             try:
                 image = self.dataset.load_image(actual)
             except ImageError as error:
                 skipped.append(str(error))
                 continue
             return self._example(actual, image, (epoch, index), skipped)
-        raise UserError(f"none of the {len(self)} training images can be read: {skipped[0]}")
+        raise UserError(f"none of the {images} training images can be read: {skipped[0]}")
 
     def _example(
         self, index: int, image: Tensor, key: tuple[int, int], skipped: list[str]
@@ -128,7 +137,7 @@ class TrainingSet(Dataset):
         boxes, labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
         given = self._proposals_of(sample.image_id, image)
         if given is None:
-            image, boxes, labels = augment(image, boxes, labels, self.config, seed)
+            image, boxes, labels = augment(image, boxes, labels, self.config, seed, self.canvas)
             proposals = None
         else:
             # Negative labels carry the proposals' places in the list through the augmentation.
@@ -139,6 +148,7 @@ class TrainingSet(Dataset):
                 torch.cat([labels, places]),
                 self.config,
                 seed,
+                self.canvas,
             )
             proposals = Proposals(boxes[labels < 0], given.scores[-1 - labels[labels < 0]])
             boxes, labels = boxes[labels > 0], labels[labels > 0]

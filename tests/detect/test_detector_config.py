@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.scenes import make_dataset
 
 from backbones.classification.pretraining import PretrainConfig
 from backbones.common.config import from_dict, parse_config, to_dict
@@ -14,7 +15,9 @@ from detect.benchmarks.speed_accuracy import SpeedAccuracyConfig
 from detect.build import build_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
 from detect.proposals import LearnedConfig
+from detect.training.from_data import derive_model
 
+ONE_OBJECT = make_dataset([[(0, 0, 90, 90, 1)]])
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -29,7 +32,8 @@ def test_every_config_reads_and_builds(path):
     assert from_dict(kind, to_dict(config)) == config
     if issubclass(kind, DetectorConfig):
         with torch.device("meta"):
-            build_detector(dataclasses.replace(config.model, weights=None), 3)
+            model = derive_model(dataclasses.replace(config.model, weights=None), ONE_OBJECT)
+            build_detector(model, 3)
 
 
 @pytest.mark.parametrize("name", [None, "bccd_79", "digits_79", "voc_79", "coco_79"])

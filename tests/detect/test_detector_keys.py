@@ -29,9 +29,9 @@ TESTS = {
     "data.test": SPLITS,
     "augment.flip": AUGMENTATION + "test_a_flip_mirrors_image_and_boxes",
     "augment.vertical_flip": AUGMENTATION + "test_a_flip_mirrors_image_and_boxes",
-    "augment.scale": AUGMENTATION + "test_scale_is_the_range_of_the_pictures_size",
+    "augment.scale": AUGMENTATION
+    + "test_scale_is_the_range_of_the_factor_of_sizes",
     "augment.colour": AUGMENTATION + "test_colour_is_the_fraction_that_brightness_changes_by",
-    "augment.crop": AUGMENTATION + "test_probabilities_are_those_of_the_configuration",
     "model.variant": NETWORK,
     "model.width": NETWORK,
     "model.dropout": NETWORK,

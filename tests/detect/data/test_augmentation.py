@@ -3,13 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from backbones.common.errors import UserError
 from detect.data.augmentation import (
-    MIN_CROP,
+    MIN_SIDE,
     MIN_VISIBILITY,
     AugmentConfig,
     augment,
@@ -17,15 +15,14 @@ from detect.data.augmentation import (
     resize_image,
 )
 
-NONE = AugmentConfig(flip=0.0, vertical_flip=0.0, scale=(1.0, 1.0), colour=0.0, crop=0.0)
+NONE = AugmentConfig(flip=0.0, vertical_flip=0.0, scale=(1.0, 1.0), colour=0.0)
 EACH = {
     "flip": dataclasses.replace(NONE, flip=1.0),
     "vertical_flip": dataclasses.replace(NONE, vertical_flip=1.0),
     "scale": dataclasses.replace(NONE, scale=(0.5, 1.6)),
     "colour": dataclasses.replace(NONE, colour=0.3),
-    "crop": dataclasses.replace(NONE, crop=1.0),
 }
-ALL = AugmentConfig(flip=0.5, vertical_flip=0.5, scale=(0.7, 1.4), colour=0.1, crop=0.5)
+ALL = AugmentConfig(flip=0.5, vertical_flip=0.5, scale=(0.7, 1.4), colour=0.1)
 COLOURS = [(230, 30, 30), (30, 230, 30), (30, 30, 230)]
 
 
@@ -57,7 +54,7 @@ def test_image_and_boxes_stay_together(config: AugmentConfig, seed: int) -> None
     )
     assert (image.dtype, boxes.dtype, kept.dtype) == (torch.uint8, torch.float32, torch.int64)
     assert image.permute(1, 2, 0).is_contiguous()
-    assert len(boxes) == len(kept) >= 1
+    assert len(boxes) == len(kept)
     for box, label in zip(boxes, kept.tolist(), strict=True):
         expected = find_painted(image, label - 7)
         # Half a pixel of the grid, and blur where the image is enlarged.
@@ -89,26 +86,29 @@ def test_a_flip_mirrors_image_and_boxes(name: str, axis: int, box: list[int]) ->
     assert labels.tolist() == [1, 2, 3]
 
 
-def test_scale_is_the_range_of_the_pictures_size() -> None:
-    """The size of what is handed on: a proposer that resizes to a size of its own undoes it."""
+def test_scale_is_the_range_of_the_factor_of_sizes() -> None:
+    """Of an object that is shown whole; the example has the picture's size."""
     factors = []
-    for seed in range(40):
-        image, boxes, _ = change(EACH["scale"], seed)
-        factors.append(image.shape[2] / 160)
-        assert image.shape[1] / 120 == pytest.approx(factors[-1], abs=0.01)
-        scaled = torch.tensor(BOXES, dtype=torch.float32) * factors[-1]
-        torch.testing.assert_close(boxes, scaled, atol=1.0, rtol=0)
-    assert 0.49 < min(factors) < 0.6
+    for seed in range(200):
+        image, boxes, labels = change(EACH["scale"], seed)
+        assert image.shape == (3, 120, 160)
+        for label, box in zip(labels.tolist(), boxes, strict=True):
+            sides = box[2:] - box[:2]
+            if box.min() > 0.1 and (box[2:] < torch.tensor([159.9, 119.9])).all():
+                before = torch.tensor(BOXES[label - 1]).float()
+                # To a pixel that the picture is rounded to.
+                factor = sides / (before[2:] - before[:2])
+                torch.testing.assert_close(factor[0], factor[1], atol=0.02, rtol=0)
+                factors.append(float(factor.mean()))
+    assert 0.49 < min(factors) < 0.55
     assert 1.5 < max(factors) < 1.61
-    image, _, _ = change(dataclasses.replace(NONE, scale=(1.5, 1.5)))
-    assert image.shape == (3, 180, 240)
 
 
 def test_probabilities_are_those_of_the_configuration() -> None:
     """Of 300 images; four standard deviations are 0.1."""
     image = torch.arange(3 * 20 * 20, dtype=torch.int64).to(torch.uint8).view(3, 20, 20)
     boxes, labels = torch.tensor([[2.0, 2, 8, 8]]), torch.tensor([1])
-    for name in ("flip", "vertical_flip", "crop"):
+    for name in ("flip", "vertical_flip"):
         config = dataclasses.replace(NONE, **{name: 0.25})
         results = (augment(image, boxes, labels, config, seed)[0] for seed in range(300))
         share = np.mean([not torch.equal(result, image) for result in results])
@@ -146,7 +146,7 @@ def test_seed_decides_everything() -> None:
     results = [augment(image, boxes, labels, ALL, seed) for seed in (5, 6, 5)]
     for first, again in zip(results[0], results[2], strict=True):
         assert torch.equal(first, again)
-    assert results[0][0].shape != results[1][0].shape
+    assert not torch.equal(results[0][0], results[1][0])
 
 
 def test_flips_are_independent() -> None:
@@ -184,52 +184,28 @@ def test_no_boxes(config: AugmentConfig) -> None:
     assert (boxes.dtype, labels.dtype, labels.shape) == (torch.float32, torch.int64, (0,))
 
 
-def test_a_crop_is_made_for_an_object_and_not_for_another_box() -> None:
-    """One object in a corner among many other boxes, as proposals are."""
-    image = torch.zeros(3, 100, 100, dtype=torch.uint8)
-    corners = torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) * 50 + 30
-    boxes = torch.cat([torch.tensor([[0.0, 0, 8, 8]]), torch.cat([corners, corners + 15], dim=1)])
-    labels = torch.tensor([5] + [-1 - i for i in range(60)])
-    for seed in range(40):
-        crop, new, kept = augment(image, boxes, labels, EACH["crop"], seed)
-        assert new[kept == 5].tolist() == [[0, 0, 8, 8]]
-        # Others move along, those of which enough is left.
-        others = boxes[-kept[kept < 0]]
-        limit = torch.tensor([crop.shape[2], crop.shape[1]]).float().repeat(2)
-        torch.testing.assert_close(new[kept < 0], torch.minimum(others, limit), atol=1e-3, rtol=0)
+def test_what_is_shown_of_an_object_decides_whether_it_counts() -> None:
+    """A tall object and windows that end at any of its rows."""
+    image = torch.zeros(3, 100, 10, dtype=torch.uint8)
+    box, seen = torch.tensor([[0.0, 20, 10, 80]]), []
+    for seed in range(200):
+        _, boxes, labels = augment(image, box, torch.tensor([5]), NONE, seed, canvas=30)
+        assert len(boxes) == len(labels)
+        seen += (boxes[:, 3] - boxes[:, 1]).tolist()
+    assert min(seen) >= MIN_VISIBILITY * 60 - 1e-3
+    assert max(seen) == 30
+    assert 50 < len(seen) < 200
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), data=st.data())
-def test_crop_keeps_a_whole_box_and_enough_of_the_others(seed: int, data: st.DataObject) -> None:
-    width, height = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
-    boxes = []
-    for _ in range(data.draw(st.integers(1, 6))):
-        x1, y1 = data.draw(st.floats(0, width - 0.5)), data.draw(st.floats(0, height - 0.5))
-        boxes.append([x1, y1, data.draw(st.floats(x1 + 0.4, width)), height])
-    old = torch.tensor(boxes, dtype=torch.float32)
-    labels = 1 + torch.arange(len(old))
-    # Pixels tell their place, and with it the window of the crop.
-    image = torch.stack(
-        [
-            torch.arange(width).expand(height, width),
-            torch.arange(height)[:, None].expand(height, width),
-            torch.zeros(height, width),
-        ]
-    ).to(torch.uint8)
-    crop, new, found = augment(image, old, labels, EACH["crop"], seed)
-    kept = found - 1
-    assert crop.shape[2] >= round(MIN_CROP * width)
-    assert crop.shape[1] >= round(MIN_CROP * height)
-    offset = torch.tensor([crop[0, 0, 0], crop[1, 0, 0]]).float().repeat(2)
-    size = torch.tensor([crop.shape[2], crop.shape[1]]).float().repeat(2)
-    clipped = (old - offset).clamp(min=torch.zeros(4), max=size)
-    torch.testing.assert_close(new, clipped[kept], atol=1e-3, rtol=0)
-    areas = [(b[:, 2:] - b[:, :2]).clamp(min=0).prod(dim=1) for b in (clipped, old)]
-    visible = areas[0] / areas[1]
-    assert visible.max() > 0.99
-    assert set((visible > MIN_VISIBILITY + 0.01).nonzero().flatten().tolist()) <= set(kept.tolist())
-    assert (visible[kept] > MIN_VISIBILITY - 0.01).all()
+def test_boxes_that_rounding_leaves_without_area_are_left_out() -> None:
+    """From a labeller's slip; a traceback in the middle of training otherwise."""
+    image = torch.zeros(3, 400, 600, dtype=torch.uint8)
+    boxes = torch.tensor([[599.95, 10.0, 600.0, 60.0], [10, 10, 10.3, 60], [10, 10, 40, 60]])
+    labels = torch.tensor([1, 2, 3])
+    for seed in range(20):
+        _, new, kept = augment(image, boxes, labels, EACH["scale"], seed)
+        assert 1 not in kept.tolist()
+        assert (new[:, 2:] - new[:, :2] >= MIN_SIDE - 1e-4).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2)])
@@ -239,7 +215,7 @@ def test_tiny_images(size: tuple[int, int]) -> None:
             torch.zeros(3, *size, dtype=torch.uint8),
             torch.tensor([[0.0, 0, 1, 1]]),
             torch.tensor([1]),
-            dataclasses.replace(ALL, scale=(0.2, 0.3), crop=1.0),
+            dataclasses.replace(ALL, scale=(0.2, 0.3)),
             seed,
         )
         assert min(image.shape) >= 1
@@ -251,7 +227,6 @@ def test_tiny_images(size: tuple[int, int]) -> None:
         ({"flip": 1.5}, "augment.flip must be in [0, 1], got 1.5"),
         ({"vertical_flip": -0.1}, "augment.vertical_flip must be in [0, 1], got -0.1"),
         ({"colour": 2.0}, "augment.colour must be in [0, 1], got 2.0"),
-        ({"crop": -1.0}, "augment.crop must be in [0, 1], got -1.0"),
         (
             {"scale": (1.2, 0.8)},
             "augment.scale must be (low, high) with 0 < low <= high, got (1.2, 0.8)",

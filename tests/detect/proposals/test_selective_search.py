@@ -159,7 +159,7 @@ def test_regions_are_searched_in_the_image_as_it_is_read(tmp_path, searches):
     folder = make_digits(tmp_path / "digits", train=1, val=1, image_size=128)
     dataset = load_coco(folder / "annotations" / "train.json", folder / "train")
     proposer = SelectiveSearchProposer(SelectiveSearchConfig(cache=str(tmp_path / "cache")))
-    augment = AugmentConfig(flip=1.0, scale=(1.0, 1.0), colour=0.3, crop=0.0)
+    augment = AugmentConfig(flip=1.0, scale=(1.0, 1.0), colour=0.3)
     training = TrainingSet(dataset, augment, seed=0, proposer=proposer)
     x1, y1, x2, y2 = proposer([dataset.load_image(0)])[0].boxes.T
     for epoch in range(2):

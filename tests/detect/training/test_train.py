@@ -40,7 +40,7 @@ from detect.rcnn.config import RCNNConfig
 from detect.training.train import train_detector, warn_of_unseen_classes
 from detect.training.training_set import TrainingSet, collate
 
-NO_AUGMENT = AugmentConfig(flip=0.0, scale=(1.0, 1.0), colour=0.0, crop=0.0)
+NO_AUGMENT = AugmentConfig(flip=0.0, scale=(1.0, 1.0), colour=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_precomputed_proposals_move_with_the_picture(digits):
         sample.image_id: Proposals(sample.boxes, torch.linspace(1, 0, len(sample.boxes)))
         for sample in data
     }
-    training = TrainingSet(data, AugmentConfig(flip=1.0, crop=1.0), seed=3, proposals=given)
+    training = TrainingSet(data, AugmentConfig(flip=1.0, scale=(1.0, 2.0)), seed=3, proposals=given)
     for index in range(len(data)):
         example = training[(0, index)]
         assert example.proposals is not None
