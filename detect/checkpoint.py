@@ -49,6 +49,7 @@ def save_detector(
     category_ids: Sequence[int],
     metrics: Mapping[str, float] | None = None,
     training: Mapping[str, Any] | None = None,
+    largest_image: int | None = None,
 ) -> None:
     """Write one `.safetensors` file: weights, and as metadata all that `load_detector` needs.
 
@@ -60,8 +61,11 @@ def save_detector(
         category_ids: of labels `1..K` in the training data.
         metrics: scores it was measured at, e.g. `{"AP50": 0.81}`.
         training: configuration of the run that made it, values that JSON can hold.
+        largest_image: longest side of a training image in pixels.
     """
-    own = {"config": asdict(config), "category_ids": list(category_ids)}
+    own: dict[str, Any] = {"config": asdict(config), "category_ids": list(category_ids)}
+    if largest_image is not None:
+        own["largest_image"] = largest_image
     metadata = checkpoint_metadata("detector", model.backbone, class_names, metrics, training)
     save_weights(path, model.state_dict(), metadata | own)
 

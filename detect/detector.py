@@ -1,7 +1,9 @@
 """A trained detector in use: on one image, on some, on a stream of them."""
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from backbones.common.device import upload
 from backbones.common.images import read_image
-from detect.proposals import Proposals
+from detect.blocks import LARGE_PIXELS, DetectBlocks, Parts, PartsOfTensor, detect_in_blocks
+from detect.proposals import LearnedProposer, Proposals
 from detect.rcnn.checks import check_image
 from detect.rcnn.model import RCNN
 from detect.streaming import work_through
@@ -21,7 +24,12 @@ Image = str | os.PathLike[str] | np.ndarray | Tensor | PIL.Image.Image
 
 ONE_IMAGE = (str, os.PathLike, np.ndarray, Tensor, PIL.Image.Image)
 
+FAR_LARGER = 2.0
+"""Longest side of an image beside that of all training images, from which on a warning is due."""
+
 Key = TypeVar("Key")
+
+logger = logging.getLogger(__name__)
 
 
 class Detector:
@@ -46,6 +54,7 @@ class Detector:
         self.class_names = list(class_names)
         self.category_ids = list(category_ids)
         self.metadata = dict(metadata or {})
+        self._warned = False
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +103,83 @@ class Detector:
             raise ValueError("detect takes a list of images: call the detector itself with one")
         if not images:
             return []
-        return self.model.detect([self.as_tensor(image) for image in images], proposals)
+        tensors = [self.as_tensor(image) for image in images]
+        self._warn_of_shrinking(tensors)
+        if proposals is None and any(self.is_large(*image.shape[1:]) for image in tensors):
+            return [
+                self._detect_parts(PartsOfTensor(image), self._one_by_one)
+                if self.is_large(*image.shape[1:])
+                else self._detect_whole([image])[0]
+                for image in tensors
+            ]
+        return self._detect_whole(tensors, proposals)
+
+    @torch.inference_mode()
+    def _detect_whole(
+        self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None
+    ) -> list[dict[str, Tensor]]:
+        return self.model.detect([upload(image, self.device) for image in images], proposals)
+
+    def is_large(self, height: int, width: int) -> bool:
+        """Whether an image of so many pixels is detected in block by block, see `detect.blocks`.
+
+        Only at a scale: without one it is looked at as a whole, whatever its size.
+        """
+        return self._scale is not None and height * width > LARGE_PIXELS
+
+    @property
+    def _scale(self) -> float | None:
+        proposer = self.model.proposer
+        return proposer.scale if isinstance(proposer, LearnedProposer) else None
+
+    @torch.inference_mode()
+    def detect_parts(self, image: Parts) -> dict[str, Tensor]:
+        """Detect objects in an image of any size, as in one that is in memory as a whole.
+
+        Args:
+            image: read part by part, each in memory for as long as it is worked on.
+
+        Returns:
+            As from `__call__`.
+
+        Raises:
+            ValueError: the detector looks at images as a whole (`learned.scale` is null).
+            ImageError: a part cannot be read.
+        """
+        return self._detect_parts(image, partial(self._through, self._detect_whole))
+
+    def _detect_parts(self, image: Parts, detect: DetectBlocks) -> dict[str, Tensor]:
+        if self._scale is None:
+            raise ValueError(
+                "a detector that looks at images as a whole needs all of an image in memory: set "
+                "learned.scale"
+            )
+        return detect_in_blocks(image, detect, self._scale)
+
+    def _one_by_one(
+        self, images: Iterable[tuple[Key, Tensor]]
+    ) -> Iterator[tuple[Key, Tensor, dict[str, Tensor]]]:
+        """As `detect_named`, where the caller is a thread among others already."""
+        for key, image in images:
+            yield key, image, self._detect_whole([image])[0]
+
+    def _warn_of_shrinking(self, images: Sequence[Tensor]) -> None:
+        """Say once that images are far larger than those of training and are seen as a whole."""
+        trained, config = self.metadata.get("largest_image"), self.metadata.get("config", {})
+        if self._warned or trained is None or config.get("proposer") != "learned":
+            return
+        learned = config["learned"]
+        if learned["scale"] is not None:
+            return
+        height, width = max((image.shape[1:] for image in images), key=max)
+        if max(height, width) > FAR_LARGER * trained:
+            self._warned = True
+            logger.warning(
+                "an image of %dx%d pixels is shrunk to %d for the proposer, which was trained on "
+                "at most %d: small objects are lost; --model.learned.scale %.2g looks at it in "
+                "tiles, at the size of training",
+                *(width, height, learned["tile_size"], trained, learned["tile_size"] / trained),
+            )
 
     def stream(self, images: Iterable[Image]) -> Iterator[dict[str, Tensor]]:
         """Detect objects in any number of images, faster than batch by batch.
@@ -136,9 +221,16 @@ class Detector:
             images: `uint8` RGB `[3, H, W]`, read in another thread; none may change afterwards.
             count: how many there are, where it is known.
         """
+        yield from self._through(self.detect, images, count)
 
+    def _through(
+        self,
+        detect: Callable[[list[Tensor]], list[dict[str, Tensor]]],
+        images: Iterable[tuple[Key, Tensor]],
+        count: int | None = None,
+    ) -> Iterator[tuple[Key, Tensor, dict[str, Tensor]]]:
         def work(batch: list[tuple[Key, Tensor]]) -> list[tuple[Key, Tensor, dict[str, Tensor]]]:
-            found = self.detect([image for _, image in batch])
+            found = detect([image for _, image in batch])
             return [(*named, detections) for named, detections in zip(batch, found, strict=True)]
 
         for batch in work_through(images, work, self.device, count):

@@ -13,6 +13,10 @@ class ImageError(UserError):
     """An image file that is missing, truncated, or not an image."""
 
 
+class ImageTooLargeError(ImageError):
+    """An image file with more pixels than are read at once."""
+
+
 class MissingPackageError(UserError):
     """An optional package is not installed; the message has the line that installs it."""
 

@@ -16,7 +16,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from backbones.common.errors import ImageError
+from backbones.common.errors import ImageError, ImageTooLargeError
 from backbones.common.files import atomic_write
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -137,7 +137,7 @@ def _image_errors(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a known format") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: image too large: {error}") from error
+        raise ImageTooLargeError(f"{name}: image too large: {error}") from error
     except _DAMAGE as error:
         raise ImageError(f"{name}: corrupt or truncated image: {error}") from error
 

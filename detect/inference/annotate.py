@@ -11,13 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones.common.errors import ImageError, UserError
+from backbones.common.errors import ImageError, ImageTooLargeError, UserError
 from backbones.common.files import make_folder
-from backbones.common.images import write_image
+from backbones.common.images import read_image_size, write_image
 from backbones.common.progress import TrainingProgress, track
 from detect.detector import Detector
 from detect.evaluation import coco_results
-from detect.media.drawing import draw_detections
+from detect.inference.geojson import write_geojson
+from detect.media.drawing import draw_detections, draw_large
+from detect.media.large import LargeImage
 from detect.media.sources import Source, read_images
 from detect.media.video import VideoReader, VideoWriter
 from detect.rcnn.postprocess import above_score
@@ -58,6 +60,9 @@ def infer(
     (id, file, frame of a video, size, annotated picture or video) and `categories`, to which the
     results refer. An input that cannot be read is reported and the rest is done.
 
+    Of an image that is detected in block by block (see `detect.blocks`) no more than a block is in
+    memory and the picture is a smaller copy; of a GeoTIFF `NAME.geojson` has the boxes on the map.
+
     Args:
         detector: what to run.
         source: what to run it on.
@@ -94,14 +99,24 @@ def infer(
             for (file, number), image, found in detector.detect_named(images, count):
                 found = above_score(found, score_thresh)
                 picture = draw_detections(image, found, detector.class_names)
-                results.add(image, file, number, targets[file], found)
+                results.add((image.shape[1], image.shape[2]), file, number, targets[file], found)
                 report.images += 1
                 report.detections += len(found["boxes"])
                 yield file, picture
 
+        large = [path for path in source.images if _is_large(path, detector)]
+        rest = [path for path in source.images if path not in set(large)]
         with TrainingProgress("images", len(source.images)) as progress:
-            for path, picture in annotated(_readable(source.images, report), len(source.images)):
+            for path, picture in annotated(_readable(rest, report), len(rest)):
                 write_image(targets[path], picture)
+                progress.update(report.images + len(report.errors), 1, waited=None, notes="")
+            for path in large:
+                try:
+                    found = _annotate_large(path, targets[path], detector, score_thresh, results)
+                    report.images += 1
+                    report.detections += len(found["boxes"])
+                except ImageError as error:
+                    _report_error(report, str(error))
                 progress.update(report.images + len(report.errors), 1, waited=None, notes="")
         for path in source.videos:
             try:
@@ -111,6 +126,17 @@ def infer(
     return report
 
 
+def _is_large(path: Path, detector: Detector) -> bool:
+    """Whether an image file is read part by part. What cannot be read is none; it is told later."""
+    try:
+        width, height = read_image_size(path)
+    except ImageTooLargeError:
+        return detector.is_large(2**15, 2**15)
+    except ImageError:
+        return False
+    return detector.is_large(height, width)
+
+
 def _readable(paths: list[Path], report: InferenceReport) -> Iterator[tuple[Frame, Tensor]]:
     """The images that can be read; the others go into the report."""
     for path, image in read_images(paths):
@@ -118,6 +144,19 @@ def _readable(paths: list[Path], report: InferenceReport) -> Iterator[tuple[Fram
             _report_error(report, str(image))
         else:
             yield (path, None), image
+
+
+def _annotate_large(
+    path: Path, target: Path, detector: Detector, score_thresh: float, results: "_Results"
+) -> dict[str, Tensor]:
+    """Annotate an image that is read part by part."""
+    with LargeImage(path) as image:
+        found = above_score(detector.detect_parts(image), score_thresh)
+        results.add((image.height, image.width), path, None, target, found)
+        write_image(target, draw_large(image, found, detector.class_names))
+        if image.place is not None:
+            write_geojson(target.with_suffix(".geojson"), found, detector.class_names, image.place)
+    return found
 
 
 def _annotate_video(
@@ -181,14 +220,14 @@ class _Results:
 
     def add(
         self,
-        image: Tensor,
+        size: tuple[int, int],
         file: Path,
         frame: int | None,
         annotated: Path,
         found: dict[str, Tensor],
     ) -> None:
         self._count += 1
-        _, height, width = image.shape
+        height, width = size
         entry = {"id": self._count, "file_name": str(file), "height": height, "width": width}
         entry["annotated"] = annotated.name
         self._add_image(entry if frame is None else entry | {"frame": frame})

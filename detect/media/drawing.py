@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detect.blocks import Parts
+
+LONGEST = 4096
+"""Pixels of the longer side of a picture that is drawn of a larger image."""
+
 COLORS = sv.ColorPalette.LEGACY
 """Of the classes in turn: strong ones first, for a pale box does not show on a pale picture."""
 
@@ -54,6 +59,16 @@ def draw_detections(
         COLORS, text_scale=scale, text_padding=2, text_color=TEXT_COLORS, smart_position=True
     ).annotate(canvas, boxes, labels=captions)
     return torch.from_numpy(canvas[..., ::-1].copy()).permute(2, 0, 1)
+
+
+def draw_large(image: Parts, detections: dict[str, Tensor], class_names: Sequence[str]) -> Tensor:
+    """As `draw_detections`, on a copy of which no side is longer than `LONGEST` pixels."""
+    height, width = image.height, image.width
+    shrink = max(1.0, max(height, width) / LONGEST)
+    size = max(1, round(height / shrink)), max(1, round(width / shrink))
+    copy = image.read((0, 0, width, height), size)
+    scale = torch.tensor([size[1] / width, size[0] / height] * 2)
+    return draw_detections(copy, detections | {"boxes": detections["boxes"] * scale}, class_names)
 
 
 def gallery(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:

@@ -131,6 +131,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             *(path, model, config.model, train.class_names, train.category_ids),
             metrics=metrics,
             training=to_dict(config),
+            largest_image=int(train.sizes.max()),
         )
 
     precision = resolve_precision(config.precision, device)

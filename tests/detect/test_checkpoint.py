@@ -111,6 +111,33 @@ def test_the_deployed_form_normalises_alike(saved, image):
     torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=0, atol=1e-2)
 
 
+def test_an_image_far_larger_than_those_of_training_is_not_shrunk_in_silence(
+    trained, tmp_path, caplog
+):
+    path = tmp_path / "detector.safetensors"
+    save_detector(path, trained, CONFIG, ["a", "b"], [7, 9], largest_image=300)
+    detector, at_scale = (
+        load_detector(path),
+        load_detector(path, settings={"learned": {"scale": 1}}),
+    )
+    trained_size, large = torch.zeros(3, 200, 300).byte(), torch.zeros(3, 700, 500).byte()
+    deployed = deploy_detector(detector, "fp32")
+    with caplog.at_level(logging.WARNING):
+        for silent in (detector, deployed):
+            silent(trained_size)
+        at_scale(large)
+        assert not caplog.records
+        for warns in (detector, deployed):
+            warns.detect([trained_size, large, large])
+            warns(large)
+    expected = (
+        "an image of 500x700 pixels is shrunk to 96 for the proposer, which was trained on at most "
+        "300: small objects are lost; --model.learned.scale 0.32 looks at it in tiles, at the size "
+        "of training"
+    )
+    assert [record.getMessage() for record in caplog.records] == [expected] * 2
+
+
 def test_files_from_before_metrics_had_one_name(saved, tmp_path):
     state, metadata = load_weights(saved)
     for key in ("metrics", "training", "width", "package_version"):

@@ -1,0 +1,122 @@
+"""Image files that are read part by part, for they may be too large for memory; by rasterio (GDAL).
+
+TIFF, BigTIFF and GeoTIFF, JPEG, JPEG 2000, PNG and what else GDAL knows.
+"""
+
+import os
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backbones.common.errors import ImageError
+from backbones.common.packages import require
+
+CACHE_BYTES = 2**28
+"""Of decoded rows that GDAL keeps: those that the margins of neighbouring parts share."""
+
+
+class Place(NamedTuple):
+    """Where on Earth an image lies.
+
+    Attributes:
+        transform: a to f: x = a column + b row + c, y = d column + e row + f.
+        crs: name of the reference system of x and y, such as `EPSG:32633`.
+    """
+
+    transform: tuple[float, ...]
+    crs: str
+
+
+class LargeImage:
+    """An image file that is read part by part, a context manager.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        place: of a GeoTIFF, else None.
+
+    Raises:
+        ImageError: missing, broken, or pixels that are no 8- or 16-bit grey, palette or RGB.
+        MissingPackageError: rasterio is not there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        require("large", "rasterio")
+        import rasterio
+
+        self._rasterio = rasterio
+        self.path = str(path)
+        if not Path(path).is_file():
+            raise ImageError(f"{path}: cannot read image: no such file")
+        self._settings = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN=True)
+        try:
+            with self._settings, warnings.catch_warnings():
+                # Most pictures are of no place on Earth.
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                self._file = rasterio.open(path)
+        except rasterio.errors.RasterioError as error:
+            raise ImageError(f"{path}: not an image in a known format: {error}") from error
+        self.height, self.width = self._file.height, self._file.width
+        self.place = None
+        if self._file.crs is not None:
+            self.place = Place(tuple(self._file.transform)[:6], self._file.crs.to_string())
+        kinds = set(self._file.dtypes)
+        if kinds not in ({"uint8"}, {"uint16"}):
+            self._file.close()
+            raise ImageError(
+                f"{path}: pixels are {', '.join(sorted(kinds))}: expected 8- or 16-bit integers "
+                "from 0 (gdal_translate -ot Byte -scale converts)"
+            )
+        if self._file.tags().get("EXIF_Orientation", "1") != "1":
+            self._file.close()
+            raise ImageError(
+                f"{path}: its EXIF tag says that it is turned, which is not done part by part: "
+                "save it upright"
+            )
+        palette = rasterio.enums.ColorInterp.palette
+        self._palette = None
+        if self._file.colorinterp[0] == palette:
+            colours = self._file.colormap(1)
+            self._palette = np.array([colours[i][:3] for i in range(len(colours))], np.uint8)
+
+    def __enter__(self) -> "LargeImage":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def read(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+        """A part x1, y1, x2, y2 in pixels, as `uint8` RGB `[3, *size]`, shrunk to means.
+
+        Raises:
+            ImageError: the file is broken there.
+        """
+        x1, y1, x2, y2 = box
+        resampling = self._rasterio.enums.Resampling
+        bands = [1, 2, 3] if self._file.count >= 3 else [1]
+        try:
+            with self._settings:
+                pixels = self._file.read(
+                    bands,
+                    window=((y1, y2), (x1, x2)),
+                    out_shape=(len(bands), *size),
+                    # Of colours' numbers there is no mean.
+                    resampling=resampling.average if self._palette is None else resampling.nearest,
+                )
+        except self._rasterio.errors.RasterioError as error:
+            raise ImageError(f"{self.path}: corrupt or truncated image: {error}") from error
+        if self._palette is not None:
+            pixels = self._palette[pixels[0]].transpose(2, 0, 1)
+        elif pixels.dtype == np.uint16:
+            pixels = (pixels >> 8).astype(np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(pixels)).expand(3, -1, -1)
