@@ -13,6 +13,9 @@ from detect.blocks import Parts
 LONGEST = 4096
 """Pixels of the longer side of a picture that is drawn of a larger image."""
 
+CROWD = 200
+"""Labels up to which each is moved to where it hides no other."""
+
 COLORS = sv.ColorPalette.LEGACY
 """Of the classes in turn: strong ones first, for a pale box does not show on a pale picture."""
 
@@ -56,7 +59,12 @@ def draw_detections(
     thickness = 1 if scale < 0.5 else 2
     canvas = sv.BoxAnnotator(COLORS, thickness).annotate(canvas, boxes)
     canvas = sv.LabelAnnotator(
-        COLORS, text_scale=scale, text_padding=2, text_color=TEXT_COLORS, smart_position=True
+        COLORS,
+        text_scale=scale,
+        text_padding=2,
+        text_color=TEXT_COLORS,
+        # Labels of a crowd find no place beside each other, and would be moved for minutes.
+        smart_position=len(labels) <= CROWD,
     ).annotate(canvas, boxes, labels=captions)
     return torch.from_numpy(canvas[..., ::-1].copy()).permute(2, 0, 1)
 

@@ -76,7 +76,8 @@ class LearnedConfig:
     anchors' sizes: a crop network learns from many images at a time, and the proposer, which needs
     fewer, is what an image costs."""
     pre_nms_top_n: int = 500
-    """Proposed boxes kept on each level of the pyramid before non-maximum suppression."""
+    """Proposed boxes kept on each level of the pyramid before non-maximum suppression; at least
+    twice as many as follow for model.proposals_per_image from crowded training data."""
     nms_thresh: float = 0.7
     """IoU above which the worse one of two proposals is suppressed, within and across levels."""
 

@@ -29,6 +29,10 @@ BOX_LOSS_WEIGHT = 2.0
 """Of the box loss beside the objectness loss, as in the paper of the quality focal loss."""
 
 
+MOST_PAIRS = 2**24
+"""Pairs of an object and an anchor that are compared at once, which bounds memory."""
+
+
 class TrunkAnchors(AnchorGenerator):
     """Anchors centred where the trunk's cells really look.
 
@@ -216,10 +220,19 @@ def assign_objects(
         own[: len(boxes), :4], own[: len(boxes), 4] = boxes, 1
     packed = upload(packed, anchors.device)
     objects, exists = packed[..., :4], packed[..., 4:] > 0
-    iou = box_iou(objects.flatten(0, 1), anchors).view(len(packed), most, len(anchors))
-    iou = iou.where(exists, -1.0)
-    overlap, matched_idxs = iou.max(dim=1)
-    is_best = ((iou == iou.amax(dim=2, keepdim=True)) & exists).any(dim=1)
+    # All at once but for crowds, whose table would be gigabytes.
+    overlap = anchors.new_full((len(packed), len(anchors)), -1.0)
+    matched_idxs = torch.zeros_like(overlap, dtype=torch.int64)
+    is_best = torch.zeros_like(overlap, dtype=torch.bool)
+    step = max(1, MOST_PAIRS // overlap.numel())
+    for start in range(0, most, step):
+        some, there = objects[:, start : start + step], exists[:, start : start + step]
+        iou = box_iou(some.flatten(0, 1), anchors).view(len(packed), -1, len(anchors))
+        iou = iou.where(there, -1.0)
+        best, places = iou.max(dim=1)
+        matched_idxs = torch.where(best > overlap, start + places, matched_idxs)
+        overlap = overlap.maximum(best)
+        is_best |= ((iou == iou.amax(dim=2, keepdim=True)) & there).any(dim=1)
     labels = torch.where(overlap >= negative_iou, -1.0, 0.0)
     labels = torch.where((overlap >= positive_iou) | is_best, 1.0, labels)
     images = torch.arange(len(packed), device=anchors.device)[:, None]

@@ -105,6 +105,10 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
             detections_per_image=detections if own_detections == "auto" else own_detections,
         ),
     )
+    if config.proposer == "learned":
+        # Objects of a crowd may all be of one level.
+        most = max(derived.learned.pre_nms_top_n, 2 * budget)
+        derived = replace(derived, learned=replace(derived.learned, pre_nms_top_n=most))
     _log(objects, derived)
     return derived
 

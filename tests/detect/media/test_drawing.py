@@ -1,6 +1,6 @@
 import torch
 
-from detect.media.drawing import draw_detections, gallery
+from detect.media.drawing import CROWD, draw_detections, gallery
 
 
 def detections(*boxes, scores=None):
@@ -49,3 +49,18 @@ def test_gallery_is_rows_of_cells_on_white():
     assert picture[:, 5:7, :6].eq(3).all()
     for white in (picture[:, 4], picture[:, :, 6], picture[:, 7:, :6], picture[:, 5:, 7:]):
         assert white.eq(255).all()
+
+
+def test_labels_make_room_for_each_other_but_not_in_a_crowd():
+    """Many at one place; to find one for each of thousands takes minutes."""
+    image = torch.full((3, 300, 300), 128, dtype=torch.uint8)
+
+    def changed(count):
+        found = {
+            "boxes": torch.tensor([[140.0, 140, 170, 170]]).expand(count, 4),
+            "labels": torch.ones(count, dtype=torch.int64),
+        }
+        return int((draw_detections(image, found, ["car"]) != 128).any(dim=0).sum())
+
+    assert changed(10) > 3 * changed(1)
+    assert changed(CROWD + 1) < 1.5 * changed(1)

@@ -90,6 +90,7 @@ def test_crowds_get_more_proposals_and_detections():
     assert crowded.proposals_per_image == 960
     assert crowded.proposals_per_image_train == 960
     assert crowded.rcnn.detections_per_image == 800
+    assert crowded.learned.pre_nms_top_n == 1920
     # As many in sixteen times the area of a tile are no crowd.
     sparse = derive_model(AUTO, made([20, 30], (2048, 2048), each=400))
     assert sparse.proposals_per_image == 60
