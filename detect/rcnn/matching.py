@@ -6,7 +6,9 @@ background. All boxes are `float32 [N, 4]` xyxy in pixels.
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
+
+from detect.boxes.coding import pairwise_iou
 
 
 def match_proposals(
@@ -30,7 +32,7 @@ def match_proposals(
     if len(gt_boxes) == 0:
         zeros = torch.zeros(len(proposals), dtype=torch.int64, device=proposals.device)
         return zeros, zeros.clone()
-    iou, matched_idxs = box_iou(proposals, gt_boxes).max(dim=1)
+    iou, matched_idxs = pairwise_iou(proposals, gt_boxes).max(dim=1)
     labels = gt_labels[matched_idxs].clone()
     labels[iou < positive_iou] = -1
     labels[iou < negative_iou] = 0

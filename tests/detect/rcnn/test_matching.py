@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import box_iou
 
-from detect.boxes.coding import decode_boxes, encode_boxes, of_class
+from detect.boxes.coding import decode_boxes, encode_boxes, of_class, pairwise_iou
 from detect.proposals import Proposals
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.matching import jitter_boxes, match_proposals, sample_minibatch
@@ -198,3 +199,14 @@ def test_an_image_without_anything_to_look_at_is_looked_at_as_a_whole():
     assert candidates.boxes.tolist() == [[0, 0, 40, 30]]
     target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     assert sample_crops(candidates, target, RCNNConfig()).labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("counts", [(0, 5), (7, 0), (1, 1), (40, 300)])
+def test_ious_are_torchvisions_to_the_bit(counts):
+    random = torch.Generator().manual_seed(0)
+    a, b = (
+        torch.cat([corner, corner + 1 + 50 * torch.rand(n, 2, generator=random)], dim=1)
+        for n in counts
+        for corner in [100 * torch.rand(n, 2, generator=random)]
+    )
+    assert torch.equal(pairwise_iou(a, b), box_iou(a, b))
