@@ -11,5 +11,6 @@ from detect.checkpoint import load_detector, save_detector
 from detect.detector import Detector
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.model import RCNN
+from detect.result import Result
 
-__all__ = ["RCNN", "Detector", "RCNNConfig", "load_detector", "save_detector"]
+__all__ = ["RCNN", "Detector", "RCNNConfig", "Result", "load_detector", "save_detector"]

@@ -4,7 +4,8 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -12,15 +13,20 @@ import torch
 from torch import Tensor
 
 from backbones.common.device import upload
-from backbones.common.images import read_image
+from backbones.common.errors import UserError
+from backbones.common.images import IMAGE_SUFFIXES, read_image
 from detect.blocks import LARGE_PIXELS, DetectBlocks, Parts, PartsOfTensor, detect_in_blocks
 from detect.proposals import LearnedProposer, Proposals
 from detect.rcnn.checks import check_image
 from detect.rcnn.model import RCNN
+from detect.rcnn.postprocess import above_score
+from detect.result import Result
 from detect.streaming import work_through
 
 Image = str | os.PathLike[str] | np.ndarray | Tensor | PIL.Image.Image
 """A file, an `uint8` RGB array `[H, W, 3]`, an `uint8` RGB tensor `[3, H, W]`, or Pillow's."""
+
+Folder = str | os.PathLike[str]
 
 ONE_IMAGE = (str, os.PathLike, np.ndarray, Tensor, PIL.Image.Image)
 
@@ -62,48 +68,90 @@ class Detector:
         return self.model.cls_score.weight.device
 
     @torch.inference_mode()
-    def __call__(self, image: Image, proposals: Proposals | None = None) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        image: Image,
+        proposals: Proposals | None = None,
+        *,
+        score_thresh: float = 0.0,
+        bgr: bool = False,
+    ) -> Result:
         """Detect objects in one image.
 
         Args:
-            image: a file, an `uint8` RGB array `[H, W, 3]`, an `uint8` RGB tensor `[3, H, W]`, or
-                an image of Pillow.
+            image: a file, an `uint8` array `[H, W, 3]`, an `uint8` tensor `[3, H, W]`, or an image
+                of Pillow. Arrays and tensors are RGB unless `bgr` says otherwise.
             proposals: regions to look at, needed where the detector has no proposer.
+            score_thresh: detections below it are left out; all have at least the detector's own
+                `rcnn.score_thresh`.
+            bgr: the array or tensor has blue first, as OpenCV reads images.
 
         Returns:
-            `boxes` `float32 [N, 4]` xyxy in pixels, `labels` `int64 [N]` in `1..K`, `scores`
-            `float32 [N]` in `[0, 1]`, best first, on the CPU.
+            Boxes, labels and scores on the CPU, best first, and what can be made of them.
 
         Raises:
             ImageError: the file cannot be read.
-            ValueError: an array or tensor of another shape or dtype.
+            ValueError: an array or tensor of another shape or dtype, a folder or list.
         """
-        return self.detect([image], None if proposals is None else [proposals])[0]
+        if isinstance(image, list | tuple) or _is_folder(image):
+            raise ValueError("one image is expected: detect takes a list or a folder, stream too")
+        regions = None if proposals is None else [proposals]
+        return self.detect([image], regions, score_thresh=score_thresh, bgr=bgr)[0]
 
     @torch.inference_mode()
     def detect(
-        self, images: Sequence[Image], proposals: Sequence[Proposals] | None = None
-    ) -> list[dict[str, Tensor]]:
+        self,
+        images: Sequence[Image] | Folder,
+        proposals: Sequence[Proposals] | None = None,
+        *,
+        score_thresh: float = 0.0,
+        bgr: bool = False,
+    ) -> list[Result]:
         """Detect objects in some images: the same as one by one, in less time.
 
         Crops of several images share a batch. A handful of images is enough; all are in memory.
 
         Args:
-            images: a list of what `__call__` takes; sizes may differ, neighbours of one size are
-                faster.
+            images: a list of what `__call__` takes, or a folder of images; sizes may differ,
+                neighbours of one size are faster.
             proposals: of each image, as in `__call__`.
+            score_thresh: as in `__call__`.
+            bgr: as in `__call__`.
 
         Returns:
-            One dict an image, as from `__call__`.
+            One for each image, as from `__call__`.
 
         Raises:
-            As `__call__`.
+            As `__call__`; `UserError` for a folder without images.
         """
+        if _is_folder(images):
+            images = image_files(images)
         if isinstance(images, ONE_IMAGE):
             raise ValueError("detect takes a list of images: call the detector itself with one")
         if not images:
             return []
-        tensors = [self.as_tensor(image) for image in images]
+        tensors = [self.as_tensor(image, bgr=bgr) for image in images]
+        found = self.detect_tensors(tensors, proposals)
+        return [
+            self._result(one, tensor, image, score_thresh)
+            for one, tensor, image in zip(found, tensors, images, strict=True)
+        ]
+
+    def _result(
+        self, found: dict[str, Tensor], tensor: Tensor, image: Image | None, score_thresh: float
+    ) -> Result:
+        name = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        found = above_score(found, score_thresh)
+        return Result(found, tensor, self.class_names, self.category_ids, name)
+
+    @torch.inference_mode()
+    def detect_tensors(
+        self, tensors: Sequence[Tensor], proposals: Sequence[Proposals] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """As `detect`, of `uint8` RGB `[3, H, W]` on its device; plain tensors come out.
+
+        A `Result` keeps its image; these do not.
+        """
         self._warn_of_shrinking(tensors)
         if proposals is None and any(self.is_large(*image.shape[1:]) for image in tensors):
             return [
@@ -181,7 +229,9 @@ class Detector:
                 *(width, height, learned["tile_size"], trained, learned["tile_size"] / trained),
             )
 
-    def stream(self, images: Iterable[Image]) -> Iterator[dict[str, Tensor]]:
+    def stream(
+        self, images: Iterable[Image] | Folder, *, score_thresh: float = 0.0, bgr: bool = False
+    ) -> Iterator[Result]:
         """Detect objects in any number of images, faster than batch by batch.
 
         The next images are read meanwhile, and a CPU works on several batches at a time. The first
@@ -189,28 +239,36 @@ class Detector:
         are in memory: for frames as they happen, call the detector itself.
 
         Args:
-            images: of what `__call__` takes; they may come one by one.
+            images: of what `__call__` takes, which may come one by one, or a folder of images.
+            score_thresh: as in `__call__`.
+            bgr: as in `__call__`.
 
         Returns:
-            One dict an image, as from `__call__`, in their order.
+            One for each image, as from `__call__`, in their order.
 
         Raises:
             ValueError: at once, for what is no series of images, or without a proposer.
             ImageError, ValueError: as `__call__`, after what was found in the images before.
         """
+        if _is_folder(images):
+            images = image_files(images)
         if isinstance(images, ONE_IMAGE):
             raise ValueError("stream takes a series of images: call the detector itself with one")
         self.model.require_proposer()
 
         count = len(images) if isinstance(images, Sequence) else None
-        return (found for _, _, found in self.detect_named(self._read(images), count))
+        return (
+            self._result(found, tensor, name, score_thresh)
+            for name, tensor, found in self.detect_named(self._read(images, bgr), count)
+        )
 
-    def _read(self, images: Iterable[Image]) -> Iterator[tuple[int, Tensor]]:
+    def _read(self, images: Iterable[Image], bgr: bool) -> Iterator[tuple[str | None, Tensor]]:
         """Checked images, which stay as they are when the caller's array gets the next one."""
         for i, image in enumerate(images):
-            tensor = self.as_tensor(image)
+            tensor = self.as_tensor(image, bgr=bgr)
             check_image(tensor, f"images[{i}]")
-            yield i, tensor.clone() if isinstance(image, np.ndarray | Tensor) else tensor
+            name = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+            yield name, tensor.clone() if isinstance(image, np.ndarray | Tensor) else tensor
 
     def detect_named(
         self, images: Iterable[tuple[Key, Tensor]], count: int | None = None
@@ -221,7 +279,7 @@ class Detector:
             images: `uint8` RGB `[3, H, W]`, read in another thread; none may change afterwards.
             count: how many there are, where it is known.
         """
-        yield from self._through(self.detect, images, count)
+        yield from self._through(self.detect_tensors, images, count)
 
     def _through(
         self,
@@ -246,8 +304,9 @@ class Detector:
         """
         return self.model.propose([self.as_tensor(image) for image in images])
 
-    def as_tensor(self, image: Image) -> Tensor:
-        """An image as `uint8` RGB `[3, H, W]`, on the detector's device; raises as `__call__`."""
+    def as_tensor(self, image: Image, *, bgr: bool = False) -> Tensor:
+        """An image as `uint8` RGB `[3, H, W]`, on the detector's device; as `__call__`."""
+        swapped = bgr and isinstance(image, np.ndarray | Tensor)
         if isinstance(image, PIL.Image.Image):
             image = np.asarray(image.convert("RGB"))
         if isinstance(image, str | os.PathLike):
@@ -263,4 +322,20 @@ class Detector:
                 "an image must be a file, an array, a tensor or an image of Pillow, "
                 f"got {type(image).__name__}"
             )
-        return upload(image, self.device)
+        return upload(image.flip(0) if swapped else image, self.device)
+
+
+def _is_folder(images: Any) -> TypeGuard[Folder]:
+    return isinstance(images, str | os.PathLike) and os.path.isdir(images)
+
+
+def image_files(folder: Folder) -> list[Path]:
+    """The image files in a folder, by name, not in deeper ones.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise UserError(f"{folder}: no images in this folder")
+    return files

@@ -22,7 +22,6 @@ from detect.inference.annotate import infer
 from detect.media.drawing import draw_detections, gallery
 from detect.media.sources import find_inputs
 from detect.media.video import slideshow
-from detect.rcnn.postprocess import above_score
 from detect.training.train import train_in_processes
 
 logger = logging.getLogger(__name__)
@@ -90,12 +89,11 @@ def free_folder(folder: Path) -> Path:
 def draw_enlarged(detector: Detector, path: Path) -> Tensor:
     """An image at twice its size with what is found in it, so that labels hide less."""
     image = read_image(path)
-    found = detector(image)
-    kept = above_score(found, SCORE_THRESH)
+    kept = detector(image, score_thresh=SCORE_THRESH)
     _, height, width = image.shape
     large = resize_image(image, 2 * min(height, width), 2 * max(height, width))
     boxes = rescale_boxes(kept["boxes"], (height, width), (2 * height, 2 * width))
-    return draw_detections(large, kept | {"boxes": boxes}, detector.class_names)
+    return draw_detections(large, {**kept, "boxes": boxes}, detector.class_names)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def stage_costs(detector: Detector, paths: Sequence[Path], score_thresh: float) 
         started = time.perf_counter()
         with clock.running("whole"):
             regions = detector.propose(batch)
-            found = detector.detect(batch, regions)
+            found = detector.detect_tensors(batch, regions)
         boxes = sum(len(proposals.boxes) for proposals in regions)
         return _Worked(found, boxes, dict(clock.seconds), (started, time.perf_counter()))
 

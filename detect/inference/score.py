@@ -127,7 +127,7 @@ def detect_dataset(
             regions = detector.propose(images)
         else:
             regions = [proposals[dataset.image_ids[index]] for index, _ in batch]
-        detections = detector.detect(images, regions)
+        detections = detector.detect_tensors(images, regions)
         ended = time.perf_counter()
         boxes = (proposal.boxes.cpu() for proposal in regions)
         indices = (index for index, _ in batch)

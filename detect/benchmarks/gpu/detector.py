@@ -55,7 +55,7 @@ def check_detector(settings: GpuSettings) -> Iterator[Finding]:
     images = _images(settings, 24 if settings.is_gpu else 1)
     on_cpu = load_detector(weights, "cpu")
     here = load_detector(weights, str(settings.device))
-    expected, proposals = on_cpu.detect(images), on_cpu.propose(images)
+    expected, proposals = on_cpu.detect_tensors(images), on_cpu.propose(images)
     for name, detector, regions, pixels, goal in (
         ("as trained", here, None, 1, 0.99),
         # Where networks look hangs on near ties too; what they say of one place does not.
@@ -63,7 +63,8 @@ def check_detector(settings: GpuSettings) -> Iterator[Finding]:
         ("deployed in fp32", deploy_detector(here, "fp32"), None, 1, 0.99),
         ("deployed in bf16", deploy_detector(here, "bf16"), None, 4, 0.95),
     ):
-        found = detector.detect(images, regions)
+        there = [image.to(detector.device) for image in images]
+        found = detector.detect_tensors(there, regions)
         for least in (SURE, 0.05):
             share, count = agreement(expected, found, pixels, least)
             yield Finding(

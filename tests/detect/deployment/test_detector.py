@@ -123,9 +123,10 @@ def test_kinds_of_images(detector):
     (image,) = images((90, 120))
     array = image.permute(1, 2, 0).numpy()
     for same in (array, PIL.Image.fromarray(array)):
-        torch.testing.assert_close(detector(same), detector(image))
+        torch.testing.assert_close(dict(detector(same)), dict(detector(image)))
     for wrong, words in [
-        ([image], "an image must be a file, an array, a tensor or an image of Pillow, got list"),
+        ({}, "an image must be a file, an array, a tensor or an image of Pillow, got dict"),
+        ([image], "one image is expected: detect takes a list or a folder, stream too"),
         (array.astype(float), r"an array must be uint8 RGB \[H, W, 3\], got float64"),
     ]:
         with pytest.raises(ValueError, match=words):
@@ -188,7 +189,7 @@ def test_int8_is_calibrated_on_the_first_images(detector):
     given = [detector.propose([image])[0].boxes]
     exact, quantized = (one.model.look([image], given)[0] for one in (detector, deployed))
     assert 1e-4 < (exact - quantized).abs().max() < 0.2
-    assert isinstance(deployed(np.zeros((64, 64, 3), np.uint8)), dict)
+    assert set(deployed(np.zeros((64, 64, 3), np.uint8)).keys()) == {"boxes", "labels", "scores"}
     assert not deployed.model.eval().training
 
 
@@ -214,7 +215,8 @@ def test_detectors_without_a_learned_proposer():
     (image,) = images((64, 64))
     given = Proposals(torch.tensor([[3.0, 4.0, 30.0, 50.0]]), torch.ones(1))
     deployed = deploy_detector(detector, "fp32")
-    torch.testing.assert_close(deployed(image, given), detector(image, given), rtol=0, atol=1e-3)
+    found, expected = (dict(one(image, given)) for one in (deployed, detector))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
     with pytest.raises(UserError, match="int8 needs a detector with a proposer of its own"):
         deploy_detector(detector, "int8", [image])
 

@@ -1,0 +1,164 @@
+"""What was found in one image: plain tensors, and what is usually wanted of them."""
+
+import os
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import supervision as sv
+from torch import Tensor
+
+from backbones.common.errors import MissingPackageError
+from backbones.common.files import make_folder
+from backbones.common.images import write_image
+from detect.evaluation.results import coco_results
+from detect.media.drawing import draw_detections
+from detect.rcnn.postprocess import above_score
+
+
+class Result:
+    """Detections in one image, best first; `len` is their number.
+
+    `result["boxes"]` and `dict(result)` give the tensors as torchvision's detectors do.
+
+    Args:
+        detections: `boxes` `float32 [N, 4]` xyxy in pixels, `labels` `int64 [N]` in `1..K`,
+            `scores` `float32 [N]` in `[0, 1]`.
+        image: `uint8` RGB `[3, H, W]` that they are in; drawn on copies.
+        class_names: of labels `1..K`.
+        category_ids: of labels `1..K` in the training data.
+        name: file that the image was read from, where it was one.
+
+    Attributes:
+        boxes: see `detections`.
+        labels: likewise.
+        scores: likewise.
+        image: see there.
+        name: see there.
+    """
+
+    def __init__(
+        self,
+        detections: Mapping[str, Tensor],
+        image: Tensor,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        name: str | None = None,
+    ) -> None:
+        self._tensors = {key: detections[key] for key in ("boxes", "labels", "scores")}
+        self.image = image
+        self.name = name
+        self._class_names, self._category_ids = class_names, category_ids
+
+    @property
+    def boxes(self) -> Tensor:
+        """`float32 [N, 4]` xyxy in pixels."""
+        return self._tensors["boxes"]
+
+    @property
+    def labels(self) -> Tensor:
+        """`int64 [N]` in `1..K`."""
+        return self._tensors["labels"]
+
+    @property
+    def scores(self) -> Tensor:
+        """`float32 [N]` in `[0, 1]`."""
+        return self._tensors["scores"]
+
+    @property
+    def names(self) -> list[str]:
+        """Class of each detection."""
+        return [self._class_names[label - 1] for label in self.labels.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._tensors[key]
+
+    def __iter__(self) -> Iterator[tuple[list[float], str, float]]:
+        """Box, class and score of each."""
+        return zip(self.boxes.tolist(), self.names, self.scores.tolist(), strict=True)
+
+    def keys(self) -> KeysView[str]:
+        """`boxes`, `labels`, `scores`."""
+        return self._tensors.keys()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Each with its tensor."""
+        return self._tensors.items()
+
+    def __repr__(self) -> str:
+        counts: dict[str, int] = {}
+        for name in self.names:
+            counts[name] = counts.get(name, 0) + 1
+        found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+        best = f", scores {self.scores[-1]:.2f} to {self.scores[0]:.2f}" if len(self) else ""
+        _, height, width = self.image.shape
+        return f"Result({self.name or 'image'} {width}x{height}: {found}{best})"
+
+    def above(self, score_thresh: float) -> "Result":
+        """Those with this score or more."""
+        return Result(
+            above_score(self._tensors, score_thresh),
+            *(self.image, self._class_names, self._category_ids, self.name),
+        )
+
+    def plot(self) -> Tensor:
+        """A copy of the image with labelled boxes, `uint8` RGB `[3, H, W]`."""
+        return draw_detections(self.image.cpu(), self._tensors, self._class_names)
+
+    def show(self) -> None:
+        """Show `plot()` in a notebook or a window."""
+        PIL.Image.fromarray(self.plot().permute(1, 2, 0).numpy()).show()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `plot()` as an image file, in the format that the suffix names."""
+        write_image(path, self.plot())
+
+    def crop(self, folder: str | os.PathLike[str] | None = None) -> list[Tensor]:
+        """What is in each box, `uint8` RGB `[3, h, w]`, at least a pixel.
+
+        Args:
+            folder: also written there, `CLASS/STEM_NUMBER.jpg`; made where missing.
+        """
+        _, height, width = self.image.shape
+        crops = []
+        for x1, y1, x2, y2 in self.boxes.tolist():
+            left, top = min(int(x1), width - 1), min(int(y1), height - 1)
+            right, bottom = max(left + 1, round(x2)), max(top + 1, round(y2))
+            crops.append(self.image[:, top:bottom, left:right])
+        if folder is not None:
+            stem = "image" if self.name is None else Path(self.name).stem
+            for number, (crop, name) in enumerate(zip(crops, self.names, strict=True)):
+                target = make_folder(Path(folder, name.replace("/", "_")))
+                write_image(target / f"{stem}_{number}.jpg", crop.cpu())
+        return crops
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Entries of a file in COCO's results format."""
+        return coco_results(self._tensors, image_id, self._category_ids)
+
+    def to_supervision(self) -> sv.Detections:
+        """For supervision's annotators, trackers and zones; its class ids count from 0."""
+        return sv.Detections(
+            xyxy=self.boxes.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy().astype(np.int64) - 1,
+            data={"class_name": np.array(self.names)},
+        )
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame`: x1, y1, x2, y2, score, label, name.
+
+        Raises:
+            MissingPackageError: pandas is not there.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingPackageError("to_pandas needs pandas: pip install pandas") from error
+        frame = pd.DataFrame(self.boxes.numpy(), columns=["x1", "y1", "x2", "y2"])
+        return frame.assign(score=self.scores.numpy(), label=self.labels.numpy(), name=self.names)

@@ -1,0 +1,127 @@
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from helpers.untrained_detector import save_untrained
+
+from backbones.common.errors import UserError
+from backbones.common.images import read_image, write_image
+from detect import Result, load_detector
+
+FOUND = {
+    "boxes": torch.tensor([[10.0, 20, 40, 60], [50.4, 5.2, 70.6, 25.8], [0, 0, 0.4, 0.4]]),
+    "labels": torch.tensor([2, 1, 2]),
+    "scores": torch.tensor([0.9, 0.6, 0.2]),
+}
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.randint(
+        0, 256, (3, 80, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.fixture
+def result(image) -> Result:
+    return Result(FOUND, image, ["cat", "dog/wolf"], [7, 9], name="some/photo.png")
+
+
+def test_it_is_plain_tensors_too(result):
+    assert len(result) == 3
+    assert dict(result) == FOUND
+    assert {**result}["labels"] is result.labels
+    assert result.names == ["dog/wolf", "cat", "dog/wolf"]
+    assert [name for _, name, _ in result] == result.names
+    box, _, score = next(iter(result))
+    assert box == [10, 20, 40, 60]
+    assert score == pytest.approx(0.9)
+
+
+def test_it_says_what_was_found(result, image):
+    expected = "Result(some/photo.png 100x80: 2 dog/wolf, 1 cat, scores 0.20 to 0.90)"
+    assert repr(result) == expected
+    nothing = Result({key: value[:0] for key, value in FOUND.items()}, image, [], [])
+    assert repr(nothing) == "Result(image 100x80: nothing)"
+
+
+def test_above_keeps_the_better_ones(result):
+    assert result.above(0.5).scores.tolist() == pytest.approx([0.9, 0.6])
+    assert len(result) == 3
+
+
+def test_plot_and_save_leave_the_image_alone(result, image, tmp_path):
+    before = image.clone()
+    plot = result.plot()
+    assert (plot != image).any()
+    result.save(tmp_path / "found.png")
+    assert torch.equal(read_image(tmp_path / "found.png"), plot)
+    assert torch.equal(image, before)
+
+
+def test_crops_are_the_pixels_of_the_boxes(result, image, tmp_path):
+    crops = result.crop(tmp_path / "crops")
+    assert torch.equal(crops[0], image[:, 20:60, 10:40])
+    assert torch.equal(crops[1], image[:, 5:26, 50:71])
+    # Less than a pixel.
+    assert torch.equal(crops[2], image[:, :1, :1])
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.jpg"))
+    files = ("cat/photo_1.jpg", "dog_wolf/photo_0.jpg", "dog_wolf/photo_2.jpg")
+    assert written == [f"crops/{file}" for file in files]
+
+
+def test_other_programs_forms(result):
+    rows = result.to_coco(image_id=5)
+    assert rows[0]["category_id"] == 9
+    assert rows[0]["bbox"] == [10, 20, 30, 40]
+    detections = result.to_supervision()
+    assert detections.class_id.tolist() == [1, 0, 1]
+    assert detections["class_name"].tolist() == result.names
+    np.testing.assert_array_equal(detections.xyxy, FOUND["boxes"].numpy())
+    frame = pytest.importorskip("pandas") and result.to_pandas()
+    assert list(frame.columns) == ["x1", "y1", "x2", "y2", "score", "label", "name"]
+    assert frame.iloc[1].x1 == pytest.approx(50.4)
+
+
+@pytest.fixture
+def detector(tmp_path):
+    return load_detector(save_untrained(tmp_path / "x.safetensors", 3), "cpu")
+
+
+def test_a_folder_a_list_and_one_image(detector, image, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    write_image(folder / "b.png", image)
+    write_image(folder / "a.png", image.flip(2))
+    (folder / "notes.txt").write_text("none")
+    found = detector.detect(folder)
+    assert [result.name for result in found] == [str(folder / "a.png"), str(folder / "b.png")]
+    assert [result.name for result in detector.stream(folder)] == [result.name for result in found]
+    torch.testing.assert_close(dict(found[1]), dict(detector(image)), rtol=0, atol=1e-4)
+    assert torch.equal(found[1].image, image)
+    with pytest.raises(ValueError, match="one image is expected"):
+        detector(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no images in this folder"):
+        detector.detect(tmp_path / "empty")
+
+
+def test_thresholds_and_blue_first(detector, image):
+    rgb = image.permute(1, 2, 0).numpy()
+    every = detector(image)
+    middle = float(every.scores[len(every) // 2])
+    kept = detector(image, score_thresh=middle)
+    assert 0 < len(kept) < len(every)
+    assert kept.scores.min() >= middle
+    assert len(next(iter(detector.stream([image], score_thresh=middle)))) == len(kept)
+    blue_first = rgb[..., ::-1]
+    for found in (
+        detector(blue_first, bgr=True),
+        detector.detect([blue_first], bgr=True)[0],
+        next(iter(detector.stream([blue_first], bgr=True))),
+    ):
+        torch.testing.assert_close(dict(found), dict(every), rtol=0, atol=1e-4)
+        assert torch.equal(found.image, image)
+    # What knows its own order is not swapped.
+    pillow = detector(PIL.Image.fromarray(rgb), bgr=True)
+    torch.testing.assert_close(dict(pillow), dict(every), rtol=0, atol=1e-4)
