@@ -9,10 +9,13 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.networks.blocks import init_weights
+from backbones.networks.enlargement import fold_enlargement
 from backbones.networks.inception import AuxKind, InceptionV3
 from backbones.networks.metadata import broken_metadata, read_checkpoint, spec_from_metadata
 from backbones.networks.specs import find_spec
 from backbones.networks.state_dicts import check_fit, with_counters
+
+FIRST_KERNEL = "stem.conv1.conv.weight"
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,9 @@ def start_backbone(
         name, num_classes, width, aux, dropout: as of `create_backbone`.
         weights: a backbone, see `warm_start` for which ones fit. Its mean and standard deviation
             become the network's, and its input size where it is the same variant; a file of
-            another program, which says nothing of them, is taken to be for the variant's own.
+            another program, which says nothing of them, is taken to be for the variant's own. A
+            network for 151 pixels that starts from one for 299 has its first kernel folded, see
+            `fold_enlargement`.
 
     Raises:
         UserError: an unknown variant, a setting out of range, or a file that cannot be read or
@@ -53,6 +58,13 @@ def start_backbone(
         "started from %s: images of %d pixels, normalised by mean %s and std %s, %s",
         *(weights, spec.input_size, spec.mean, spec.std, why),
     )
+    came_from = given.receptive_field if "kind" in metadata else "299"
+    kernel = state.get(FIRST_KERNEL)
+    # What has no such kernel does not fit, as is said below.
+    fits = kernel is not None and kernel.shape[2:] == (3, 3)
+    if fits and (came_from, spec.receptive_field) == ("299", "151"):
+        state = {**state, FIRST_KERNEL: fold_enlargement(state[FIRST_KERNEL])}
+        logger.info("it sees images as the network for 299 pixels sees them enlarged")
     model = InceptionV3(spec, num_classes, width, aux, dropout)
     try:
         warm_start(model, state)
