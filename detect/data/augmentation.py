@@ -39,6 +39,10 @@ class AugmentConfig:
     """Range of the factor by which objects are larger in training than in their picture: an example
     above 1 shows a part of the picture, enlarged, and below 1 more of it than fits otherwise, or
     the picture with grey around it."""
+    window: int = 512
+    """Longest side of a training example, in pixels that a learned proposer sees, where it looks
+    at images at a scale: larger ones are shown in windows of that size. It is as good on larger
+    tiles in use, which see less twice."""
     colour: float = 0.2
     """Strength of the random change of colours: brightness, contrast and saturation change by up to
     this fraction, the hue by up to a tenth of it."""
@@ -48,6 +52,8 @@ class AugmentConfig:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UserError(f"augment.{name} must be in [0, 1], got {value}")
+        if self.window < 64:
+            raise UserError(f"augment.window must be at least 64, got {self.window}")
         low, high = self.scale
         if not 0 < low <= high:
             raise UserError(

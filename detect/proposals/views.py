@@ -22,15 +22,20 @@ from detect.boxes.suppression import hard_nms
 from detect.proposals.base import Proposals
 
 OVERLAP = 0.25
-"""Of neighbouring tiles, as a fraction of a tile: what is smaller is whole in one of them."""
+"""Of neighbouring tiles, as a fraction of a tile: what is smaller is whole in one of them. As few
+tiles as may be are spread over an image, no larger than they need to be for that."""
+
+WHOLE = 0.5
+"""Longest side of the view of a whole image, as a fraction of a tile, where there are tiles: large
+objects alone are looked for in it."""
 
 SEAM_MARGIN = 4.0
 """Pixels of the view between an inner border and a box that is taken for cut by it: half the stride
 of the finest anchors, as the edge of a cut object is not found to the pixel."""
 
 LARGEST_STEP = 6.0
-"""Most by which the view of a whole image may be smaller than the tiles above it; a quarter of a
-tile then is some 27 pixels of 640."""
+"""Tiles that may lie along an image, without overlap, for the next view to be that of the whole; a
+quarter of a tile then is some 21 pixels of 1,024 in it."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,9 @@ def plan_views(
         tile: longest side of a view in its pixels.
         border: pixels of the view around a part that show what is there in the image.
     """
-    fitting = tile / max(height, width)
-    whole = whole_view(height, width, scale=min(fitting, scale or fitting), tile=tile)
-    if scale is None:
-        return [whole]
+    if scale is None or max(height, width) * scale <= tile:
+        return [whole_view(height, width, scale=scale, tile=tile)]
+    whole = whole_view(height, width, scale=WHOLE * tile / max(height, width), tile=tile)
     views: list[View] = []
     longer = max(height, width) * scale
     while longer > tile:
@@ -135,11 +139,11 @@ class _Span:
 
 
 def _spans(length: int, scale: float, tile: int, border: int) -> list[_Span]:
-    """Where tiles begin and end along an axis of so many pixels, evenly spread."""
-    side = min(length, max(1, round(tile / scale)))
-    part = max(1, round(side * scale))
-    step = max(1, round(side * (1 - OVERLAP)))
-    count = math.ceil((length - side) / step) + 1
+    """Where tiles lie along an axis of so many pixels: as few as may be, of one length."""
+    longest = tile / scale
+    count = math.ceil(max(0, length - longest) / (longest * (1 - OVERLAP))) + 1
+    side = min(length, math.ceil(length / (count - OVERLAP * (count - 1))))
+    part = min(tile, max(1, round(side * scale)))
     spans = []
     for number in range(count):
         begin = round(number * (length - side) / max(1, count - 1))

@@ -25,8 +25,8 @@ WHOLE = (256, 640)
 """Shortest and longest longer side, in pixels that the proposer sees, of images that it looks at as
 a whole."""
 
-TILE = 512
-"""Side of a tile in pixels, where images are looked at in tiles."""
+TILE = 1024
+"""Longest side of a tile in pixels, where images are looked at in tiles."""
 
 ANCHOR_RANGE = 7.0
 """Least ratio of the largest anchor to the smallest, so that those of a level suit its stride."""

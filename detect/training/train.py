@@ -22,6 +22,7 @@ from detect.build import build_detector
 from detect.checkpoint import load_detector, save_detector
 from detect.config import DetectorConfig, ModelConfig
 from detect.data import DetectionDataset
+from detect.data.augmentation import AugmentConfig
 from detect.data.open import build_dataset, check_same_classes
 from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
@@ -88,7 +89,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
 
     training_set = TrainingSet(
         *(train, config.augment, config.seed),
-        canvas=canvas_of(config.model),
+        canvas=canvas_of(config.model, config.augment),
         proposals=proposals,
         # It takes seconds: searched once, by the loader's processes, and not in each epoch's
         # changed picture.
@@ -170,14 +171,14 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
 
 
-def canvas_of(model: ModelConfig) -> int | None:
+def canvas_of(model: ModelConfig, augment: AugmentConfig) -> int | None:
     """Longest side of an example in pixels of its image, None where images are seen as a whole."""
     learned = model.learned
     scale = number(learned.scale, "learned.scale")
     if scale is None:
         return None
-    # Never longer than a tile, to which it is resized.
-    return math.floor(number(learned.tile_size, "learned.tile_size") / scale)
+    tile = number(learned.tile_size, "learned.tile_size")
+    return math.floor(min(augment.window, tile) / scale)
 
 
 def warn_of_unseen_classes(train: DetectionDataset) -> None:

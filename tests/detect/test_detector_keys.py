@@ -30,6 +30,10 @@ TESTS = {
     "augment.flip": AUGMENTATION + "test_a_flip_mirrors_image_and_boxes",
     "augment.vertical_flip": AUGMENTATION + "test_a_flip_mirrors_image_and_boxes",
     "augment.scale": AUGMENTATION + "test_scale_is_the_range_of_the_factor_of_sizes",
+    "augment.window": (
+        "detect/training/test_from_data.py::"
+        "test_small_objects_in_large_images_get_tiles_at_full_scale"
+    ),
     "augment.colour": AUGMENTATION + "test_colour_is_the_fraction_that_brightness_changes_by",
     "model.variant": NETWORK,
     "model.width": NETWORK,

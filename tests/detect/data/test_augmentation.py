@@ -226,6 +226,7 @@ def test_tiny_images(size: tuple[int, int]) -> None:
     [
         ({"flip": 1.5}, "augment.flip must be in [0, 1], got 1.5"),
         ({"vertical_flip": -0.1}, "augment.vertical_flip must be in [0, 1], got -0.1"),
+        ({"window": 32}, "augment.window must be at least 64, got 32"),
         ({"colour": 2.0}, "augment.colour must be in [0, 1], got 2.0"),
         (
             {"scale": (1.2, 0.8)},

@@ -165,8 +165,8 @@ def test_with_a_scale_larger_images_are_looked_at_in_tiles():
     # 160 by 100 pixels at half the scale: two by two tiles, beside each other, and the whole.
     assert seen == [
         (1, 3, 50 + border, 90 + border),
-        (4, 3, 96 + border, 96 + border),
-        (1, 3, 96 + border, 60 + border),
+        (4, 3, 92 + border, 58 + border),
+        (1, 3, 48 + border, 30 + border),
     ]
     assert len(small.boxes) == 6
     # The budget of a tile, so many times as the image has the area of one.

@@ -12,6 +12,7 @@ from backbones.common.errors import UserError
 from detect.build import build_detector
 from detect.config import DetectorConfig, ModelConfig
 from detect.data import DetectionDataset
+from detect.data.augmentation import AugmentConfig
 from detect.training.from_data import derive_model
 from detect.training.train import canvas_of
 
@@ -48,17 +49,19 @@ def test_cells_get_what_was_chosen_for_them_by_hand():
     assert model.proposals_per_image == 60
     assert model.proposals_per_image_train == 100
     assert model.rcnn.detections_per_image == 100
-    assert canvas_of(model) is None
+    assert canvas_of(model, AugmentConfig()) is None
 
 
 def test_small_objects_in_large_images_get_tiles_at_full_scale():
     model = derive_model(AUTO, made([20, 24, 40], (2250, 4000), each=200))
-    assert (model.learned.scale, model.learned.tile_size) == (1.0, 512)
+    assert (model.learned.scale, model.learned.tile_size) == (1.0, 1024)
     anchors = [size for level in model.learned.anchor_sizes for size in level]
     assert anchors[0] == 20
     assert anchors[-1] == 7 * 20
     assert model.rcnn.crop_size == 40
-    assert canvas_of(model) == 512
+    assert canvas_of(model, AugmentConfig()) == 512
+    assert canvas_of(model, AugmentConfig(window=300)) == 300
+    assert canvas_of(model, AugmentConfig(window=5000)) == 1024
 
 
 def test_large_objects_in_large_images_are_seen_smaller():
@@ -75,7 +78,7 @@ def test_large_objects_in_large_images_are_seen_smaller():
 def test_middling_objects_in_large_images_are_seen_in_tiles_at_a_smaller_scale():
     model = derive_model(AUTO, made([100, 150, 200], (3000, 4000)))
     assert model.learned.scale == 0.28
-    assert canvas_of(model) == 1828
+    assert canvas_of(model, AugmentConfig()) == 1828
     # The smallest twentieth have the 28 pixels that the finest level needs.
     assert model.learned.anchor_sizes[0][0] == 28
 
@@ -92,7 +95,7 @@ def test_crowds_get_more_proposals_and_detections():
     assert crowded.rcnn.detections_per_image == 800
     assert crowded.learned.pre_nms_top_n == 1920
     # As many in sixteen times the area of a tile are no crowd.
-    sparse = derive_model(AUTO, made([20, 30], (2048, 2048), each=400))
+    sparse = derive_model(AUTO, made([20, 30], (4096, 4096), each=400))
     assert sparse.proposals_per_image == 60
     assert sparse.rcnn.detections_per_image == 100
 
@@ -105,8 +108,8 @@ def test_what_is_named_stays_and_the_rest_follows_it():
     }
     config = from_dict(DetectorConfig, {"model": values}).model
     model = derive_model(config, made([20, 24, 40], (2250, 4000)))
-    assert (model.learned.scale, model.learned.tile_size) == (0.5, 512)
-    assert canvas_of(model) == 1024
+    assert (model.learned.scale, model.learned.tile_size) == (0.5, 1024)
+    assert canvas_of(model, AugmentConfig()) == 1024
     assert model.learned.anchor_sizes == ((8.0,), (16.0,), (32.0,))
     assert (model.proposals_per_image, model.proposals_per_image_train) == (7, 100)
     assert model.rcnn.crop_size == 64
