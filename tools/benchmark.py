@@ -22,7 +22,7 @@ from backbones.benchmarks.tables import (
     measure_training,
 )
 from backbones.benchmarks.timing import describe_machine
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.device import require_compiler, resolve_device
 from backbones.common.errors import UserError
@@ -75,12 +75,9 @@ class BenchmarkConfig:
             raise UserError("parts and networks must not be empty")
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(BenchmarkConfig, description="Speed beside torchvision's and timm's.")
     device = resolve_device(config.device)
     if config.compile and device.type == "cpu":

@@ -3,17 +3,14 @@
 python -m tools.compare_crops --config configs/detector/bccd_comparison.yaml
 """
 
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from detect.benchmarks.crop_networks import ComparisonConfig, compare_crops, comparison_table
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(
         ComparisonConfig, description="Train detectors that differ in their crop network alone."
     )

@@ -10,16 +10,13 @@ from backbones.classification.receptive_fields import (
     compare_receptive_fields,
     format_table,
 )
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(
         ReceptiveFieldConfig,
         description="The paper's Table 2 on your data: equal compute, different receptive fields.",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.images import read_image, write_image
 from detect.checkpoint import load_detector
@@ -41,12 +41,9 @@ class DemoConfig:
     """Folder of the run; a number is added to its name where there is one already."""
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     began = time.monotonic()
     chosen = parse_config(DemoConfig, description="Train on handwritten digits and draw results.")
     run = free_folder(Path(chosen.run))

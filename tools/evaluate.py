@@ -5,17 +5,14 @@ python -m tools.evaluate --weights runs/mine/best.safetensors --data.format voc 
 python -m tools.evaluate --results results.json --data.format coco --data.root DIR --split val2017
 """
 
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from detect.inference.evaluate import EvaluateConfig, evaluate
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(EvaluateConfig, description="Score detections and write a report.")
     report = evaluate(config)
     scores = {key: report["coco"][key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")}

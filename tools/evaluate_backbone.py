@@ -12,16 +12,13 @@ from backbones.classification.report import (
     evaluate_backbones,
     format_report,
 )
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(EvaluateBackboneConfig, description="Score backbones as classifiers.")
     print(format_report(evaluate_backbones(config)))
     print(f"\nreport: {config.output}")

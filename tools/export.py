@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backbones import load_backbone
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
@@ -31,12 +31,9 @@ class ExportConfig:
             raise UserError(f"output must end in .onnx, got {self.output}")
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(ExportConfig, description="Write a trained network as ONNX.")
     weights = Path(config.weights)
     output = weights.with_suffix(".onnx") if config.output is None else Path(config.output)

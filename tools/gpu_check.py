@@ -16,7 +16,7 @@ from backbones.benchmarks.gpu.findings import Report
 from backbones.benchmarks.gpu.processes import GRACE
 from backbones.benchmarks.gpu.settings import GpuSettings
 from backbones.benchmarks.timing import describe_machine
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.device import resolve_device
 from backbones.common.errors import UserError
@@ -51,12 +51,9 @@ class GpuCheckConfig:
             raise UserError(f"minutes must be more than 0, got {self.minutes}")
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     began = time.monotonic()
     config = parse_config(GpuCheckConfig, description="What this project does on a GPU.")
     device = resolve_device(config.device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backbones.benchmarks.gpu.carried import pack
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
@@ -45,12 +45,9 @@ class GpuPackConfig:
     """Folder to write for the machine with the GPU, with its packages in `wheels`."""
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(GpuPackConfig, description="Carried data for tools.gpu_check.")
     folder = make_folder(config.output)
     download_wheels(folder / "wheels")

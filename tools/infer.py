@@ -6,7 +6,7 @@ python -m tools.infer --weights runs/digits/best.safetensors --inputs photo.jpg 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from detect.checkpoint import load_detector
@@ -47,12 +47,9 @@ def lower_score_thresh(detector: Detector, config: InferConfig) -> None:
         detector.model.config = replace(rcnn, score_thresh=config.score_thresh)
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(InferConfig, description="Detect objects in images and videos.")
     source = find_inputs(config.inputs)
     detector = load_detector(config.weights, config.device, config.model)

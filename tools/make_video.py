@@ -6,7 +6,7 @@ python -m tools.make_video --inputs FOLDER --output pictures.mp4
 from dataclasses import dataclass
 from pathlib import Path
 
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
@@ -34,12 +34,9 @@ class MakeVideoConfig:
             raise UserError("fps must be more than 0 and most at least 1")
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(MakeVideoConfig, description="Make a video of pictures.")
     paths = find_inputs(config.inputs).images[: config.most]
     if not paths:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
@@ -43,12 +43,9 @@ class ProposeConfig:
             raise UserError(f"splits must be different ones, got {list(self.splits)}")
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(ProposeConfig, description="Write the proposals of a detector.")
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:

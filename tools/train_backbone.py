@@ -7,16 +7,13 @@ from pathlib import Path
 
 from backbones.classification.pretraining import PretrainConfig, pretrain_in_processes
 from backbones.common import distributed
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(PretrainConfig, description="Train a backbone as an image classifier.")
     state = pretrain_in_processes(config)
     if not distributed.is_main():

@@ -4,18 +4,15 @@ python -m tools.train_detector --config configs/detector/digits_79.yaml
 """
 
 from backbones.common import distributed
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import parse_config
 from detect.config import DetectorConfig
 from detect.training.train import train_in_processes
 
 
+@command
 def main() -> None:
     """Run from the command line."""
-    run_tool(_main)
-
-
-def _main() -> None:
     config = parse_config(DetectorConfig, description="Train an R-CNN detector.")
     outcome = train_in_processes(config)
     if not distributed.is_main():

@@ -1,5 +1,6 @@
 """What every command-line tool does around its work: one-line errors and exit codes."""
 
+import functools
 import logging
 import os
 import sys
@@ -16,20 +17,25 @@ from backbones.common.memory import keep_freed_memory
 from backbones.common.progress import console_handler
 
 
-def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool: what the user can mend becomes one line on stderr instead of a traceback.
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Make `main` a tool: what the user can mend becomes one line on stderr, not a traceback.
 
     A `UserError` exits with code 2 and Ctrl-C with 130, as shells expect. Anything else is a
     defect of this package and keeps its traceback. Log messages go to stderr.
     """
-    prepare_process()
-    try:
-        main()
-    except UserError as error:
-        exit_with_error(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+
+    @functools.wraps(main)
+    def run() -> None:
+        prepare_process()
+        try:
+            main()
+        except UserError as error:
+            exit_with_error(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return run
 
 
 def prepare_process() -> None:

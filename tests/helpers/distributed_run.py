@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from backbones import create_backbone
 from backbones.classification.evaluation import evaluate_classifier
 from backbones.common import distributed
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.errors import UserError
 from backbones.data.datasets import Example, ImageBatch, collate
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
@@ -138,4 +138,4 @@ def refuse(rank: int) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(lambda: main(Path(sys.argv[1])))
+    command(lambda: main(Path(sys.argv[1])))()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from backbones.common import distributed
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.files import atomic_write
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training import checkpoints
@@ -166,4 +166,4 @@ if __name__ == "__main__":
     folder, seconds, workers = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     if len(sys.argv) > 4:
         stop_in_checkpoint(int(sys.argv[4]), float(sys.argv[5]))
-    run_tool(lambda: main(folder, seconds, workers))
+    command(lambda: main(folder, seconds, workers))()

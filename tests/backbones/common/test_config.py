@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from backbones.common.cli import run_tool
+from backbones.common.cli import command
 from backbones.common.config import (
     from_dict,
     load_config,
@@ -191,7 +191,7 @@ def test_from_dict_raises(values):
         from_dict(Train, values)
 
 
-def test_run_tool_exit_codes(capsys):
+def test_exit_codes_of_a_command(capsys):
     def user_error():
         raise UserError("one\nline")
 
@@ -202,14 +202,14 @@ def test_run_tool_exit_codes(capsys):
         raise ZeroDivisionError
 
     with pytest.raises(SystemExit) as exit_info:
-        run_tool(user_error)
+        command(user_error)()
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == "error: one line\n"
     with pytest.raises(SystemExit) as exit_info:
-        run_tool(interrupt)
+        command(interrupt)()
     assert exit_info.value.code == 130
     with pytest.raises(ZeroDivisionError):
-        run_tool(defect)
+        command(defect)()
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ def test_an_error_ends_the_program_though_workers_run(tmp_path):
     """They ignore SIGTERM, by which Python would end them; it would wait for ever."""
     script = (
         "import sys; from pathlib import Path; from helpers.tiny_run import bad_steps, train; "
-        "from backbones.common.cli import run_tool; "
-        "run_tool(lambda: train(Path(sys.argv[1]), workers=2, loss_fn=bad_steps(3)))"
+        "from backbones.common.cli import command; "
+        "command(lambda: train(Path(sys.argv[1]), workers=2, loss_fn=bad_steps(3)))()"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-c", script, str(tmp_path / "run")]
