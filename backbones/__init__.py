@@ -6,7 +6,7 @@
 
 from backbones.common.errors import UserError
 from backbones.networks.checkpoint import load_backbone, save_backbone
-from backbones.networks.conversion import from_timm, from_torchvision, to_timm, to_torchvision
+from backbones.networks.conversion import from_torchvision, to_torchvision
 from backbones.networks.inception import InceptionOutput, InceptionV3, create_backbone
 from backbones.networks.specs import SPECS, BackboneSpec
 from backbones.networks.warm_start import start_backbone, warm_start
@@ -19,14 +19,12 @@ __all__ = [
     "InceptionV3",
     "UserError",
     "create_backbone",
-    "from_timm",
     "from_torchvision",
     "load_backbone",
     "load_weights",
     "save_backbone",
     "save_weights",
     "start_backbone",
-    "to_timm",
     "to_torchvision",
     "warm_start",
 ]

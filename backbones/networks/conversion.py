@@ -32,7 +32,7 @@ _TORCHVISION_MODULES = {
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of torchvision's `inception_v3`, for any variant of layout `released`.
+    """Rename weights of torchvision's or timm's `inception_v3` for variants of layout `released`.
 
     Use them on images normalised by 0.5 and 0.5, which is what torchvision's `transform_input`
     makes of its own normalisation.
@@ -44,25 +44,15 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename weights of layout `released`, auxiliary head included, for torchvision's network.
+    """Rename weights of layout `released`, auxiliary head included, for the same networks.
 
-    torchvision's auxiliary head is the batch-normalised one. The network must be built with
-    `transform_input=False`.
+    torchvision's auxiliary head is the batch-normalised one. Its network must be built
+    with `transform_input=False`.
 
     Raises:
         UserError: a name is not one of that layout's.
     """
     return with_counters(_rename(state_dict, _TORCHVISION_MODULES))
-
-
-def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As `from_torchvision`, for timm's `inception_v3`."""
-    return from_torchvision(state_dict)
-
-
-def to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As `to_torchvision`, for timm's `inception_v3`."""
-    return to_torchvision(state_dict)
 
 
 def _rename(state_dict: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, Tensor]:

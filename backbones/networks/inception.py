@@ -5,7 +5,7 @@ https://arxiv.org/abs/1512.00567.
 
 Importing this module registers the variants with `timm.create_model`, but for `inception_v3`: that
 name is timm's own, for the same network with torchvision's parameter names (see
-`backbones.networks.conversion.from_timm`), and stays so.
+`backbones.networks.conversion.from_torchvision`), and stays so.
 """
 
 from collections.abc import Callable

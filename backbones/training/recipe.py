@@ -7,7 +7,7 @@ gradient clipping at 2.0, evaluation on a running average of the parameters.
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -127,16 +127,6 @@ class OptimConfig:
                 raise UserError(
                     f"optim.{option} does not apply to optim.{choice} {chosen!r}: remove it"
                 )
-
-
-def paper() -> OptimConfig:
-    """The recipe as the paper's section 8 states it."""
-    return OptimConfig(lr=0.045, momentum=0.9, decay=0.9, eps=1.0, clip_grad=2.0)
-
-
-def summary() -> OptimConfig:
-    """The values that circulate in summaries of the paper: ε = 0.1, learning rate 0.0045."""
-    return replace(paper(), lr=0.0045, eps=0.1)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from backbones.benchmarks.peers import (
     peer_network,
 )
 from backbones.benchmarks.timing import matrix_peak, time_interleaved
-from backbones.networks.conversion import from_timm, from_torchvision
+from backbones.networks.conversion import from_torchvision
 from backbones.networks.cost import count_multiply_adds
 
 RELEASED = [name for name, spec in SPECS.items() if spec.layout == "released"]
@@ -28,8 +28,7 @@ def test_peers_are_the_same_networks(package, variant):
     torch.manual_seed(0)
     peer = peer_network(package, variant).eval()
     ours = create_backbone(variant, num_classes=CLASSES).eval()
-    convert = from_torchvision if package == "torchvision" else from_timm
-    ours.load_state_dict(convert(peer.state_dict()))
+    ours.load_state_dict(from_torchvision(peer.state_dict()))
     size = ours.input_size
     assert count_multiply_adds(peer, size) == count_multiply_adds(ours, size)
     x = torch.randn(1, 3, size, size)

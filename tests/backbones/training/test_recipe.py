@@ -13,9 +13,7 @@ from backbones.training.recipe import (
     build_optimizer,
     classification_loss,
     lr_factor,
-    paper,
     scaled_lr,
-    summary,
 )
 
 
@@ -83,7 +81,7 @@ def test_frozen_parameters_are_left_out():
 
 
 def test_paper_schedule_to_epoch_100():
-    steps_per_epoch, config = 7, paper()
+    steps_per_epoch, config = 7, OptimConfig()
     for epoch in range(100):
         expected = 0.045 * 0.94 ** (epoch // 2)
         for step in (epoch * 7, epoch * 7 + 6):
@@ -120,9 +118,10 @@ def test_cosine_schedule_with_warmup():
     np.testing.assert_allclose(factors[20:], expected)
 
 
-def test_presets():
-    assert (paper().lr, paper().eps, paper().decay, paper().clip_grad) == (0.045, 1.0, 0.9, 2.0)
-    assert (summary().lr, summary().eps, summary().decay) == (0.0045, 0.1, 0.9)
+def test_the_defaults_are_those_of_the_papers_section_8():
+    config = OptimConfig()
+    assert (config.optimizer, config.lr, config.clip_grad) == ("rmsprop_tf", 0.045, 2.0)
+    assert [config.value(key) for key in ("momentum", "decay", "eps")] == [0.9, 0.9, 1.0]
 
 
 @pytest.mark.parametrize(
