@@ -13,7 +13,7 @@ from backbones import InceptionV3
 from backbones.classification.evaluation import evaluate_classifier
 from backbones.common import distributed
 from backbones.common.config import to_dict
-from backbones.common.device import resolve_precision, set_tf32
+from backbones.common.device import resolve_precision
 from backbones.common.errors import UserError
 from backbones.common.launch import process_count, run_in_processes
 from backbones.data.datasets import ImageBatch
@@ -23,7 +23,7 @@ from backbones.data.loaders import (
     build_val_loader,
     open_sources,
 )
-from backbones.data.sampler import EpochSampler, derive_seed
+from backbones.data.sampler import derive_seed
 from backbones.networks.checkpoint import save_backbone
 from backbones.networks.warm_start import start_backbone
 from backbones.training.config import TrainConfig
@@ -31,6 +31,7 @@ from backbones.training.loop import fit
 from backbones.training.recipe import classification_loss
 from backbones.training.run_folder import RunFolder
 from backbones.training.step import TrainingState
+from backbones.training.validation import Validation
 
 LEAST_IMAGES = 16
 """In a process, for batch normalisation of images that have one label each."""
@@ -128,14 +129,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     spec = model.spec
 
-    sampler = EpochSampler(
-        sources.num_train,
-        distributed.own_part(config.batch_size, config.step.accumulate),
-        epochs=config.epochs,
-        seed=config.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    sampler = config.sampler(sources.num_train)
     pin = device.type == "cuda"
     train_loader = build_train_loader(
         sources, spec, config.data.augment, sampler, workers=config.workers, pin_memory=pin
@@ -160,26 +154,11 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
         )
 
     precision = resolve_precision(config.precision, device)
-    set_tf32(precision == "tf32")
+    validation = Validation(evaluate, evaluate_raw=True, best_metric="top1", save=save)
     with RunFolder(config.run, config, resume=config.resume, may_change=config.may_change) as run:
         logger.info(
             "%s: %d training and %d validation images, %d classes, %d px, %s on %s",
             *(config.model.variant, sources.num_train, len(sources.val)),
             *(len(class_names), spec.input_size, precision, device),
         )
-        return fit(
-            model,
-            train_loader,
-            loss_fn,
-            config.optim,
-            run,
-            evaluate=evaluate,
-            evaluate_raw=True,
-            eval_every=config.eval_every,
-            best_metric="top1",
-            save=save,
-            precision=precision,
-            step_config=config.step,
-            checkpoint_minutes=config.checkpoint_minutes,
-            keep_checkpoints=config.keep_checkpoints,
-        )
+        return fit(model, train_loader, loss_fn, config, run, validation)

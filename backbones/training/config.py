@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from backbones.common import distributed
 from backbones.common.device import Precision
 from backbones.common.errors import UserError
 from backbones.common.launch import Processes, check_processes
+from backbones.data.sampler import EpochSampler
 from backbones.training.recipe import OptimConfig
 from backbones.training.step import StepConfig
 
@@ -73,6 +75,17 @@ class TrainConfig:
             raise UserError(f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}")
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
+
+    def sampler(self, num_examples: int) -> EpochSampler:
+        """Which of the training images this process sees when; raises as `EpochSampler`."""
+        return EpochSampler(
+            num_examples,
+            distributed.own_part(self.batch_size, self.step.accumulate),
+            epochs=self.epochs,
+            seed=self.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
 
     @property
     def may_change(self) -> frozenset[str]:

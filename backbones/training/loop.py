@@ -11,17 +11,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.common import distributed
-from backbones.common.device import ResolvedPrecision
+from backbones.common.device import resolve_precision, set_tf32
 from backbones.common.errors import UserError
 from backbones.common.progress import TrainingProgress
 from backbones.common.signals import StopSignals
 from backbones.data.sampler import EpochSampler
 from backbones.data.streams import Cursor, StreamedBatch, StreamedTraining
 from backbones.training.checkpoints import load_last_checkpoint, save_checkpoint
-from backbones.training.recipe import OptimConfig, lr_factor, scaled_lr
+from backbones.training.config import TrainConfig
+from backbones.training.recipe import lr_factor, scaled_lr
 from backbones.training.run_folder import RunFolder
 from backbones.training.step import Batch, LossFunction, StepConfig, TrainingState, TrainStep
-from backbones.training.validation import Evaluate, Save, Validation
+from backbones.training.validation import Validation
 
 Item = TypeVar("Item")
 
@@ -45,18 +46,9 @@ def fit(
     model: nn.Module,
     loader: DataLoader | StreamedTraining,
     loss_fn: LossFunction,
-    optim: OptimConfig,
+    config: TrainConfig,
     run: RunFolder,
-    *,
-    evaluate: Evaluate | None = None,
-    evaluate_raw: bool = False,
-    eval_every: int = 1,
-    best_metric: str | None = None,
-    save: Save | None = None,
-    precision: ResolvedPrecision = "fp32",
-    step_config: StepConfig | None = None,
-    checkpoint_minutes: float = 10.0,
-    keep_checkpoints: int = 2,
+    validation: Validation | None = None,
 ) -> TrainingState:
     """Train a model; resume where `run.resume` is set and the run has a checkpoint.
 
@@ -73,20 +65,9 @@ def fit(
         loader: as made by `training_loader`: its sampler gives epochs, seed and order. Or shards.
         loss_fn: see `TrainStep`. It moves the batch (see `Batch`) to the model's device, and calls
             the network that it is given, which is the model or a wrapper around it.
-        optim: optimiser, schedule, weight averaging.
+        config: of the run; epochs, images in a step and seed are those of the loader's sampler.
         run: folder, entered.
-        evaluate: metrics of a model in eval mode (with averaged weights where `optim` averages),
-            the same in all processes, recorded as `val/<name>`; run without gradients.
-        evaluate_raw: where `optim` averages, also evaluate the raw weights and record that as
-            `val/<name>_raw`.
-        eval_every: epochs between evaluations; the last epoch is always evaluated.
-        best_metric: the metric that chooses the best weights, higher is better.
-        save: writes weights for use: `last.safetensors` at each evaluation, `best.safetensors`
-            when it is the best so far. Given the path, the evaluated model and its metrics.
-        precision: `bf16` and `fp16` run the loss function under autocast.
-        step_config: see `StepConfig`; its defaults where None.
-        checkpoint_minutes: longest time between checkpoints.
-        keep_checkpoints: how many of the newest checkpoints stay, at least 1.
+        validation: what becomes of the weights after an epoch; None for nothing.
 
     Returns:
         The state after the last step, with the metrics.
@@ -101,11 +82,13 @@ def fit(
     sampler = loader.sampler if isinstance(loader, StreamedTraining) else loader.batch_sampler
     if not isinstance(sampler, EpochSampler):
         raise TypeError("fit needs a loader made by training_loader")
-    step_config = StepConfig() if step_config is None else step_config
-    step_config.check_batch_size(sampler.batch_size)
-    train_step = TrainStep(model, loss_fn, optim, step_config, precision, sampler.seed)
+    config.step.check_batch_size(sampler.batch_size)
+    optim = config.optim
+    precision = resolve_precision(config.precision, next(model.parameters()).device)
+    set_tf32(precision == "tf32")
+    train_step = TrainStep(model, loss_fn, optim, config.step, precision, sampler.seed)
     identity = {key: getattr(sampler, key) for key in ("seed", "num_examples", "global_batch")}
-    identity |= {"precision": precision, "parts": _parts(sampler, step_config)}
+    identity |= {"precision": precision, "parts": _parts(sampler, config.step)}
     state = _restore(run, train_step, identity) if run.resume else TrainingState()
     if state.step > sampler.total_steps:
         raise UserError(
@@ -117,7 +100,7 @@ def fit(
     sampler.start_step = state.step
     run.open_curves(state.step)
     base_lr = scaled_lr(optim, sampler.global_batch)
-    validation = Validation(run, train_step, evaluate, evaluate_raw, best_metric, save)
+    validation = Validation() if validation is None else validation
     skipped: set[str] = set()
     model.train()
 
@@ -135,7 +118,7 @@ def fit(
                 state.step, optim, sampler.steps_per_epoch, sampler.total_steps
             )
             values = train_step.accumulate_gradients(batch, state.step)
-            overdue = time.monotonic() - checkpointed > 60 * checkpoint_minutes
+            overdue = time.monotonic() - checkpointed > 60 * config.checkpoint_minutes
             values, stopping, overdue = _agree(values, stop, overdue)
             if _is_usable(values, train_step, batch, state):
                 train_step.apply_gradients(lr)
@@ -157,10 +140,11 @@ def fit(
             images = len(batch.names) * sampler.world_size
             progress.update(state.step, images, waited, notes)
 
-            if ends_epoch and (round(epoch) % eval_every == 0 or round(epoch) == sampler.epochs):
-                validation.after_epoch(state, sampler)
+            is_last = state.step == sampler.total_steps
+            if ends_epoch and (round(epoch) % config.eval_every == 0 or is_last):
+                validation.after_epoch(run, train_step, state, sampler)
                 # A picture takes half a second, which short epochs should not pay each time.
-                if state.step == sampler.total_steps or time.monotonic() - drawn > DRAW_SECONDS:
+                if is_last or time.monotonic() - drawn > DRAW_SECONDS:
                     run.draw_curves()
                     drawn = time.monotonic()
             if ends_epoch or overdue or stopping:
@@ -169,7 +153,7 @@ def fit(
                     _warn_of_skipped(messages, skipped)
                 if distributed.is_main():
                     content = {**train_step.state_dict(), **identity, "state": asdict(state)}
-                    save_checkpoint(run.checkpoints, state.step, content, keep_checkpoints)
+                    save_checkpoint(run.checkpoints, state.step, content, config.keep_checkpoints)
                 checkpointed = time.monotonic()
             if stopping:
                 logger.info(

@@ -25,29 +25,29 @@ class Validation:
     """Scores the weights for use, those averaged where there are any, and saves them.
 
     Attributes:
-        run: folder, entered.
-        train_step: has the model and the running average of its weights.
-        evaluate: metrics of a model, None for no evaluation; see `loop.fit` for this and what
-            follows.
-        evaluate_raw: score the raw weights too where there are averaged ones.
-        best_metric: the metric that chooses the best weights.
-        save: writes weights for use.
+        evaluate: metrics of a model in eval mode, the same in all processes, recorded as
+            `val/<name>`; run without gradients. None for no evaluation.
+        evaluate_raw: where weights are averaged, also evaluate the raw ones and record that as
+            `val/<name>_raw`.
+        best_metric: the metric that chooses the best weights, higher is better.
+        save: writes weights for use: `last.safetensors` at each evaluation, `best.safetensors`
+            when it is the best so far. Given the path, the evaluated model and its metrics.
     """
 
-    run: RunFolder
-    train_step: TrainStep
-    evaluate: Evaluate | None
-    evaluate_raw: bool
-    best_metric: str | None
-    save: Save | None
+    evaluate: Evaluate | None = None
+    evaluate_raw: bool = False
+    best_metric: str | None = None
+    save: Save | None = None
 
-    def after_epoch(self, state: TrainingState, sampler: EpochSampler) -> None:
+    def after_epoch(
+        self, run: RunFolder, train_step: TrainStep, state: TrainingState, sampler: EpochSampler
+    ) -> None:
         """Score, record and save; the metrics go into the state. The model is left in train mode.
 
         Metrics of raw weights end in `_raw`. They are on the curves and in the log alone: the
         files for use hold the averaged weights.
         """
-        model, ema = self.train_step.model, self.train_step.ema
+        model, ema = train_step.model, train_step.ema
         for_use = model if ema is None else ema.module
         if self.evaluate is not None:
             state.metrics = _measure(self.evaluate, for_use)
@@ -57,7 +57,7 @@ class Validation:
                 values |= {f"{name}_raw": value for name, value in raw.items()}
             model.train()
             epoch = state.step / sampler.steps_per_epoch
-            self.run.record(state.step, epoch, {f"val/{k}": v for k, v in values.items()})
+            run.record(state.step, epoch, {f"val/{k}": v for k, v in values.items()})
             listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             logger.info("epoch %d/%d: %s", round(epoch), sampler.epochs, listed)
         is_best = self.best_metric is not None and _is_better(state, self.best_metric)
@@ -65,7 +65,7 @@ class Validation:
             state.best_metrics, state.best_step = state.metrics, state.step
         if self.save is not None and distributed.is_main():
             for name in ("last", "best") if is_best else ("last",):
-                self.save(self.run.path / f"{name}.safetensors", for_use, state.metrics)
+                self.save(run.path / f"{name}.safetensors", for_use, state.metrics)
 
 
 def _measure(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:

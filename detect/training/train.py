@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from backbones.common import distributed
 from backbones.common.config import to_dict
-from backbones.common.device import resolve_precision, set_tf32
+from backbones.common.device import resolve_precision
 from backbones.common.launch import process_count, run_in_processes
-from backbones.data.sampler import EpochSampler, derive_seed, training_loader
+from backbones.data.sampler import derive_seed, training_loader
 from backbones.training.loop import fit
 from backbones.training.run_folder import RunFolder
+from backbones.training.validation import Validation
 from detect.auto import number
 from detect.build import build_detector
 from detect.checkpoint import load_detector, save_detector
@@ -95,17 +96,9 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         # changed picture.
         proposer=model.proposer if config.model.proposer == "selective_search" else None,
     )
-    sampler = EpochSampler(
-        len(training_set),
-        distributed.own_part(config.batch_size, config.step.accumulate),
-        epochs=config.epochs,
-        seed=config.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
     loader = training_loader(
         training_set,
-        sampler,
+        config.sampler(len(training_set)),
         workers=config.workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
@@ -136,8 +129,10 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         )
 
     precision = resolve_precision(config.precision, device)
-    set_tf32(precision == "tf32")
     in_use: Literal["bf16", "fp32"] = "bf16" if precision == "bf16" else "fp32"
+    validation = Validation(save=save)
+    if val is not None:
+        validation = Validation(evaluate, best_metric="AP", save=save)
     with RunFolder(config.run, config, resume=config.resume, may_change=config.may_change) as run:
         logger.info(
             "%d training images, %d examples an epoch, %d classes: %s; %s on %s",
@@ -146,21 +141,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             *(precision, device),
         )
         warn_of_unseen_classes(train)
-        state = fit(
-            model,
-            loader,
-            loss_fn,
-            config.optim,
-            run,
-            evaluate=evaluate if val is not None else None,
-            eval_every=config.eval_every,
-            best_metric="AP" if val is not None else None,
-            save=save,
-            precision=precision,
-            step_config=config.step,
-            checkpoint_minutes=config.checkpoint_minutes,
-            keep_checkpoints=config.keep_checkpoints,
-        )
+        state = fit(model, loader, loss_fn, config, run, validation)
         weights = run.path / ("last.safetensors" if val is None else "best.safetensors")
         scores = None
         if test is not None:

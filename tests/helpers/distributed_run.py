@@ -16,10 +16,12 @@ from backbones.common.cli import command
 from backbones.common.errors import UserError
 from backbones.data.datasets import Example, ImageBatch, collate
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
+from backbones.training.config import TrainConfig
 from backbones.training.loop import fit
 from backbones.training.recipe import OptimConfig, classification_loss
 from backbones.training.run_folder import RunFolder
 from backbones.training.step import StepConfig, TrainStep
+from backbones.training.validation import Validation
 
 EXAMPLES, GLOBAL_BATCH, STEPS = 83, 8, 10
 OPTIM = OptimConfig(lr=0.01, clip_grad=1.0, ema_decay=0.9)
@@ -67,9 +69,10 @@ def train(folder: Path, accumulate: int = 1) -> nn.Module:
     def save(path: Path, network: nn.Module, metrics: dict[str, float]) -> None:
         torch.save({"state": network.state_dict(), "metrics": metrics}, path)
 
+    step = StepConfig(accumulate=accumulate)
+    config = TrainConfig(str(folder), 1, GLOBAL_BATCH, OPTIM, precision="fp32", step=step)
     with RunFolder(folder, OPTIM) as run:
-        step = StepConfig(accumulate=accumulate)
-        fit(model, loader, loss_fn, OPTIM, run, evaluate=evaluate, save=save, step_config=step)
+        fit(model, loader, loss_fn, config, run, Validation(evaluate, save=save))
     return model
 
 

@@ -6,13 +6,15 @@ import pytest
 
 from backbones.training.step import TrainingState
 
+NAMES = ("model", "loader", "loss_fn", "config", "run", "validation")
+
 
 def given_to_fit(trainer: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """All arguments of the call of `fit` that a module will make, by name; it takes no step."""
     given: dict[str, Any] = {}
 
-    def fit(model, loader, loss_fn, optim, run, **options):
-        given.update(options, model=model, loader=loader, loss_fn=loss_fn, optim=optim, run=run)
+    def fit(*arguments):
+        given.update(zip(NAMES, arguments, strict=True))
         return TrainingState()
 
     monkeypatch.setattr(f"{trainer}.fit", fit)

@@ -20,12 +20,15 @@ from torch.utils.data import Dataset
 
 from backbones.common import distributed
 from backbones.common.cli import command
+from backbones.common.device import Precision
 from backbones.common.files import atomic_write
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training import checkpoints
+from backbones.training.config import TrainConfig
 from backbones.training.loop import TrainingState, fit
 from backbones.training.recipe import OptimConfig
 from backbones.training.run_folder import RunFolder
+from backbones.training.validation import Validation
 
 EXAMPLES, BATCH, EPOCHS = 44, 4, 3
 OPTIM = OptimConfig(lr=0.05, schedule="cosine", ema_decay=0.9, warmup_epochs=0.5)
@@ -115,6 +118,8 @@ def train(
     epochs: int = EPOCHS,
     dataset: Dataset | None = None,
     model: nn.Module | None = None,
+    precision: Precision = "fp32",
+    checkpoint_minutes: float = 0,
     **options,
 ) -> tuple[nn.Module, TrainingState]:
     model = build_model() if model is None else model
@@ -130,11 +135,11 @@ def train(
     def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
         torch.save(model.state_dict(), path)
 
+    options |= {"precision": precision, "checkpoint_minutes": checkpoint_minutes}
+    config = TrainConfig(str(folder), epochs, BATCH, OPTIM, **options)
+    validation = Validation(evaluate, evaluate_raw=True, best_metric="top1", save=save)
     with RunFolder(folder, OPTIM, resume=resume) as run:
-        defaults = {"evaluate": evaluate, "evaluate_raw": True, "best_metric": "top1", "save": save}
-        state = fit(
-            model, loader, slow_loss, OPTIM, run, **({"checkpoint_minutes": 0} | defaults | options)
-        )
+        state = fit(model, loader, slow_loss, config, run, validation)
     return model, state
 
 

@@ -114,10 +114,10 @@ def test_the_loop_is_given_what_the_configuration_says(root, tmp_path, loop):
     pretrain(config)
     assert loop["run"].path == tmp_path / "run"
     assert not loop["run"].resume
-    assert loop["optim"] is config.optim
-    assert loop["step_config"] is config.step
-    options = ("precision", "eval_every", "checkpoint_minutes", "keep_checkpoints")
-    assert [loop[option] for option in options] == ["bf16", 5, 1.5, 7]
+    given = loop["config"]
+    assert (given.optim, given.step, given.precision) == (config.optim, config.step, "bf16")
+    options = (given.eval_every, given.checkpoint_minutes, given.keep_checkpoints)
+    assert options == (5, 1.5, 7)
     assert next(loop["model"].parameters()).device == torch.device("cpu")
     loader = loop["loader"]
     sampler: EpochSampler = loader.batch_sampler

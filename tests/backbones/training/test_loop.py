@@ -20,10 +20,12 @@ from helpers.tiny_run import (
 from backbones.common.errors import UserError
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training.checkpoints import load_last_checkpoint
+from backbones.training.config import TrainConfig
 from backbones.training.loop import MAX_SKIPPED, NonFiniteLossError, fit
 from backbones.training.recipe import OptimConfig
 from backbones.training.run_folder import RunFolder, read_curves
 from backbones.training.step import StepConfig, weights_in
+from backbones.training.validation import Validation
 
 STEPS = EPOCHS * (EXAMPLES // BATCH)
 ROOT = Path(__file__).parents[3]
@@ -76,7 +78,7 @@ def test_a_step_without_a_finite_loss_can_be_skipped(tmp_path, caplog):
             return (image * float("inf") if key == (1, 7) else image), label, name
 
     skip = StepConfig(on_non_finite="skip")
-    model, state = train(tmp_path / "run", dataset=Bad(), step_config=skip)
+    model, state = train(tmp_path / "run", dataset=Bad(), step=skip)
     assert state.step == STEPS
     assert state.skipped_steps == 1
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
@@ -88,7 +90,7 @@ def test_a_step_without_a_finite_loss_can_be_skipped(tmp_path, caplog):
 def test_skipping_ends_when_nothing_else_comes(tmp_path):
     skip = StepConfig(on_non_finite="skip")
     with pytest.raises(NonFiniteLossError, match=f"step {5 + MAX_SKIPPED}: loss/class is nan"):
-        train(tmp_path / "run", loss_fn=bad_steps(*range(5, 50)), step_config=skip)
+        train(tmp_path / "run", loss_fn=bad_steps(*range(5, 50)), step=skip)
 
 
 def test_an_error_ends_the_program_though_workers_run(tmp_path):
@@ -123,7 +125,7 @@ def test_fp16_lowers_its_scale_until_gradients_fit(tmp_path):
 
 def test_in_fp16_too_a_step_without_a_finite_loss_can_be_skipped(tmp_path):
     skip = StepConfig(on_non_finite="skip")
-    _, state = train(tmp_path / "run", precision="fp16", loss_fn=bad_steps(5, 6), step_config=skip)
+    _, state = train(tmp_path / "run", precision="fp16", loss_fn=bad_steps(5, 6), step=skip)
     assert (state.step, state.skipped_steps) == (STEPS, 2)
     assert state.best_metrics["top1"] > 0.8
 
@@ -137,7 +139,7 @@ def test_a_compiled_network_trains_to_the_same_weights(tmp_path):
         # Small, for compiling takes its time.
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
         step = StepConfig(compile=compiled)
-        train(tmp_path / str(compiled), model=model, epochs=1, step_config=step)
+        train(tmp_path / str(compiled), model=model, epochs=1, step=step)
         weights.append(model.state_dict())
         assert (len(torch._dynamo.utils.counters["stats"]) > 0) == compiled
     assert weights[0].keys() == weights[1].keys()
@@ -147,12 +149,12 @@ def test_a_compiled_network_trains_to_the_same_weights(tmp_path):
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"batch_size 4 is no multiple of step.accumulate 3"):
-        train(tmp_path / "run", step_config=StepConfig(accumulate=3))
+        train(tmp_path / "run", step=StepConfig(accumulate=3))
 
 
 def test_sync_batch_norm_needs_a_gpu(tmp_path):
     with pytest.raises(UserError, match="sync_batch_norm needs a GPU"):
-        train(tmp_path / "run", step_config=StepConfig(sync_batch_norm=True))
+        train(tmp_path / "run", step=StepConfig(sync_batch_norm=True))
 
 
 def test_bf16_trains(tmp_path):
@@ -208,7 +210,7 @@ def test_an_error_in_a_worker_is_told_without_its_traceback(tmp_path):
             RunFolder(tmp_path / str(workers), OptimConfig(), resume=False) as run,
             pytest.raises(UserError) as raised,
         ):
-            fit(model, loader, cross_entropy, OptimConfig(), run)
+            fit(model, loader, cross_entropy, TrainConfig("", 1, 4), run)
         assert str(raised.value) == "pictures/a.png: is not what it should be"
 
 
@@ -231,11 +233,9 @@ def test_raw_weights_are_scored_beside_averaged_ones(ema_decay, evaluate_raw, na
     )
     optim = OptimConfig(ema_decay=ema_decay)
     with RunFolder(tmp_path / "run", optim) as run:
-        state = fit(
-            *(model, loader, cross_entropy, optim, run),
-            evaluate=evaluate,
-            evaluate_raw=evaluate_raw,
-        )
+        config = TrainConfig("", 1, 4, optim, precision="fp32")
+        validation = Validation(evaluate, evaluate_raw=evaluate_raw)
+        state = fit(model, loader, cross_entropy, config, run, validation)
     assert model.training
     recorded = {p.name: p.value for p in curves(tmp_path / "run") if p.name.startswith("val/")}
     assert list(recorded) == names
@@ -256,8 +256,8 @@ def test_metrics_are_recorded_every_so_many_epochs_and_at_the_end(tmp_path):
         lr=0.5, schedule="staircase", decay_rate=0.1, decay_epochs=2, ema_decay=None
     )
     with RunFolder(tmp_path / "run", optim) as run:
-        evaluate = {"evaluate": lambda model: {"one": 1.0}, "eval_every": 2}
-        fit(model, loader, cross_entropy, optim, run, **evaluate)
+        config = TrainConfig("", 5, 4, optim, eval_every=2)
+        fit(model, loader, cross_entropy, config, run, Validation(lambda model: {"one": 1.0}))
     points = curves(tmp_path / "run")
     assert [point.epoch for point in points if point.name == "val/one"] == [2, 4, 5]
     rates = [point.value for point in points if point.name == "lr"]

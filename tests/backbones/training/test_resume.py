@@ -25,6 +25,7 @@ from helpers.tiny_run import (
 from backbones.common.errors import UserError
 from backbones.data.sampler import EpochSampler, training_loader
 from backbones.training.checkpoints import load_last_checkpoint
+from backbones.training.config import TrainConfig
 from backbones.training.loop import fit
 from backbones.training.recipe import OptimConfig
 from backbones.training.run_folder import RunFolder, read_curves
@@ -222,7 +223,7 @@ def test_resuming_in_another_precision_is_refused(tmp_path):
 
 def test_resuming_with_other_parts_of_a_step_is_warned_of(tmp_path, caplog):
     train(tmp_path / "run", epochs=1)
-    train(tmp_path / "run", resume=True, epochs=2, step_config=StepConfig(accumulate=2))
+    train(tmp_path / "run", resume=True, epochs=2, step=StepConfig(accumulate=2))
     assert "with a step in 1 process of 2 parts, the run began with 1 process: " in caplog.text
 
 
@@ -241,7 +242,7 @@ def test_resuming_with_another_dataset_is_refused(tmp_path):
         loader = training_loader(NoisyShapes(), sampler, workers=0, collate_fn=collate)
         with RunFolder(tmp_path / "run", OptimConfig(), resume=resume) as run:
             if not resume:
-                fit(model, loader, cross_entropy, OptimConfig(), run)
+                fit(model, loader, cross_entropy, TrainConfig("", 1, 4), run)
                 continue
             with pytest.raises(UserError, match="num_examples was 8 and is 9 now"):
-                fit(model, loader, cross_entropy, OptimConfig(), run)
+                fit(model, loader, cross_entropy, TrainConfig("", 1, 4), run)

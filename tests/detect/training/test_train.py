@@ -188,10 +188,10 @@ def test_the_loop_is_given_what_the_configuration_says(digits, tmp_path, loop):
     train_detector(config)
     assert loop["run"].path == tmp_path / "run"
     assert not loop["run"].resume
-    assert loop["optim"] is config.optim
-    assert loop["step_config"] is config.step
-    options = ("precision", "eval_every", "checkpoint_minutes", "keep_checkpoints")
-    assert [loop[option] for option in options] == ["bf16", 5, 1.5, 7]
+    given = loop["config"]
+    assert (given.optim, given.step, given.precision) == (config.optim, config.step, "bf16")
+    options = (given.eval_every, given.checkpoint_minutes, given.keep_checkpoints)
+    assert options == (5, 1.5, 7)
     assert next(loop["model"].parameters()).device == torch.device("cpu")
     assert loop["model"].config is config.model.rcnn
     loader = loop["loader"]
@@ -203,7 +203,7 @@ def test_the_loop_is_given_what_the_configuration_says(digits, tmp_path, loop):
         sample.path for sample in dataset(digits)
     ]
     # Without a validation split nothing is scored, and nothing is the best.
-    assert (loop["evaluate"], loop["best_metric"]) == (None, None)
+    assert (loop["validation"].evaluate, loop["validation"].best_metric) == (None, None)
 
 
 def test_precomputed_proposals_are_those_of_the_file(digits, tmp_path, loop):
@@ -372,7 +372,7 @@ def test_layers_learn_at_their_own_rates(digits, tmp_path, loop):
     model = loop["model"]
     scales = {
         id(parameter): group["lr_scale"]
-        for group in build_optimizer(model, loop["optim"]).param_groups
+        for group in build_optimizer(model, loop["config"].optim).param_groups
         for parameter in group["params"]
     }
     found = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
