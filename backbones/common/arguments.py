@@ -1,6 +1,5 @@
 """Words of a command line, brought into the form that the parser of `config` reads."""
 
-import argparse
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -55,16 +54,3 @@ def config_file_first(arguments: Sequence[str]) -> list[str]:
     if len(files) > 1:
         raise UserError(f"--config: expected one file, got {len(files)}: {', '.join(files)}")
     return [*(["--config", files[0]] if files else []), *rest]
-
-
-def only(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Of the arguments those that set one of the keys, as `--key=value`, or `--key` without one."""
-    parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
-    for key in keys:
-        parser.add_argument(f"--{key}", nargs="?")
-    known, _ = parser.parse_known_args(arguments)
-    return [
-        f"--{key}" if value is None else f"--{key}={value}" for key, value in vars(known).items()
-    ]

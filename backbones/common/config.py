@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from backbones.common.arguments import config_file_first, only, spell_out
+from backbones.common.arguments import config_file_first, spell_out
 from backbones.common.cli import exit_with_error
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
@@ -42,12 +42,14 @@ def parse_config(
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = config_file_first(spell_out(arguments, _leaf_hints(config_class)))
-        if own := _own_config(config_class, arguments):
+        parser = _parser(config_class, description)
+        values = _parse(config_class, parser, arguments)
+        own = Path(values.get("run") or "") / "config.yaml"
+        if values.get("resume") and arguments[:1] != ["--config"] and own.is_file():
             # Behind it the folder's name, which may have changed since the file was written.
             arguments = ["--config", str(own), f"--run={own.parent}", *arguments]
-        for path in arguments[1:2] if arguments[:1] == ["--config"] else ():
-            _check_keys(config_class, read_yaml(path), where=path)
-        return _parse(config_class, description, arguments)
+            values = _parse(config_class, parser, arguments)
+        return _build(config_class, values, "")
     except UserError as error:
         exit_with_error(error)
 
@@ -145,25 +147,6 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
 
 
-def _own_config(config_class: type, arguments: list[str]) -> Path | None:
-    """The configuration of the run that the arguments resume, where they name no other.
-
-    Whether they resume one, and which, is read by the parser: a value is written in many ways.
-    """
-    hints = get_type_hints(config_class)
-    if arguments[:1] == ["--config"] or not {"run", "resume"} <= hints.keys():
-        return None
-    fields = [
-        (field.name, hints[field.name], dataclasses.field(default=field.default))
-        for field in dataclasses.fields(config_class)
-        if field.name in ("run", "resume")
-    ]
-    words = only(arguments, [name for name, *_ in fields])
-    chosen: Any = _parse(dataclasses.make_dataclass("Resumed", fields), "", words)
-    path = Path(chosen.run) / "config.yaml"
-    return path if chosen.resume and path.is_file() else None
-
-
 def _leaf_hints(config_class: type, prefix: str = "") -> dict[str, Any]:
     """Type hints of all keys by dotted name, of those in groups too."""
     hints = get_type_hints(config_class)
@@ -200,17 +183,17 @@ def _parser(config_class: type, description: str) -> ArgumentParser:
     return parser
 
 
-def _parse(config_class: type[Config], description: str, arguments: list[str]) -> Config:
-    parser = _parser(config_class, description)
+def _parse(config_class: type, parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    for path in arguments[1:2] if arguments[:1] == ["--config"] else ():
+        _check_keys(config_class, read_yaml(path), where=path)
     try:
-        namespace = parser.parse_args(arguments)
+        return parser.parse_args(arguments)
     except ArgumentError as error:
         message = _one_line(error)
         if "unrecognized arguments" in message:
             hint = _hint(message, list(parser.get_defaults().keys()))
             message += f": {hint}--help lists all keys"
         raise UserError(message) from error
-    return _build(config_class, namespace, "")
 
 
 def _hint(message: str, keys: Sequence[str]) -> str:
