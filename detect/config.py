@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from backbones.networks.finetuning import Frozen
 from backbones.training.config import TrainConfig
 from backbones.training.recipe import OptimConfig
@@ -106,12 +107,8 @@ class ModelConfig:
                 "model.rcnn.objectness_weight must be 0 when model.proposer is grid, whose "
                 f"windows all have the score 1, got {self.rcnn.objectness_weight}"
             )
-        for count in (self.proposals_per_image, self.proposals_per_image_train):
-            if count != "auto" and count < 1:
-                raise UserError("model.proposals_per_image[_train] must be at least 1")
-        if not 0 <= self.proposal_score_thresh <= 1:
-            got = self.proposal_score_thresh
-            raise UserError(f"model.proposal_score_thresh must be in [0, 1], got {got}")
+        counts = "proposals_per_image proposals_per_image_train"
+        check_ranges(self, "model.", {"[1, inf)": counts, "[0, 1]": "proposal_score_thresh"})
 
 
 def without_learned(model: ModelConfig, **changes: Any) -> ModelConfig:

@@ -27,6 +27,7 @@ from backbones.common.config import parse_config
 from backbones.common.device import require_compiler, resolve_device
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, make_folder
+from backbones.common.ranges import check_ranges
 from backbones.networks.specs import SPECS
 
 Part = Literal["inference", "training", "memory", "input"]
@@ -63,8 +64,7 @@ class BenchmarkConfig:
         for name in self.networks:
             if name not in SPECS:
                 raise UserError(f"networks: unknown backbone {name!r}: known: {', '.join(SPECS)}")
-        if self.repeats < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise UserError("repeats and batch_size must be at least 1")
+        check_ranges(self, "", {"[1, inf)": "repeats batch_size"})
         if self.compile and "inference" not in self.parts:
             raise UserError("compile is for the part inference: remove it, or name the part")
         if self.images is not None and "input" not in self.parts:

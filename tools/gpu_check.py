@@ -19,7 +19,7 @@ from backbones.benchmarks.timing import describe_machine
 from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.device import resolve_device
-from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from detect.benchmarks.gpu.groups import run_groups
 
 Part = Literal["correctness", "speed", "training"]
@@ -47,8 +47,7 @@ class GpuCheckConfig:
     there is one."""
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0:
-            raise UserError(f"minutes must be more than 0, got {self.minutes}")
+        check_ranges(self, "", {"(0, inf)": "minutes"})
 
 
 @command

@@ -12,6 +12,7 @@ from backbones.common.errors import UserError
 from backbones.common.files import make_folder
 from backbones.common.images import read_image
 from backbones.common.progress import track
+from backbones.common.ranges import check_ranges
 from detect.media.sources import find_inputs
 from detect.media.video import slideshow
 
@@ -30,8 +31,7 @@ class MakeVideoConfig:
     """Most pictures that the video shows, the first ones."""
 
     def __post_init__(self) -> None:
-        if self.fps <= 0 or self.most < 1:
-            raise UserError("fps must be more than 0 and most at least 1")
+        check_ranges(self, "", {"(0, inf)": "fps", "[1, inf)": "most"})
 
 
 @command

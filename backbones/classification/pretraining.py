@@ -14,8 +14,8 @@ from backbones.classification.evaluation import evaluate_classifier
 from backbones.common import distributed
 from backbones.common.config import to_dict
 from backbones.common.device import resolve_precision
-from backbones.common.errors import UserError
 from backbones.common.launch import process_count, run_in_processes
+from backbones.common.ranges import check_ranges
 from backbones.data.datasets import ImageBatch
 from backbones.data.loaders import (
     ImagesConfig,
@@ -75,10 +75,7 @@ class PretrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        if self.aux_weight < 0:
-            raise UserError(f"aux_weight must be 0 or more, got {self.aux_weight}")
+        check_ranges(self, "", {"[0, 1)": "label_smoothing", "[0, inf)": "aux_weight"})
 
 
 def build_network(config: NetworkConfig, num_classes: int) -> InceptionV3:

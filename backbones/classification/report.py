@@ -20,6 +20,7 @@ from backbones.classification.evaluation import (
 from backbones.common.device import Precision, resolve_device, resolve_precision
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, make_folder
+from backbones.common.ranges import check_ranges
 from backbones.data.multi_crop import CropCount
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,7 @@ class EvaluateBackboneConfig:
     def __post_init__(self) -> None:
         if not self.weights:
             raise UserError("weights: name at least one checkpoint")
-        if self.batch_size < 1 or self.workers < 0:
-            raise UserError("batch_size must be at least 1 and workers 0 or more")
+        check_ranges(self, "", {"[1, inf)": "batch_size", "[0, inf)": "workers"})
 
 
 def evaluate_backbones(config: EvaluateBackboneConfig) -> dict[str, Any]:

@@ -51,12 +51,6 @@ _PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 logger = logging.getLogger(__name__)
 
 
-def check_processes(processes: Processes) -> None:
-    """Raise `UserError` unless it is `auto` or a number from 1."""
-    if processes != "auto" and processes < 1:
-        raise UserError(f"processes must be auto or at least 1, got {processes}")
-
-
 def process_count(
     processes: Processes, device: str, batch_size: int, least: int, accumulate: int = 1
 ) -> int:

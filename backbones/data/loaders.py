@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch.utils.data import DataLoader, Subset
 
 from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from backbones.data.datasets import EvaluationImages, TrainingImages, collate
 from backbones.data.sampler import EpochSampler, training_loader
 from backbones.data.shards import expand_braces
@@ -37,8 +38,7 @@ class ImagesConfig:
     all."""
 
     def __post_init__(self) -> None:
-        if self.max_classes is not None and self.max_classes < 2:
-            raise UserError(f"data.max_classes must be at least 2, got {self.max_classes}")
+        check_ranges(self, "data.", {"[2, inf)": "max_classes", "[1, inf)": "train_images"})
         streamed = {"train_images": self.train_images, "classes": self.classes}
         for key, value in streamed.items():
             if self.train_shards is not None and value is None:
@@ -47,8 +47,6 @@ class ImagesConfig:
                 raise UserError(f"data.{key} is for data.train_shards: set that, or remove it")
         if self.train_shards is not None and self.max_classes is not None:
             raise UserError("data.max_classes does not apply to data.train_shards: remove it")
-        if self.train_images is not None and self.train_images < 1:
-            raise UserError(f"data.train_images must be at least 1, got {self.train_images}")
 
 
 class ImageSources(NamedTuple):

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from backbones.common.errors import UserError
 from backbones.common.images import EncodedImage, Pixels
+from backbones.common.ranges import check_ranges
 
 _ENLARGEMENT = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -34,12 +34,8 @@ class AugmentConfig:
     in random order (A. Howard, arXiv:1312.5402); 0 changes nothing."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_area <= 1:
-            raise UserError(f"augment.min_area must be in (0, 1], got {self.min_area}")
-        if self.max_ratio < 1:
-            raise UserError(f"augment.max_ratio must be at least 1, got {self.max_ratio}")
-        if not 0 <= self.color_jitter <= 1:
-            raise UserError(f"augment.color_jitter must be in [0, 1], got {self.color_jitter}")
+        ranges = {"(0, 1]": "min_area", "[1, inf)": "max_ratio", "[0, 1]": "color_jitter"}
+        check_ranges(self, "augment.", ranges)
 
 
 def train_transform(

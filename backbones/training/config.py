@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from backbones.common import distributed
 from backbones.common.device import Precision
-from backbones.common.errors import UserError
-from backbones.common.launch import Processes, check_processes
+from backbones.common.launch import Processes
+from backbones.common.ranges import check_ranges
 from backbones.data.sampler import EpochSampler
 from backbones.training.recipe import OptimConfig
 from backbones.training.step import StepConfig
@@ -66,15 +66,10 @@ class TrainConfig:
     there where none is given. What would change the result is refused."""
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "eval_every", "keep_checkpoints"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key} must be at least 1, got {getattr(self, key)}")
+        counts = "epochs batch_size eval_every keep_checkpoints processes"
+        others = {"[0, inf)": "workers", "[0, inf]": "checkpoint_minutes"}
+        check_ranges(self, "", {"[1, inf)": counts, **others})
         self.step.check_batch_size(self.batch_size)
-        check_processes(self.processes)
-        if self.checkpoint_minutes < 0:
-            raise UserError(f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}")
-        if self.workers < 0:
-            raise UserError(f"workers must be 0 or more, got {self.workers}")
 
     def sampler(self, num_examples: int) -> EpochSampler:
         """Which of the training images this process sees when; raises as `EpochSampler`."""

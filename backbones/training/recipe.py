@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from backbones.networks.finetuning import layer_scales, scale_groups
 from backbones.training.muon import Muon, muon_groups
 
@@ -86,26 +87,15 @@ class OptimConfig:
     def __post_init__(self) -> None:
         self._refuse_unused("optimizer", ("momentum", "decay", "eps"), _OPTIMIZER_DEFAULTS)
         self._refuse_unused("schedule", ("decay_rate", "decay_epochs"), _SCHEDULE_DEFAULTS)
-        checks = {
-            "lr": ("more than 0", self.lr > 0),
-            "scale_lr_from": ("at least 1", self.scale_lr_from is None or self.scale_lr_from >= 1),
-            "momentum": ("in [0, 1)", self.momentum is None or 0 <= self.momentum < 1),
-            "decay": ("in [0, 1)", self.decay is None or 0 <= self.decay < 1),
-            "eps": ("more than 0", self.eps is None or self.eps > 0),
-            "weight_decay": ("0 or more", self.weight_decay >= 0),
-            "layer_decay": (
-                "in (0, 1) or null",
-                self.layer_decay is None or 0 < self.layer_decay < 1,
-            ),
-            "clip_grad": ("more than 0 or null", self.clip_grad is None or self.clip_grad > 0),
-            "decay_rate": ("in (0, 1]", self.decay_rate is None or 0 < self.decay_rate <= 1),
-            "decay_epochs": ("more than 0", self.decay_epochs is None or self.decay_epochs > 0),
-            "warmup_epochs": ("0 or more", self.warmup_epochs >= 0),
-            "ema_decay": ("in (0, 1) or null", self.ema_decay is None or 0 < self.ema_decay < 1),
+        ranges = {
+            "(0, inf)": "lr eps clip_grad decay_epochs",
+            "[1, inf)": "scale_lr_from",
+            "[0, 1)": "momentum decay",
+            "[0, inf)": "weight_decay warmup_epochs",
+            "(0, 1)": "layer_decay ema_decay",
+            "(0, 1]": "decay_rate",
         }
-        for key, (expected, is_good) in checks.items():
-            if not is_good:
-                raise UserError(f"optim.{key} must be {expected}, got {getattr(self, key)}")
+        check_ranges(self, "optim.", ranges)
 
     def value(self, option: str) -> float:
         """An option of the optimizer or schedule: as set, or its default where that is null."""

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from backbones.common import distributed
 from backbones.common.device import ResolvedPrecision, autocast, require_compiler
 from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from backbones.data.sampler import derive_seed
 from backbones.data.streams import Cursor
 from backbones.training.recipe import OptimConfig, RunningAverage, build_optimizer
@@ -56,8 +57,7 @@ class StepConfig:
     """What to do when loss or gradient is infinite or not a number: stop, or skip the step."""
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise UserError(f"step.accumulate must be at least 1, got {self.accumulate}")
+        check_ranges(self, "step.", {"[1, inf)": "accumulate"})
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise `UserError` unless a batch splits into equal parts."""

@@ -19,6 +19,7 @@ from backbones.common.files import atomic_write, make_folder
 from backbones.common.images import read_image
 from backbones.common.packages import require
 from backbones.common.plots import new_plot, save_plot
+from backbones.common.ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,7 @@ class AreaConfig:
     """Folder for area.json, area.md, area.png and what inference writes."""
 
     def __post_init__(self) -> None:
-        if not self.megapixels or min(self.megapixels) <= 0:
-            raise UserError(f"megapixels must be positive, got {list(self.megapixels)}")
+        check_ranges(self, "", {"(0, inf)": "megapixels"})
         if self.suffix not in (".tif", ".jpg"):
             raise UserError(f"suffix must be .tif or .jpg, got {self.suffix}")
 

@@ -14,6 +14,7 @@ from backbones.common.device import resolve_device
 from backbones.common.errors import MissingPackageError, UserError
 from backbones.common.files import atomic_write, make_folder
 from backbones.common.plots import new_plot, save_plot
+from backbones.common.ranges import check_ranges
 from detect.benchmarks.stages import STAGES, crop_costs, image_costs, stage_costs
 from detect.checkpoint import load_detector
 from detect.data import DetectionDataset
@@ -83,15 +84,12 @@ class SpeedAccuracyConfig:
         names = [point.name for point in self.points] + [peer.name for peer in self.peers]
         if not self.points or len(set(names)) < len(names):
             raise UserError(f"points and peers must have different names, at least one: {names}")
-        if not 0 <= self.score_thresh <= 1:
-            raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
+        check_ranges(self, "", {"[0, 1]": "score_thresh", "[1, inf)": "repeats"})
         is_int8 = any(point.precision == "int8" for point in self.points)
         check_calibration_split(self.split, self.calibration_split, is_int8=is_int8)
         for peer in self.peers:
             if peer.num_classes is not None and not peer.weights.endswith(".yaml"):
                 raise UserError(f"num_classes of {peer.name} is for a .yaml: remove it")
-        if self.repeats < 1:
-            raise UserError(f"repeats must be at least 1, got {self.repeats}")
 
 
 def measure_speed_accuracy(config: SpeedAccuracyConfig) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from detect.deployment.detector import DetectorPrecision, Engine
 
 
@@ -33,8 +34,7 @@ class InferenceConfig(DeploymentConfig):
     """Score in 0..1 below which detections are not shown."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score_thresh <= 1:
-            raise UserError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
+        check_ranges(self, "", {"[0, 1]": "score_thresh"})
 
 
 def check_calibration_split(scored: str, calibration: str | None, *, is_int8: bool) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from detect.proposals.base import Proposals, Proposer
 
 
@@ -24,13 +24,7 @@ class GridConfig:
     """Distance of neighbouring windows as a fraction of their side."""
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(self.sizes) <= 0:
-            raise UserError(f"grid.sizes must be positive pixel sizes, got {list(self.sizes)}")
-        if not self.aspect_ratios or min(self.aspect_ratios) <= 0:
-            got = list(self.aspect_ratios)
-            raise UserError(f"grid.aspect_ratios must be positive, got {got}")
-        if not 0 < self.step <= 2:
-            raise UserError(f"grid.step must be in (0, 2], got {self.step}")
+        check_ranges(self, "grid.", {"(0, inf)": "sizes aspect_ratios", "(0, 2]": "step"})
 
 
 class GridProposer(Proposer):

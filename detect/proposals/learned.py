@@ -19,6 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from backbones.common import distributed
 from backbones.common.device import constant
 from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from backbones.networks.inception import InceptionV3
 from backbones.networks.specs import SPECS
 from backbones.networks.stems import stage_geometry
@@ -88,24 +89,22 @@ class LearnedConfig:
                 "learned.anchor_sizes must be auto or three lists of sizes (strides 8, 16, 32), "
                 f"got {[list(sizes) for sizes in levels]}"
             )
-        if self.images_per_step is not None and self.images_per_step < 1:
-            raise UserError(f"learned.images_per_step must be at least 1: {self.images_per_step}")
-        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
+        ranges = {
+            "(0, 8]": "scale",
+            "[64, inf)": "tile_size",
+            "[1, inf)": "channels images_per_step pre_nms_top_n",
+            "(0, inf)": "anchor_ratios",
+            "[0, 1]": "positive_iou negative_iou",
+            "(0, 1]": "nms_thresh",
+        }
+        check_ranges(self, "learned.", ranges)
+        if self.negative_iou > self.positive_iou:
             raise UserError(
-                "learned.negative_iou and learned.positive_iou must be in [0, 1] and the former "
-                f"no larger, got {self.negative_iou} and {self.positive_iou}"
+                f"learned.negative_iou {self.negative_iou} must not exceed "
+                f"learned.positive_iou {self.positive_iou}"
             )
-        if not 0 < self.nms_thresh <= 1:
-            raise UserError(f"learned.nms_thresh must be in (0, 1], got {self.nms_thresh}")
-        if min(self.channels, self.pre_nms_top_n) < 1:
-            raise UserError("learned.channels and learned.pre_nms_top_n must be at least 1")
-        sizes = [size for level in levels for size in level]
-        if not self.anchor_ratios or min(*self.anchor_ratios, *sizes) <= 0:
-            raise UserError("learned.anchor_sizes and learned.anchor_ratios must be positive")
-        if isinstance(self.scale, int | float) and not 0 < self.scale <= 8:
-            raise UserError(f"learned.scale must be more than 0 and at most 8, got {self.scale}")
-        if self.tile_size != "auto" and self.tile_size < 64:
-            raise UserError(f"learned.tile_size must be at least 64, got {self.tile_size}")
+        if not all(size > 0 for level in levels for size in level):
+            raise UserError("learned.anchor_sizes must be more than 0")
 
 
 class LearnedProposer(Proposer):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from backbones.common.errors import MissingPackageError, UserError
 from backbones.common.files import atomic_write
+from backbones.common.ranges import check_ranges
 from detect.proposals.base import Proposals, Proposer
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,7 @@ class SelectiveSearchConfig:
     search again; null keeps nothing."""
 
     def __post_init__(self) -> None:
-        if self.top_n < 1:
-            raise UserError(f"selective_search.top_n must be at least 1, got {self.top_n}")
+        check_ranges(self, "selective_search.", {"[1, inf)": "top_n"})
 
 
 class SelectiveSearchProposer(Proposer):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from detect.auto import Auto
 from detect.rcnn.crops import ORIGINAL_CONTEXT, CropMode
 
@@ -56,12 +57,16 @@ class RCNNConfig:
     in tiles, so many for the area of each. `auto`: by the most objects in the training data."""
 
     def __post_init__(self) -> None:
-        for key in (
-            *("positive_iou", "negative_iou", "regression_iou"),
-            *("objectness_weight", "score_thresh", "nms_thresh"),
-        ):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"rcnn.{key} must be in [0, 1], got {getattr(self, key)}")
+        ranges = {
+            "[1, inf)": "crop_size crops_per_image detections_per_image",
+            "[0, 0.5)": "context",
+            "[0, 1]": "positive_iou negative_iou regression_iou score_thresh nms_thresh",
+            "(0, 1]": "positive_fraction",
+            "[0, inf)": "jitter_copies jitter_strength regression_weight",
+            "(0, inf)": "delta_std soft_nms_sigma",
+            "[0, 1)": "objectness_weight",  # at 1 no class has a say
+        }
+        check_ranges(self, "rcnn.", ranges)
         if self.negative_iou > self.positive_iou:
             raise UserError(
                 f"rcnn.negative_iou {self.negative_iou} must not exceed "
@@ -72,35 +77,13 @@ class RCNNConfig:
                 f"rcnn.regression_iou {self.regression_iou} must be at least "
                 f"rcnn.positive_iou {self.positive_iou}"
             )
-        if isinstance(self.crop_size, int) and self.crop_size < 1:
-            raise UserError(f"rcnn.crop_size must be at least 1, got {self.crop_size}")
-        if not 0 <= self.context < 0.5:
-            raise UserError(f"rcnn.context must be in [0, 0.5), got {self.context}")
-        if not 0 < self.positive_fraction <= 1:
-            got = self.positive_fraction
-            raise UserError(f"rcnn.positive_fraction must be in (0, 1], got {got}")
-        if min(self.jitter_copies, self.jitter_strength, self.regression_weight) < 0:
-            raise UserError(
-                "rcnn.jitter_copies, jitter_strength and regression_weight must be 0 or more"
-            )
-        detections = 1 if self.detections_per_image == "auto" else self.detections_per_image
-        if min(self.crops_per_image, detections) < 1:
-            raise UserError("rcnn.crops_per_image and rcnn.detections_per_image must be at least 1")
         if int(self.crops_per_image * self.positive_fraction) < 1:
             raise UserError(
                 f"rcnn.positive_fraction {self.positive_fraction} of rcnn.crops_per_image "
                 f"{self.crops_per_image} leaves no positive crop: raise one of them"
             )
-        if self.soft_nms_sigma is not None:
-            if self.soft_nms_sigma <= 0:
-                got = self.soft_nms_sigma
-                raise UserError(f"rcnn.soft_nms_sigma must be more than 0 or null, got {got}")
-            if self.nms_thresh != type(self).nms_thresh:
-                raise UserError(
-                    "rcnn.nms_thresh is not used where rcnn.soft_nms_sigma is set: set one of them "
-                    "(rcnn.soft_nms_sigma null where training set it)"
-                )
-        if self.objectness_weight == 1:
-            raise UserError("rcnn.objectness_weight must be below 1: at 1 no class has a say")
-        if min(self.delta_std) <= 0:
-            raise UserError(f"rcnn.delta_std must be positive, got {list(self.delta_std)}")
+        if self.soft_nms_sigma is not None and self.nms_thresh != type(self).nms_thresh:
+            raise UserError(
+                "rcnn.nms_thresh is not used where rcnn.soft_nms_sigma is set: set one of them "
+                "(rcnn.soft_nms_sigma null where training set it)"
+            )

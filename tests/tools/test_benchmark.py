@@ -64,8 +64,8 @@ def test_narrow_networks_run_in_every_form_without_peers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--repeats", "0"], "repeats and batch_size must be at least 1"),
-        (["--batch_size", "0"], "repeats and batch_size must be at least 1"),
+        (["--repeats", "0"], "repeats must be at least 1, got 0"),
+        (["--batch_size", "0"], "batch_size must be at least 1 or null, got 0"),
         (["--networks", '["inception_v9"]'], "unknown backbone 'inception_v9'"),
         (["--networks", "[]"], "parts and networks must not be empty"),
         (["--parts", '["speed"]'], "parts"),

@@ -90,9 +90,9 @@ def test_train_shards_are_streamed_and_train_images_make_an_epoch(root):
         ({"train_images": None}, "data.train_shards needs data.train_images"),
         ({"classes": None}, "data.train_shards needs data.classes"),
         ({"train_shards": None}, "data.train_images is for data.train_shards"),
-        ({"train_images": 0}, "data.train_images must be at least 1, got 0"),
+        ({"train_images": 0}, "data.train_images must be at least 1 or null, got 0"),
         ({"max_classes": 2}, "data.max_classes does not apply to data.train_shards"),
-        ({"max_classes": 1}, "data.max_classes must be at least 2, got 1"),
+        ({"max_classes": 1}, "data.max_classes must be at least 2 or null, got 1"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(change, message):

@@ -106,7 +106,7 @@ def test_the_rate_is_as_it_stands_or_grows_with_the_batch(caplog):
     with caplog.at_level(logging.INFO):
         assert scaled_lr(OptimConfig(lr=0.02, scale_lr_from=32), 8) == pytest.approx(0.005)
     assert "learning rate 0.005: optim.lr 0.02 times 8 images a step over" in caplog.text
-    with pytest.raises(UserError, match=r"optim.scale_lr_from must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"optim.scale_lr_from must be at least 1 or null, got 0"):
         OptimConfig(scale_lr_from=0)
 
 

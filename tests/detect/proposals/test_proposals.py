@@ -324,12 +324,12 @@ def test_learned_config_is_checked():
         LearnedConfig(tile_size=32)
     for options, message in (
         ({"images_per_step": 0}, "images_per_step must be at least 1"),
-        ({"positive_iou": 0.3, "negative_iou": 0.6}, "negative_iou and learned.positive_iou"),
+        ({"positive_iou": 0.3, "negative_iou": 0.6}, "negative_iou 0.6 must not exceed"),
         ({"nms_thresh": 0.0}, r"nms_thresh must be in \(0, 1\]"),
-        ({"channels": 0}, "channels and learned.pre_nms_top_n must be at least 1"),
-        ({"pre_nms_top_n": 0}, "channels and learned.pre_nms_top_n must be at least 1"),
-        ({"anchor_ratios": ()}, "anchor_ratios must be positive"),
-        ({"anchor_sizes": ((8.0,), (0.0,), (9.0,))}, "anchor_ratios must be positive"),
+        ({"channels": 0}, "channels must be at least 1"),
+        ({"pre_nms_top_n": 0}, "pre_nms_top_n must be at least 1"),
+        ({"anchor_ratios": ()}, "anchor_ratios must be more than 0"),
+        ({"anchor_sizes": ((8.0,), (0.0,), (9.0,))}, "anchor_sizes must be more than 0"),
     ):
         with pytest.raises(UserError, match=message):
             LearnedConfig(**options)
