@@ -18,7 +18,7 @@ from detect.proposals import (
     load_proposals,
     save_proposals,
 )
-from detect.proposals.rpn import proposal_losses
+from detect.proposals.rpn import assign_objects, proposal_losses
 from detect.proposals.views import whole_view
 
 
@@ -228,8 +228,10 @@ def test_anchors_are_positive_and_negative_by_their_iou():
         (0.9, 0.6, [1, 0, 0, 0]),
     ):
         rpn = small_learned(positive_iou=positive, negative_iou=negative).rpn
-        labels, _ = rpn.assign_targets_to_anchors([anchors], [target])
-        assert labels[0].tolist() == want
+        limits = rpn.proposal_matcher.high_threshold, rpn.proposal_matcher.low_threshold
+        labels, _ = assign_objects(anchors, [target["boxes"]], *limits)
+        theirs, _ = rpn.assign_targets_to_anchors([anchors], [target])
+        assert labels[0].tolist() == theirs[0].tolist() == want
 
 
 def test_boxes_before_suppression_and_the_overlap_of_what_is_left():
