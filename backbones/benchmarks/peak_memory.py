@@ -3,7 +3,8 @@
 import multiprocessing
 import resource
 import sys
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
@@ -30,42 +31,26 @@ def peak_memory(
         device: where it runs.
         index: of the form among these.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, variant, width, batch_size, device, index)
-    process = context.Process(target=_measure, args=arguments)
-    process.start()
-    sender.close()
-    try:
-        found: int = receiver.recv()
-    except EOFError as error:
-        forms = inference_forms(variant, width, batch_size, device, compiled=False)
-        raise UserError(
-            f"{forms[index].name} {forms[index].precision}: its process died, perhaps "
-            "for lack of memory: take a smaller batch_size"
-        ) from error
-    finally:
-        process.join()
-    return found
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_measure, variant, width, batch_size, device, index).result()
+        except BrokenProcessPool as error:
+            forms = inference_forms(variant, width, batch_size, device, compiled=False)
+            raise UserError(
+                f"{forms[index].name} {forms[index].precision}: its process died, perhaps "
+                "for lack of memory: take a smaller batch_size"
+            ) from error
 
 
-def _measure(
-    sender: Connection,
-    variant: str,
-    width: float,
-    batch_size: int,
-    device: torch.device,
-    index: int,
-) -> None:
+def _measure(variant: str, width: float, batch_size: int, device: torch.device, index: int) -> int:
     keep_freed_memory()
     forms = inference_forms(variant, width, batch_size, device, compiled=False)
     call = forms[index].make()
     for _ in range(PASSES):
         call()
     if device.type == "cuda":
-        sender.send(torch.cuda.max_memory_allocated(device))
-    else:
-        sender.send(_peak_of_process())
+        return torch.cuda.max_memory_allocated(device)
+    return _peak_of_process()
 
 
 def _peak_of_process() -> int:

@@ -28,6 +28,8 @@ from backbones.networks.specs import SPECS
 CLASSES = 1000
 
 Layout = Literal["default", "channels_last"]
+FormPrecision = Literal["fp32", "bf16", "int8"]
+Build = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class NetworkForm:
     """
 
     name: str
-    precision: Literal["fp32", "bf16", "int8"]
+    precision: FormPrecision
     make: Callable[[], Callable[[], Any]]
 
 
@@ -81,8 +83,13 @@ def inference_forms(
         device: where to run; OpenVINO and int8 are for the CPU.
         compiled: also torchvision's and ours compiled by `torch.compile`, which takes minutes.
     """
-    on_cpu = device.type == "cpu"
     size = SPECS[variant].input_size
+    torchvisions = partial(peer_network, "torchvision", variant)
+    timms = partial(peer_network, "timm", variant)
+    found: list[NetworkForm] = []
+
+    def add(name: str, precision: FormPrecision, make: Callable[..., Any], *arguments: Any) -> None:
+        found.append(NetworkForm(name, precision, partial(make, *arguments)))
 
     def forward(network: Callable[[Tensor], Any], like: Tensor) -> Callable[[], Any]:
         return torch.inference_mode()(lambda: network(like))
@@ -94,20 +101,17 @@ def inference_forms(
     def ours() -> InceptionV3:
         return create_backbone(variant, num_classes=CLASSES, width=width).eval().to(device)
 
-    def as_it_is(network: nn.Module, layout: Layout, bf16: bool = False) -> Callable[[], Any]:
-        network = network.eval().to(device).to(memory_format=_FORMATS[layout])  # type: ignore[call-overload]
-        if not bf16:
-            return forward(network, batch(layout=layout))
-        mixed = autocast(device, "bf16")(network)
-        return forward(mixed, batch(layout=layout))
+    def as_it_is(build: Build, layout: Layout, bf16: bool = False) -> Callable[[], Any]:
+        network = build().eval().to(device).to(memory_format=_FORMATS[layout])  # type: ignore[call-overload]
+        return forward(autocast(device, "bf16" if bf16 else "fp32")(network), batch(layout=layout))
 
-    def pure(network: nn.Module) -> Callable[[], Any]:
-        network = fold_peer(network.eval()).to(device, torch.bfloat16)
+    def folded(build: Build) -> Callable[[], Any]:
+        network = fold_peer(build().eval()).to(device, torch.bfloat16)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return forward(network, batch(torch.bfloat16))
 
-    def frozen(network: nn.Module) -> Callable[[], Any]:
-        network = network.eval().to(device, torch.bfloat16)
+    def frozen(build: Build) -> Callable[[], Any]:
+        network = build().eval().to(device, torch.bfloat16)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         call = forward(torch.compile(network, dynamic=False), batch(torch.bfloat16))
         # It folds what can be folded by itself; compiled here, at its first call.
@@ -115,92 +119,45 @@ def inference_forms(
             call()
         return call
 
-    found: list[NetworkForm] = []
-    if SPECS[variant].layout == "released" and width == 1:
-        peer = lambda package: lambda: peer_network(package, variant)  # noqa: E731
-        torchvisions, timms = peer("torchvision"), peer("timm")
-        found += [
-            NetworkForm("torchvision", "fp32", lambda: as_it_is(torchvisions(), "default")),
-            NetworkForm(
-                "torchvision, channels_last",
-                "fp32",
-                lambda: as_it_is(torchvisions(), "channels_last"),
-            ),
-            NetworkForm(
-                "torchvision, channels_last, autocast",
-                "bf16",
-                lambda: as_it_is(torchvisions(), "channels_last", bf16=True),
-            ),
-            NetworkForm("timm", "fp32", lambda: as_it_is(timms(), "default")),
-            NetworkForm("timm, channels_last, folded", "bf16", lambda: pure(timms())),
-        ]
-        if on_cpu and _has("openvino"):
-            found += [
-                NetworkForm(
-                    "torchvision in OpenVINO",
-                    "fp32",
-                    lambda: _openvino(torchvisions(), batch(layout="default"), "f32"),
-                ),
-                NetworkForm(
-                    "torchvision in OpenVINO",
-                    "bf16",
-                    lambda: _openvino(torchvisions(), batch(layout="default"), "bf16"),
-                ),
-            ]
-            if _has("nncf"):
-                found.append(
-                    NetworkForm(
-                        "torchvision in OpenVINO, NNCF",
-                        "int8",
-                        lambda: _openvino(torchvisions(), batch(layout="default"), "int8"),
-                    )
-                )
-    found += [
-        NetworkForm("ours as trained", "fp32", lambda: as_it_is(ours(), "default")),
-        NetworkForm(
-            "ours as trained, channels_last", "fp32", lambda: as_it_is(ours(), "channels_last")
-        ),
-        NetworkForm(
-            "ours as trained, channels_last, autocast",
-            "bf16",
-            lambda: as_it_is(ours(), "channels_last", bf16=True),
-        ),
-        NetworkForm("ours deployed", "fp32", lambda: forward(deploy(ours(), "fp32"), batch())),
-        NetworkForm(
-            "ours deployed",
-            "bf16",
-            lambda: forward(deploy(ours(), "bf16"), batch(torch.bfloat16)),
-        ),
-    ]
+    def deployed(precision: Literal["fp32", "bf16"]) -> Callable[[], Any]:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return forward(deploy(ours(), precision), batch(dtype))
+
+    def theirs_in_openvino(precision: FormPrecision) -> Callable[[], Any]:
+        return _openvino(torchvisions(), batch(layout="default"), precision)
+
+    def ours_in_openvino(precision: FormPrecision) -> Callable[[], Any]:
+        images = batch(layout="default")
+        if precision == "int8":
+            return forward(quantize(ours(), [images]), images)
+        return forward(convert(ours(), precision), images)
+
+    in_openvino: list[FormPrecision] = []
+    if device.type == "cpu" and _has("openvino"):
+        in_openvino = ["fp32", "bf16", "int8"] if _has("nncf") else ["fp32", "bf16"]
+    has_peers = SPECS[variant].layout == "released" and width == 1
+    if has_peers:
+        mixed = "torchvision, channels_last, autocast"
+        add("torchvision", "fp32", as_it_is, torchvisions, "default")
+        add("torchvision, channels_last", "fp32", as_it_is, torchvisions, "channels_last")
+        add(mixed, "bf16", as_it_is, torchvisions, "channels_last", True)
+        add("timm", "fp32", as_it_is, timms, "default")
+        add("timm, channels_last, folded", "bf16", folded, timms)
+        for precision in in_openvino:
+            quantizer = ", NNCF" if precision == "int8" else ""
+            name = f"torchvision in OpenVINO{quantizer}"
+            add(name, precision, theirs_in_openvino, precision)
+    add("ours as trained", "fp32", as_it_is, ours, "default")
+    add("ours as trained, channels_last", "fp32", as_it_is, ours, "channels_last")
+    add("ours as trained, channels_last, autocast", "bf16", as_it_is, ours, "channels_last", True)
+    add("ours deployed", "fp32", deployed, "fp32")
+    add("ours deployed", "bf16", deployed, "bf16")
+    if compiled and has_peers:
+        add("torchvision, compiled", "bf16", frozen, torchvisions)
     if compiled:
-        if found[0].name == "torchvision":
-            found.append(
-                NetworkForm("torchvision, compiled", "bf16", lambda: frozen(torchvisions()))
-            )
-        found.append(NetworkForm("ours, compiled", "bf16", lambda: frozen(fold_batch_norm(ours()))))
-    if on_cpu and _has("openvino"):
-        found += [
-            NetworkForm(
-                "ours in OpenVINO",
-                "fp32",
-                lambda: forward(convert(ours(), "fp32"), batch(layout="default")),
-            ),
-            NetworkForm(
-                "ours in OpenVINO",
-                "bf16",
-                lambda: forward(convert(ours(), "bf16"), batch(layout="default")),
-            ),
-        ]
-        if _has("nncf"):
-            found.append(
-                NetworkForm(
-                    "ours in OpenVINO",
-                    "int8",
-                    lambda: forward(
-                        quantize(ours(), [batch(layout="default")]), batch(layout="default")
-                    ),
-                )
-            )
+        add("ours, compiled", "bf16", frozen, lambda: fold_batch_norm(ours()))
+    for precision in in_openvino:
+        add("ours in OpenVINO", precision, ours_in_openvino, precision)
     return found
 
 
@@ -208,31 +165,12 @@ def training_forms(
     variant: str, width: float, batch_size: int, device: torch.device
 ) -> list[NetworkForm]:
     """Training steps without auxiliary head, by SGD with momentum; arguments as above."""
-    size = SPECS[variant].input_size
-
-    def make(
-        build: Callable[[], nn.Module], layout: Layout, precision: Literal["fp32", "bf16"]
-    ) -> Callable[[], Any]:
-        network = build().train().to(device).to(memory_format=_FORMATS[layout])  # type: ignore[call-overload]
-        images = torch.randn(batch_size, 3, size, size, device=device)
-        images = images.contiguous(memory_format=_FORMATS[layout])
-        labels = torch.randint(0, CLASSES, (batch_size,), device=device)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            with autocast(device, precision):
-                loss = F.cross_entropy(network(images), labels)
-            loss.backward()
-            optimizer.step()
-
-        return step
-
-    networks: dict[str, Callable[[], nn.Module]] = {}
+    batch = SPECS[variant].input_size, batch_size, device
+    networks: dict[str, Build] = {}
     if SPECS[variant].layout == "released" and width == 1:
-        networks["torchvision"] = lambda: peer_network("torchvision", variant)
-        networks["timm"] = lambda: peer_network("timm", variant)
-    networks["ours"] = lambda: create_backbone(variant, num_classes=CLASSES, width=width)
+        networks["torchvision"] = partial(peer_network, "torchvision", variant)
+        networks["timm"] = partial(peer_network, "timm", variant)
+    networks["ours"] = partial(create_backbone, variant, num_classes=CLASSES, width=width)
     forms: tuple[tuple[Layout, Literal["fp32", "bf16"]], ...] = (
         ("default", "fp32"),
         ("channels_last", "fp32"),
@@ -242,11 +180,39 @@ def training_forms(
         NetworkForm(
             name if layout == "default" else f"{name}, {layout}",
             precision,
-            partial(make, build, layout, precision),
+            partial(training_step, build, *batch, layout, precision),
         )
         for layout, precision in forms
         for name, build in networks.items()
     ]
+
+
+def training_step(
+    build: Build,
+    size: int,
+    batch_size: int,
+    device: torch.device,
+    layout: Layout,
+    precision: Literal["fp32", "bf16"],
+    *,
+    compiled: bool = False,
+) -> Callable[[], None]:
+    """Takes a step on one batch of images of a size each time that it is called."""
+    network = build().train().to(device).to(memory_format=_FORMATS[layout])  # type: ignore[call-overload]
+    images = torch.randn(batch_size, 3, size, size, device=device)
+    images = images.contiguous(memory_format=_FORMATS[layout])
+    labels = torch.randint(0, CLASSES, (batch_size,), device=device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    called = torch.compile(network, dynamic=False) if compiled else network
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, precision):
+            loss = F.cross_entropy(called(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def fold_peer(network: nn.Module) -> nn.Module:
@@ -260,7 +226,7 @@ def fold_peer(network: nn.Module) -> nn.Module:
     return network
 
 
-def _openvino(network: nn.Module, images: Tensor, precision: str) -> Callable[[], Any]:
+def _openvino(network: nn.Module, images: Tensor, precision: FormPrecision) -> Callable[[], Any]:
     """OpenVINO's own conversion of a network, for this size of image and any batch."""
     import openvino
 
@@ -274,7 +240,7 @@ def _openvino(network: nn.Module, images: Tensor, precision: str) -> Callable[[]
 
         model = nncf.quantize(model, nncf.Dataset([images.numpy()]))
     else:
-        settings["INFERENCE_PRECISION_HINT"] = precision
+        settings["INFERENCE_PRECISION_HINT"] = "f32" if precision == "fp32" else precision
     compiled = core().compile_model(model, "CPU", settings)
     array = images.numpy()
     return lambda: compiled(array)

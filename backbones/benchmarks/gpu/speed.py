@@ -6,17 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch._inductor.config
 from torch import nn
-from torch.nn import functional as F
 
 from backbones.benchmarks.gpu.correctness import classifier_step
 from backbones.benchmarks.gpu.findings import Finding, failed
 from backbones.benchmarks.gpu.settings import GpuSettings
-from backbones.benchmarks.peers import CLASSES, fold_peer, peer_network
+from backbones.benchmarks.peers import CLASSES, fold_peer, peer_network, training_step
 from backbones.benchmarks.timing import matrix_peak, time_interleaved
 from backbones.data.loaders import ImagesConfig, build_train_loader, open_sources
 from backbones.data.sampler import EpochSampler
@@ -59,12 +59,11 @@ class Timed:
         """Build, compile and call each form; what fails is named."""
         torch._inductor.config.compile_threads = COMPILING_THREADS
         is_inference = self.kind == "inference"
-        forms = (_inference_forms if is_inference else _training_forms)(self.settings, self.variant)
-        build = inference_call if is_inference else training_call
-        for name in forms:
+        forms = (inference_forms if is_inference else training_forms)(self.settings, self.variant)
+        for name, make in forms.items():
             began = time.monotonic()
             try:
-                call = build(name, self.variant, self.settings)
+                call = make()
                 for _ in range(3):
                     call()
                 if self.settings.is_gpu:
@@ -158,30 +157,31 @@ def measure_input(settings: GpuSettings) -> Iterator[Finding]:
         )
 
 
-def _inference_forms(settings: GpuSettings, variant: str) -> list[str]:
-    ours = ["ours, as trained", "ours, deployed"]
-    if not settings.is_gpu:
-        return ours
-    graph = [f"ours, deployed, {form}" for form in ("not merged", "not fused", "CUDA graph")]
-    return [EAGER, "torchvision, folded", *ours, *graph, COMPILED, "ours, folded, compiled"]
-
-
-def _training_forms(settings: GpuSettings, variant: str) -> list[str]:
-    forms = ["torchvision", "ours"] if settings.is_gpu else ["ours"]
-    if settings.is_gpu and variant == settings.variants[0]:
-        forms += [f"{name}, compiled" for name in forms]
-    return forms
-
-
-def inference_call(name: str, variant: str, settings: GpuSettings) -> Call:
-    """A forward pass of one form of a network on one batch."""
+def inference_forms(settings: GpuSettings, variant: str) -> dict[str, Callable[[], Call]]:
+    """What makes a forward pass of each form of a network on one batch."""
     device, size = settings.device, SPECS[variant].input_size
     images = torch.randn(settings.batch_size, 3, size, size, device=device)
     images = images.bfloat16().contiguous(memory_format=torch.channels_last)
 
+    def forward(network: nn.Module) -> Call:
+        return torch.no_grad()(lambda: network(images))
+
+    def compiled(network: nn.Module) -> Call:
+        call = forward(torch.compile(network, dynamic=False, mode="reduce-overhead"))  # type: ignore[arg-type]
+
+        def marked() -> Any:
+            # Graphs of several networks share memory: what the last pass gave is not needed.
+            torch.compiler.cudagraph_mark_step_begin()
+            return call()
+
+        return marked
+
     def in_bf16(network: nn.Module) -> nn.Module:
         network = network.eval().requires_grad_(False).to(device, torch.bfloat16)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def folded_peer() -> nn.Module:
+        return in_bf16(fold_peer(peer_network("torchvision", variant).eval()))
 
     def ours() -> InceptionV3:
         return create_backbone(variant, num_classes=CLASSES, width=settings.width).eval().to(device)
@@ -192,32 +192,42 @@ def inference_call(name: str, variant: str, settings: GpuSettings) -> Call:
             change(network)
         return network
 
-    network: nn.Module
-    if name == EAGER:
-        network = in_bf16(peer_network("torchvision", variant))
-    elif name in ("torchvision, folded", COMPILED):
-        network = in_bf16(fold_peer(peer_network("torchvision", variant).eval()))
-    elif name == "ours, as trained":
-        network = in_bf16(ours())
-    elif name == "ours, folded, compiled":
-        network = deployed(cuda.pool_sums)
-    elif name == "ours, deployed, not merged":
-        network = deployed(cuda.pool_sums, cuda.fuse_convolutions)
-    elif name == "ours, deployed, not fused":
-        network = deployed(cuda.pool_sums, cuda.merge_entries)
-    else:
-        network = deploy(ours(), "bf16")
-    if name.endswith("compiled"):
-        network = torch.compile(network, dynamic=False, mode="reduce-overhead")  # type: ignore[assignment]
+    own = {
+        "ours, as trained": lambda: forward(in_bf16(ours())),
+        "ours, deployed": lambda: forward(deploy(ours(), "bf16")),
+    }
+    if not settings.is_gpu:
+        return own
+    sums, merge, fuse = cuda.pool_sums, cuda.merge_entries, cuda.fuse_convolutions
+    return {
+        EAGER: lambda: forward(in_bf16(peer_network("torchvision", variant))),
+        "torchvision, folded": lambda: forward(folded_peer()),
+        **own,
+        "ours, deployed, not merged": lambda: forward(deployed(sums, fuse)),
+        "ours, deployed, not fused": lambda: forward(deployed(sums, merge)),
+        "ours, deployed, CUDA graph": lambda: _captured(forward(deploy(ours(), "bf16"))),
+        COMPILED: lambda: compiled(folded_peer()),
+        "ours, folded, compiled": lambda: compiled(deployed(sums)),
+    }
 
-    @torch.no_grad()
-    def call() -> Any:
-        if name.endswith("compiled"):
-            # Graphs of several networks share memory: what the last pass gave is not needed.
-            torch.compiler.cudagraph_mark_step_begin()
-        return network(images)
 
-    return _captured(call) if name.endswith("CUDA graph") else call
+def training_forms(settings: GpuSettings, variant: str) -> dict[str, Callable[[], Call]]:
+    """What makes a training step of each form of a network on one batch."""
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "torchvision": partial(peer_network, "torchvision", variant),
+        "ours": partial(create_backbone, variant, num_classes=CLASSES, width=settings.width),
+    }
+    if not settings.is_gpu:
+        del networks["torchvision"]
+    batch = SPECS[variant].input_size, settings.batch_size, settings.device
+    steps = {
+        name: partial(training_step, build, *batch, "channels_last", "bf16")
+        for name, build in networks.items()
+    }
+    forms: dict[str, Callable[[], Call]] = dict(steps)
+    if settings.is_gpu and variant == settings.variants[0]:
+        forms |= {f"{name}, compiled": partial(step, compiled=True) for name, step in steps.items()}
+    return forms
 
 
 def _captured(call: Call) -> Call:
@@ -237,29 +247,3 @@ def _captured(call: Call) -> Call:
         return call  # weights and images, which the graph knows by their addresses, stay with it
 
     return replay
-
-
-def training_call(name: str, variant: str, settings: GpuSettings) -> Call:
-    """A training step of one network on one batch."""
-    device, size = settings.device, SPECS[variant].input_size
-    if name.startswith("torchvision"):
-        network: nn.Module = peer_network("torchvision", variant)
-    else:
-        network = create_backbone(variant, num_classes=CLASSES, width=settings.width)
-    network = network.train().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.randn(settings.batch_size, 3, size, size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (settings.batch_size,), device=device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
-    called: nn.Module = network
-    if name.endswith("compiled"):
-        called = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = F.cross_entropy(called(images), labels)
-        loss.backward()
-        optimizer.step()
-
-    return step
