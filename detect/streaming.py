@@ -5,14 +5,12 @@ arithmetic of boxes. A batch for each core leaves none idle.
 """
 
 import math
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from threading import Barrier, Lock, Thread
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -178,42 +176,16 @@ def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
         items: what to take; touched by that thread alone.
         depth: items that wait at most, which bounds memory.
     """
-    waiting: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-    done = threading.Event()
-
-    def offer(item: Item | None, error: BaseException | None) -> None:
-        while not done.is_set():
-            try:
-                waiting.put((item, error), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                offer(item, None)
-                if done.is_set():
-                    return
-        except BaseException as error:  # raised again where the items are used
-            offer(None, error)
-        else:
-            offer(None, StopIteration())
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    source, end = iter(items), object()
+    pool = ThreadPoolExecutor(1, "prefetch")
+    # Those that wait, and the one that the thread is at.
+    ahead = deque(pool.submit(next, source, end) for _ in range(depth + 1))
     try:
-        while True:
-            item, error = waiting.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            assert item is not None
-            yield item
+        while (item := ahead.popleft().result()) is not end:
+            ahead.append(pool.submit(next, source, end))
+            yield cast(Item, item)
     finally:
-        done.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
 
 
 def image_batches(
