@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from detect.data import DetectionDataset
 from detect.evaluation.results import check_one_per_image
@@ -84,7 +86,8 @@ def _match(
     marks[:, 2] = 1
     if len(boxes) == 0 or len(gt_boxes) == 0:
         return marks
-    ious = _box_iou(boxes[order], gt_boxes)
+    # In `float64`, like the development kit's.
+    ious = box_iou(torch.from_numpy(boxes[order]), torch.from_numpy(gt_boxes)).numpy()
     best = ious.argmax(axis=1)
     taken = np.zeros(len(gt_boxes), bool)
     for row, (match, iou) in enumerate(zip(best, ious.max(axis=1), strict=True)):
@@ -94,16 +97,6 @@ def _match(
         marks[row, 2] = not ignored[match] and taken[match]
         taken[match] = True
     return marks
-
-
-def _box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union `[N, M]`, in `float64` like the development kit's."""
-    top_left = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    intersection = (bottom_right - top_left).clip(0).prod(axis=2)
-    areas = [(group[:, 2:] - group[:, :2]).prod(axis=1) for group in (boxes, others)]
-    union = areas[0][:, None] + areas[1][None] - intersection
-    return intersection / np.maximum(union, np.finfo(float).tiny)
 
 
 def _average_precision(

@@ -179,17 +179,9 @@ def draw_view(image: Tensor, view: View, canvas: Tensor, border: int) -> None:
 def whole_in_view(boxes: Tensor, view: View) -> Tensor:
     """`bool [N]`: boxes of the part, in its pixels, that no inner border cuts."""
     height, width = view.shape
-    left, top, right, bottom = view.inner
-    whole = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    if left:
-        whole &= boxes[:, 0] > SEAM_MARGIN
-    if top:
-        whole &= boxes[:, 1] > SEAM_MARGIN
-    if right:
-        whole &= boxes[:, 2] < width - SEAM_MARGIN
-    if bottom:
-        whole &= boxes[:, 3] < height - SEAM_MARGIN
-    return whole
+    ends = boxes.new_tensor([width, height])
+    is_cut = torch.cat([boxes[:, :2] <= SEAM_MARGIN, boxes[:, 2:] >= ends - SEAM_MARGIN], dim=1)
+    return ~(is_cut & torch.tensor(view.inner, device=boxes.device)).any(dim=1)
 
 
 def join_views(

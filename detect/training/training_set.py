@@ -24,7 +24,6 @@ class Example(NamedTuple):
         target: `boxes` `float32 [G, 4]` xyxy in pixels, `labels` `int64 [G]` in `1..K`.
         proposals: made before the image was changed, or None.
         name: the file it comes from.
-        epoch: the pass over the data that it belongs to, from 0.
         skipped: error messages of unreadable images that this one stands in for.
     """
 
@@ -32,18 +31,16 @@ class Example(NamedTuple):
     target: dict[str, Tensor]
     proposals: Proposals | None
     name: str
-    epoch: int
     skipped: list[str]
 
 
 class DetectionBatch(NamedTuple):
-    """The examples of one step, all of one epoch; all lists but `skipped` are parallel."""
+    """The examples of one step; all lists but `skipped` are parallel."""
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
     proposals: list[Proposals] | None
     names: list[str]
-    epoch: int
     skipped: list[str]
 
     def split(self, parts: int) -> "list[DetectionBatch]":
@@ -56,7 +53,6 @@ class DetectionBatch(NamedTuple):
                 targets=self.targets[part],
                 proposals=None if self.proposals is None else self.proposals[part],
                 names=self.names[part],
-                epoch=self.epoch,
                 skipped=self.skipped if part.start == 0 else [],
             )
             for part in slices
@@ -71,7 +67,6 @@ def collate(examples: Sequence[Example]) -> DetectionBatch:
         targets=[example.target for example in examples],
         proposals=proposals or None,
         names=[example.name for example in examples],
-        epoch=examples[0].epoch,
         skipped=[message for example in examples for message in example.skipped],
     )
 
@@ -115,7 +110,7 @@ class TrainingSet(Dataset):
         return len(self._images)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        epoch, index = key
+        _, index = key
         skipped: list[str] = []
         images = len(self.dataset)
         for offset in range(images):
@@ -125,13 +120,12 @@ class TrainingSet(Dataset):
             except ImageError as error:
                 skipped.append(str(error))
                 continue
-            return self._example(actual, image, (epoch, index), skipped)
+            return self._example(actual, image, key, skipped)
         raise UserError(f"none of the {images} training images can be read: {skipped[0]}")
 
     def _example(
         self, index: int, image: Tensor, key: tuple[int, int], skipped: list[str]
     ) -> Example:
-        epoch, _ = key
         seed = derive_seed(self.seed, *key)
         sample = self.dataset.sample(index)
         boxes, labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
@@ -153,7 +147,7 @@ class TrainingSet(Dataset):
             proposals = Proposals(boxes[labels < 0], given.scores[-1 - labels[labels < 0]])
             boxes, labels = boxes[labels > 0], labels[labels > 0]
         target = {"boxes": boxes, "labels": labels}
-        return Example(image, target, proposals, sample.path, epoch, skipped)
+        return Example(image, target, proposals, sample.path, skipped)
 
     def _proposals_of(self, image_id: int, image: Tensor) -> Proposals | None:
         if self.proposer is not None:
