@@ -88,8 +88,6 @@ def read_checkpoint(
             f"{path}: written by {_PACKAGE} {written_by}, newer than the installed {own}: "
             f"pip install --upgrade {_PACKAGE}"
         )
-    if "figures" in metadata:  # detectors of version 0.1 before they and backbones had one word
-        metadata["metrics"] = metadata.pop("figures")
     return tensors, metadata
 
 

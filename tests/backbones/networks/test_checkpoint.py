@@ -14,7 +14,7 @@ from backbones import (
     start_backbone,
 )
 from backbones.networks.inception import InceptionV3
-from backbones.networks.metadata import package_version, read_checkpoint
+from backbones.networks.metadata import package_version
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,6 @@ def test_normalisation_and_size_are_the_files(tmp_path, saved):
     # What is written of it says the same again.
     save_backbone(tmp_path / "again.safetensors", model)
     assert load_backbone(tmp_path / "again.safetensors").spec == spec
-
-
-def test_metrics_were_once_called_figures(tmp_path, saved):
-    state, metadata = saved
-    del metadata["metrics"]
-    save_weights(tmp_path / "b.safetensors", state, metadata | {"figures": {"top1": 0.5}})
-    found = read_checkpoint(tmp_path / "b.safetensors", "backbone")[1]
-    assert found["metrics"] == {"top1": 0.5}
-    assert "figures" not in found
 
 
 @pytest.mark.parametrize(
