@@ -5,7 +5,7 @@ python -m tools.compare_receptive_fields --config configs/backbone/receptive_fie
 
 from pathlib import Path
 
-from backbones.classification.receptive_fields import (
+from backbones.benchmarks.receptive_fields import (
     ReceptiveFieldConfig,
     compare_receptive_fields,
     format_table,

@@ -5,15 +5,14 @@ Networks of equal compute with receptive fields of 299, 151 and 79 pixels, and t
 """
 
 import json
-import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from backbones.benchmarks.timing import time_interleaved
 from backbones.classification.pretraining import PretrainConfig, pretrain_in_processes
 from backbones.common import distributed
 from backbones.common.config import as_base
@@ -161,24 +160,18 @@ def _for_variant(config: ReceptiveFieldConfig, variant: str, run: Path) -> Pretr
     return as_base(config, PretrainConfig, run=str(run), model=model)
 
 
-@torch.no_grad()
 def _images_per_second(
     models: Mapping[str, InceptionV3], config: ReceptiveFieldConfig
 ) -> dict[str, float]:
-    """Median speed, taken in turns so that what else the machine does meets all of them."""
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    batches: dict[str, Tensor] = {}
-    for variant, model in models.items():
+
+    def passes(model: InceptionV3) -> Callable[[], Tensor]:
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         batch = torch.zeros(SPEED_BATCH, 3, model.input_size, model.input_size, device=device)
-        batches[variant] = batch.contiguous(memory_format=torch.channels_last)
-    seconds: dict[str, list[float]] = {variant: [] for variant in models}
-    for _ in range(1 + SPEED_ROUNDS):
-        for variant, model in models.items():
-            began = time.perf_counter()
-            with autocast(device, precision):
-                model(batches[variant]).sum().item()
-            seconds[variant].append(time.perf_counter() - began)
-    # The first round allocates and compiles.
-    return {name: SPEED_BATCH / statistics.median(times[1:]) for name, times in seconds.items()}
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        return torch.no_grad()(autocast(device, precision)(lambda: model(batch)))
+
+    calls = {variant: passes(model) for variant, model in models.items()}
+    seconds = time_interleaved(calls, SPEED_ROUNDS, device)
+    return {variant: SPEED_BATCH / taken for variant, taken in seconds.items()}
