@@ -8,11 +8,12 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from backbones.benchmarks.tables import (
+    Part,
     Row,
     draw_rows,
     format_rows,
@@ -29,8 +30,6 @@ from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, make_folder
 from backbones.common.ranges import check_ranges
 from backbones.networks.specs import SPECS
-
-Part = Literal["inference", "training", "memory", "input"]
 
 
 @dataclass(frozen=True)

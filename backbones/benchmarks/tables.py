@@ -1,7 +1,7 @@
 """Tables and a plot of what networks and input pipelines cost, ours beside the peers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,8 @@ LARGER_SIZES = (4096, 8192)
 """Of the products that a GPU needs to show what it can do."""
 INPUT_IMAGES = 100
 
+Part = Literal["inference", "training", "memory", "input"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,7 +38,7 @@ class Row:
         peak_share: of the machine's measured bf16 matrix product, for bf16 forward passes.
     """
 
-    part: Literal["inference", "training", "memory", "input"]
+    part: Part
     network: str
     name: str
     precision: str
@@ -63,11 +65,8 @@ def measure_inference(
     network = create_backbone(variant, num_classes=0, width=width).eval()
     cost = count_multiply_adds(network, network.input_size)
     return [
-        Row(
-            *("inference", variant, one.name, one.precision, batch_size, rate, rate / rates[0]),
-            peak_share=rate * cost / peak if one.precision == "bf16" else None,
-        )
-        for one, rate in zip(forms, rates, strict=True)
+        replace(row, peak_share=row.value * cost / peak) if row.precision == "bf16" else row
+        for row in _rows("inference", variant, forms, batch_size, rates)
     ]
 
 
@@ -77,10 +76,7 @@ def measure_training(
     """Images a second of training steps."""
     forms = training_forms(variant, width, batch_size, device)
     rates = _rates(forms, batch_size, repeats, device)
-    return [
-        Row("training", variant, one.name, one.precision, batch_size, rate, rate / rates[0])
-        for one, rate in zip(forms, rates, strict=True)
-    ]
+    return _rows("training", variant, forms, batch_size, rates)
 
 
 def measure_memory(variant: str, width: float, batch_size: int, device: torch.device) -> list[Row]:
@@ -89,10 +85,7 @@ def measure_memory(variant: str, width: float, batch_size: int, device: torch.de
     peaks = [
         peak_memory(variant, width, batch_size, device, index) / 1e6 for index in range(len(forms))
     ]
-    return [
-        Row("memory", variant, one.name, one.precision, batch_size, peak, peak / peaks[0])
-        for one, peak in zip(forms, peaks, strict=True)
-    ]
+    return _rows("memory", variant, forms, batch_size, peaks)
 
 
 def measure_input(size: int, images: Path | None, made: Path, repeats: int) -> list[Row]:
@@ -152,6 +145,15 @@ def draw_rows(rows: Sequence[Row], path: Path) -> None:
         unit = "memory" if part == "memory" else "speed"
         panel.set_title(f"{part}, {network}: {unit} relative to the first", fontsize=10)
     save_plot(plot, path)
+
+
+def _rows(
+    part: Part, variant: str, forms: Sequence[NetworkForm], size: int, values: Sequence[float]
+) -> list[Row]:
+    return [
+        Row(part, variant, one.name, one.precision, size, value, value / values[0])
+        for one, value in zip(forms, values, strict=True)
+    ]
 
 
 def _rates(

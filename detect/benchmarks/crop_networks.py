@@ -7,7 +7,6 @@ objects.
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,10 +148,6 @@ def _compare(
                 "sizes": evaluate_by_size(test, load_results(run / "test_results.json", test)),
             }
         )
-    for row in rows:
-        for size in row["sizes"]:
-            # JSON knows no infinity.
-            size["to"] = None if math.isinf(size["to"]) else size["to"]
     with atomic_write(folder / "comparison.json", "w") as file:
         json.dump(rows, file, indent=2)
     with atomic_write(folder / "comparison.md", "w") as file:

@@ -111,8 +111,8 @@ def evaluate_by_size(
         sides: rising borders between sizes in pixels, a size being the root of an object's area.
 
     Returns:
-        A row for each pair of neighbours: `from` and `to` in pixels, `objects` (without crowds),
-        `AP` (0.50:0.95) and `AR`, which are None where there are no objects; all detections count.
+        A row for each pair of neighbours: `from` and `to` in pixels (None without end), `objects`
+        (without crowds), `AP` (0.50:0.95) and `AR`, None without objects; all detections count.
     """
     # pycocotools counts both ends of a range in; an object at a border is the larger size's.
     ranges = [
@@ -124,7 +124,7 @@ def evaluate_by_size(
     return [
         {
             "from": low,
-            "to": high,
+            "to": None if math.isinf(high) else high,  # JSON knows no infinity
             "objects": int(((areas >= low**2) & (areas < high**2)).sum()),
             "AP": _mean(evaluation.eval["precision"][:, :, :, number, 0]),
             "AR": _mean(evaluation.eval["recall"][:, :, number, 0]),

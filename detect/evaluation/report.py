@@ -71,10 +71,7 @@ def write_report(
             "mAP": evaluate_voc(dataset, detections)["mAP"],
             "mAP_11_point": evaluate_voc(dataset, detections, method="11_point")["mAP"],
         },
-        "sizes": [
-            row | {"to": None if np.isinf(row["to"]) else row["to"]}
-            for row in evaluate_by_size(dataset, detections)
-        ],
+        "sizes": evaluate_by_size(dataset, detections),
         "errors": asdict(error_report(dataset, detections)),
         "score_thresh": score_thresh,
         "confusion": {
