@@ -16,6 +16,7 @@ from torch import Tensor
 
 from backbones.common.errors import ImageError
 from backbones.common.files import atomic_write
+from backbones.common.plots import new_plot
 from detect.data import DetectionDataset
 from detect.evaluation.coco import evaluate_by_size, evaluate_coco, precision_curves
 from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
@@ -130,12 +131,7 @@ def _draw_proposal_recall(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _new_panel() -> tuple[Any, Any]:
     """A plot and its only panel."""
-    # Slow to import, and not needed to compute scores.
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    plot = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasSVG(plot)
+    plot = new_plot(6, 4)
     panel = plot.subplots()
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
