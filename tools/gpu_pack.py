@@ -38,7 +38,7 @@ class GpuPackConfig:
     """What to write, and from what."""
 
     images: str = "data/tiny-imagenet-202"
-    """Folder of shards of small images of one size, to be written smaller."""
+    """Folder of small images, to be written smaller."""
     bccd: str = "data/bccd/BCCD"
     """Folder of BCCD in VOC's layout, which is written too."""
     output: str = "data/gpu"
