@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from backbones.common.errors import UserError
+from backbones.networks.specs import find_spec
 from detect.config import ModelConfig, without_learned
 from detect.data import DetectionDataset
 from detect.proposals.learned import AnchorSizes
@@ -94,6 +95,9 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
     budget, detections = choose_budget(crowds), choose_detections(crowds)
     in_use, in_training = config.proposals_per_image, config.proposals_per_image_train
     crop_size, own_detections = rcnn.crop_size, rcnn.detections_per_image
+    if crop_size == "auto":
+        # No smaller than the network takes: some have a stem for large images.
+        crop_size = max(choose_crop_size(objects), find_spec(config.variant).min_size)
     derived = replace(
         config,
         learned=replace(learned, scale=scale, tile_size=tile, anchor_sizes=anchors),
@@ -101,7 +105,7 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
         proposals_per_image_train=max(100, budget) if in_training == "auto" else in_training,
         rcnn=replace(
             rcnn,
-            crop_size=choose_crop_size(objects) if crop_size == "auto" else crop_size,
+            crop_size=crop_size,
             detections_per_image=detections if own_detections == "auto" else own_detections,
         ),
     )

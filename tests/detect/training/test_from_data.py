@@ -64,6 +64,13 @@ def test_small_objects_in_large_images_get_tiles_at_full_scale():
     assert canvas_of(model, AugmentConfig(window=5000)) == 1024
 
 
+def test_crops_are_no_smaller_than_their_network_takes():
+    for variant, least in (("inception_v3_79", 40), ("inception_v3_79_naive", 75)):
+        model = derive_model(dataclasses.replace(AUTO, variant=variant), made([20, 24, 40]))
+        assert model.rcnn.crop_size == least
+        build_detector(model, 1)
+
+
 def test_large_objects_in_large_images_are_seen_smaller():
     """Objects of a fifth of the image, whatever its pixels."""
     small, large = (
