@@ -102,6 +102,7 @@ def evaluate_by_size(
     dataset: DetectionDataset,
     detections: Sequence[Mapping[str, Any]],
     sides: Sequence[float] = FINE_SIZES,
+    factors: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """AP and recall of objects by size, in finer steps than COCO's three.
 
@@ -109,11 +110,15 @@ def evaluate_by_size(
         dataset: ground truth.
         detections: as in `evaluate_coco`.
         sides: rising borders between sizes in pixels, a size being the root of an object's area.
+        factors: of each image, by which sizes are larger than in its pixels, for detections that
+            are tensors; None for 1.
 
     Returns:
         A row for each pair of neighbours: `from` and `to` in pixels (None without end), `objects`
         (without crowds), `AP` (0.50:0.95) and `AR`, None without objects; all detections count.
     """
+    if factors is not None:
+        dataset, detections = _resized(dataset, detections, factors)
     # pycocotools counts both ends of a range in; an object at a border is the larger size's.
     ranges = [
         (low**2, min(float(np.nextafter(high**2, 0)), 1e10))
@@ -131,6 +136,31 @@ def evaluate_by_size(
         }
         for number, (low, high) in enumerate(itertools.pairwise(sides))
     ]
+
+
+def _resized(
+    dataset: DetectionDataset, detections: Sequence[Mapping[str, Any]], factors: Sequence[float]
+) -> tuple[DetectionDataset, list[dict[str, Any]]]:
+    """Objects and detections as they are on images that are so many times as large."""
+    samples = list(dataset)
+    resized = DetectionDataset(
+        class_names=dataset.class_names,
+        category_ids=dataset.category_ids,
+        image_ids=dataset.image_ids,
+        paths=[sample.path for sample in samples],
+        sizes=dataset.sizes,
+        image_index=np.repeat(np.arange(len(samples)), [len(s.labels) for s in samples]),
+        boxes=torch.cat([s.boxes * f for s, f in zip(samples, factors, strict=True)]),
+        labels=torch.cat([sample.labels for sample in samples]),
+        difficult=torch.cat([sample.difficult for sample in samples]),
+        crowd=torch.cat([sample.crowd for sample in samples]),
+        area=torch.cat([s.area * f**2 for s, f in zip(samples, factors, strict=True)]),
+    )
+    found = [
+        {**own, "boxes": own["boxes"] * factor}
+        for own, factor in zip(detections, factors, strict=True)
+    ]
+    return resized, found
 
 
 def precision_curves(

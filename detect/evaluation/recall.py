@@ -1,6 +1,7 @@
 """What share of the objects an image's first proposals find."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def proposal_recall(dataset: DetectionDataset, boxes: Sequence[Tensor]) -> list[
         objects += len(of_image)
         iou = box_iou(image_boxes.cpu().double(), of_image.double())
         for threshold, found in ranks.items():
-            found += _finding_ranks(iou, threshold)
+            found += [rank for rank, _ in _finding(iou, threshold)]
     most = max((len(image_boxes) for image_boxes in boxes), default=0)
     rows = []
     for count in sorted({*(count for count in COUNTS if count < most), most}):
@@ -46,18 +47,51 @@ def proposal_recall(dataset: DetectionDataset, boxes: Sequence[Tensor]) -> list[
     return rows
 
 
-def _finding_ranks(iou: Tensor, threshold: float) -> list[int]:
-    """Which proposals, counted from 0, find an object of their own: `iou` is `[P, G]`.
+def recall_by_size(
+    dataset: DetectionDataset,
+    boxes: Sequence[Tensor],
+    sides: Sequence[float],
+    factors: Sequence[float] | None = None,
+) -> list[float | None]:
+    """Share of the objects of each size that proposals find at IoU 0.5, one for each at most.
+
+    Args:
+        dataset: as in `proposal_recall`.
+        boxes: likewise.
+        sides: rising borders between sizes in pixels, a size being the root of an object's area.
+        factors: of each image, by which sizes are larger than in its pixels; None for 1.
+
+    Returns:
+        For each pair of neighbours; None without objects.
+    """
+    sizes, found = [], []
+    for index, (sample, image_boxes) in enumerate(zip(dataset, boxes, strict=True)):
+        counts = ~(sample.crowd | sample.difficult)
+        iou = box_iou(image_boxes.cpu().double(), sample.boxes[counts].double())
+        is_found = torch.zeros(int(counts.sum()), dtype=torch.bool)
+        is_found[[place for _, place in _finding(iou, 0.5)]] = True
+        sizes.append(sample.area[counts].sqrt() * (1.0 if factors is None else factors[index]))
+        found.append(is_found)
+    every, of_all = torch.cat(sizes), torch.cat(found).double()
+    shares = []
+    for low, high in pairwise(sides):
+        own = of_all[(every >= low) & (every < high)]
+        shares.append(float(own.mean()) if len(own) else None)
+    return shares
+
+
+def _finding(iou: Tensor, threshold: float) -> list[tuple[int, int]]:
+    """Which proposals find an object of their own, and which one: `iou` is `[P, G]`.
 
     What a proposal takes does not depend on those after it, so the first n of a longer list find
     what they find alone.
     """
     iou = torch.where(iou >= threshold, iou, -1.0)
-    ranks = []
+    pairs = []
     for rank in torch.nonzero((iou > 0).any(dim=1)).flatten().tolist():
         # The last of equal ones, as pycocotools takes it.
         best = iou.shape[1] - 1 - int(iou[rank].flip(0).argmax())
         if iou[rank, best] > 0:
-            ranks.append(rank)
+            pairs.append((rank, best))
             iou[:, best] = -1.0
-    return ranks
+    return pairs

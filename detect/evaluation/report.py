@@ -18,9 +18,9 @@ from backbones.common.errors import ImageError
 from backbones.common.files import atomic_write
 from backbones.common.plots import new_plot
 from detect.data import DetectionDataset
-from detect.evaluation.coco import evaluate_by_size, evaluate_coco, precision_curves
+from detect.evaluation.coco import FINE_SIZES, evaluate_by_size, evaluate_coco, precision_curves
 from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
-from detect.evaluation.recall import IOU_THRESHOLDS, proposal_recall
+from detect.evaluation.recall import IOU_THRESHOLDS, proposal_recall, recall_by_size
 from detect.evaluation.voc import evaluate_voc
 from detect.media.drawing import draw_detections, gallery
 from detect.rcnn.postprocess import above_score
@@ -41,6 +41,7 @@ def write_report(
     score_thresh: float = 0.5,
     cost: Mapping[str, float | None] | None = None,
     regions: Sequence[Tensor] | None = None,
+    seen: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Score detections and write `report.json` and `report.html` into `folder`.
 
@@ -53,6 +54,7 @@ def write_report(
         score_thresh: for the confusion matrix and the gallery, which show what a user would see.
         cost: as a `detect.inference.score.Cost` has it, where a detector of ours was run.
         regions: for each image the boxes that were looked at, likewise, best first.
+        seen: for each image the pixels that a learned proposer saw for one of it, likewise.
 
     Returns:
         What `report.json` holds.
@@ -72,7 +74,8 @@ def write_report(
             "mAP": evaluate_voc(dataset, detections)["mAP"],
             "mAP_11_point": evaluate_voc(dataset, detections, method="11_point")["mAP"],
         },
-        "sizes": evaluate_by_size(dataset, detections),
+        "sizes": _by_size(dataset, detections, regions, None),
+        "sizes_seen": None if seen is None else _by_size(dataset, detections, regions, seen),
         "errors": asdict(error_report(dataset, detections)),
         "score_thresh": score_thresh,
         "confusion": {
@@ -96,6 +99,20 @@ def write_report(
     with atomic_write(folder / "report.html", "w") as file:
         file.write(page)
     return report
+
+
+def _by_size(
+    dataset: DetectionDataset,
+    detections: Sequence[Mapping[str, Tensor]],
+    regions: Sequence[Tensor] | None,
+    factors: Sequence[float] | None,
+) -> list[dict[str, Any]]:
+    """Rows of `evaluate_by_size`, each with the recall of the proposals, None without them."""
+    rows = evaluate_by_size(dataset, detections, FINE_SIZES, factors)
+    recalls: Sequence[float | None] = [None] * len(rows)
+    if regions is not None:
+        recalls = recall_by_size(dataset, regions, FINE_SIZES, factors)
+    return [row | {"proposals": one} for row, one in zip(rows, recalls, strict=True)]
 
 
 def _draw_precision_curves(curves: Mapping[str, list[float] | None]) -> str:

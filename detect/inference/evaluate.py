@@ -20,7 +20,7 @@ from detect.evaluation import load_results, to_coco_images, to_coco_results
 from detect.evaluation.report import write_report
 from detect.inference.config import InferenceConfig, check_calibration_split
 from detect.inference.score import calibration_images, detect_dataset
-from detect.proposals import Proposals, load_proposals
+from detect.proposals import LearnedProposer, Proposals, load_proposals
 from detect.proposals.precomputed import proposals_for
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,14 @@ def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
     how = f", in {detector.metadata['precision']} ({detector.metadata['engine']})"
     if config.model:
         how += f", with {json.dumps(config.model)}"
+    proposer, seen = detector.model.proposer, None
+    if isinstance(proposer, LearnedProposer):
+        seen = [proposer.seen_scale(height, width) for width, height in dataset.sizes.tolist()]
     return _report(
-        config, dataset, detections, folder, weights, how, cost=asdict(cost), regions=regions
+        *(config, dataset, detections, folder, weights, how),
+        cost=asdict(cost),
+        regions=regions,
+        seen=seen,
     )
 
 

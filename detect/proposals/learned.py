@@ -189,6 +189,10 @@ class LearnedProposer(Proposer):
             found.append(join_views(own, plan, size, nms_thresh=config.nms_thresh, limit=limit))
         return found
 
+    def seen_scale(self, height: int, width: int) -> float:
+        """Pixels that are seen for one of an image, where it is seen largest."""
+        return self.tile_size / max(height, width) if self.scale is None else self.scale
+
     def area_in_tiles(self, height: int, width: int) -> float:
         """See `Proposer`."""
         return area_in_tiles(height, width, scale=self.scale, tile=self.tile_size)

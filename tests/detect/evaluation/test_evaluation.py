@@ -18,6 +18,7 @@ from torch import Tensor
 from backbones.common.errors import UserError
 from detect.data import DetectionDataset, load_coco
 from detect.evaluation import coco_results, evaluate_coco, evaluate_voc, to_coco_results
+from detect.evaluation.coco import evaluate_by_size
 
 
 def kit_average_precision(
@@ -273,3 +274,15 @@ def test_errors() -> None:
         with pytest.raises(UserError) as error:
             evaluate_coco(dataset, [result | change])
         assert str(error.value) == message
+
+
+def test_sizes_as_seen_are_those_of_resized_images():
+    """An object and a miss of 20 pixels: seen at half and at twice that."""
+    truth = [[(0, 0, 20, 20, 1)], [(0, 0, 20, 20, 1)]]
+    found = make_detections([[(0, 0, 20, 20, 1, 0.9)], [(100, 100, 120, 120, 1, 0.8)]])
+    sides = (0.0, 16.0, 32.0, 64.0)
+    rows = evaluate_by_size(make_dataset(truth), found, sides)
+    assert [row["objects"] for row in rows] == [0, 2, 0]
+    seen = evaluate_by_size(make_dataset(truth), found, sides, factors=[0.5, 2.0])
+    assert [row["objects"] for row in seen] == [1, 0, 1]
+    assert [row["AP"] for row in seen] == [pytest.approx(1.0), None, 0.0]

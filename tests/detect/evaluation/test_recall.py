@@ -1,5 +1,6 @@
 import contextlib
 import io
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detect.evaluation.recall import proposal_recall
+from detect.evaluation.recall import proposal_recall, recall_by_size
 
 
 def test_counts_and_thresholds():
@@ -95,3 +96,22 @@ def coco_recall(truth, found, count):
         evaluation.evaluate()
         evaluation.accumulate()
     return tuple(evaluation.eval["recall"][:, 0, 0, 0].tolist())
+
+
+def test_recall_by_size_counts_objects_of_their_own():
+    """Two objects of 20 pixels with one proposal between them, one of 50, one difficult."""
+    dataset = make_dataset(
+        [
+            [(0, 0, 20, 20, 1), (2, 0, 22, 20, 2), (100, 100, 150, 150, 3)],
+            [(0, 0, 20, 20, 1, 1), (50, 50, 70, 70, 1)],
+        ]
+    )
+    boxes = [
+        torch.tensor([[1.0, 0, 21, 20], [100, 100, 150, 140]]),
+        torch.tensor([[0.0, 0, 20, 20]]),
+    ]
+    sides = (0.0, 16.0, 32.0, 64.0, math.inf)
+    assert recall_by_size(dataset, boxes, sides) == [None, pytest.approx(1 / 3), 1.0, None]
+    # Seen at half the size in the first image and at twice it in the second.
+    seen = recall_by_size(dataset, boxes, sides, factors=[0.5, 2.0])
+    assert seen == [0.5, 1.0, 0.0, None]
