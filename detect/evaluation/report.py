@@ -75,7 +75,10 @@ def write_report(
             "mAP_11_point": evaluate_voc(dataset, detections, method="11_point")["mAP"],
         },
         "sizes": _by_size(dataset, detections, regions, None),
-        "sizes_seen": None if seen is None else _by_size(dataset, detections, regions, seen),
+        # Where every pixel is seen as it is, that says all.
+        "sizes_seen": None
+        if seen is None or set(seen) == {1.0}
+        else _by_size(dataset, detections, regions, seen),
         "errors": asdict(error_report(dataset, detections)),
         "score_thresh": score_thresh,
         "confusion": {
