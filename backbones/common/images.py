@@ -2,7 +2,7 @@
 
 import io
 import os
-import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,18 +18,35 @@ from torch import Tensor
 
 from backbones.common.errors import ImageError, ImageTooLargeError
 from backbones.common.files import atomic_write
+from backbones.common.regular_files import open_file, read_file
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
+"""Of Pillow's formats those that are pictures and nothing else: it would start Ghostscript for what
+begins like EPS, whatever its name."""
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".apng", ".png", ".webp", ".tif", ".tiff"),
+        *(".bmp", ".gif", ".avif", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
+        *(".pbm", ".pgm", ".pnm", ".ppm"),
+    }
+)
+
+MAX_PIXELS = 200_000_000
+"""Of an image: as many as the largest cameras make, for which reading takes 1.5 GB."""
+
+# Pillow refuses twice its limit; from the limit on it prints a warning, which says no more.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_DARKEST = 1 << 12
+"""16-bit pixels that all lie below this would be read as black, or nearly."""
+
+_PAGES = 32
+"""Of a TIFF that are looked at; smaller copies of an image, each half the last, are never more."""
 
 Pixels: TypeAlias = np.ndarray
 """`uint8 [H, W, 3]`, RGB."""
-
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, EOFError),
-    *(struct.error, KeyError, TypeError, ZeroDivisionError),
-)
-"""What Pillow raises on damaged data: the first in its decoders (SyntaxError for broken PNG
-chunks), the others where the EXIF tags are read."""
 
 # The flags IMREAD_REDUCED_COLOR_2, _4 and _8 ask for BGR in their lowest bit.
 _OPENCV_FLAGS = {
@@ -55,7 +72,8 @@ class EncodedImage:
         name: of the file, for error messages.
 
     Raises:
-        ImageError: empty, damaged, too large, or no image.
+        ImageError: empty, damaged, too large, no image, one of several in its file, or in numbers
+            that have no agreed black and white.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
@@ -65,7 +83,9 @@ class EncodedImage:
         self._data = data
         self._orientation = 1
         with _image_errors(name):
-            self._image: Image.Image = Image.open(io.BytesIO(data))
+            self._image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            _check_numbers(self._image, name)
+            _check_alone(self._image, name)
             if isinstance(self._image, JpegImageFile):
                 self._orientation = self._image.getexif().get(ExifTags.Base.Orientation, 1)
             else:
@@ -91,16 +111,14 @@ class EncodedImage:
         Grey, palette, CMYK and 16-bit files are converted; transparency is dropped.
 
         Raises:
-            ImageError: corrupt or truncated.
+            ImageError: corrupt or truncated, or 16-bit pixels that would all be black.
         """
-        if (pixels := self._decode_plain_jpeg(reduction)) is not None:
-            return pixels
         image = self._image
         with _image_errors(self.name), image:
-            if image.mode.startswith("I;16"):
-                # Pillow would clip 16-bit grey to 255 instead of scaling it.
-                grey = (np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
+            if (pixels := self._decode_plain_jpeg(reduction)) is not None:
+                return pixels
+            if image.mode.startswith("I"):
+                return _from_sixteen_bits(np.asarray(image), self.name)
             if reduction > 1:
                 image.draft(None, (image.width // reduction, image.height // reduction))
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
@@ -130,16 +148,70 @@ def decode_image(data: bytes, name: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def _check_numbers(image: Image.Image, name: str) -> None:
+    """Raise `ImageError` where nothing says which number is white, so that most would be black."""
+    is_sixteen_bits = image.format == "PPM" and image.mode == "I"
+    if image.mode in ("I", "F") and not is_sixteen_bits:
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+        raise ImageError(f"{name}: {kind} pixels have no agreed white: save 8 or 16 bits")
+
+
+def _check_alone(image: Image.Image, name: str) -> None:
+    """Raise `ImageError` where a file has more pictures than its first.
+
+    What cameras (MPO) and pyramids (TIFF) add to a picture are copies and masks of it.
+    """
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return
+    if isinstance(image, TiffImageFile) and not _has_other_pages(image):
+        return
+    kind = "pages" if isinstance(image, TiffImageFile) else "frames, an animation"
+    raise ImageError(f"{name}: has several {kind}: save each as an image of its own")
+
+
+def _has_other_pages(image: TiffImageFile) -> bool:
+    try:
+        for page in range(1, _PAGES):
+            image.seek(page)
+            # NewSubfileType: 1 is a smaller copy, 4 a mask.
+            if not image.tag_v2.get(254, 0) & 5:
+                return True
+    except EOFError:
+        image.seek(0)
+        return False
+    return True
+
+
+def _from_sixteen_bits(values: np.ndarray, name: str) -> Pixels:
+    """Grey `[H, W]` from 0 to 65535 as RGB; Pillow would clip it to 255 instead of scaling it."""
+    highest = int(values.max())
+    if 0 < highest < _DARKEST:
+        raise ImageError(
+            f"{name}: the 16-bit pixels end at {highest} and would be seen as black: scale them to "
+            "65535, or save 8 bits"
+        )
+    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
 @contextmanager
 def _image_errors(name: str) -> Iterator[None]:
+    """Whatever a codec raises, and of damaged data they raise all kinds, is the file's fault."""
     try:
         yield
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image in a known format") from error
+        raise ImageError(
+            f"{name}: not an image in a known format, which are {', '.join(_FORMATS)}"
+        ) from error
     except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"{name}: image too large: {error}") from error
-    except _DAMAGE as error:
-        raise ImageError(f"{name}: corrupt or truncated image: {error}") from error
+        raise ImageTooLargeError(
+            f"{name}: more than {MAX_PIXELS // 10**6} megapixels, the most that are read at once: "
+            "make it smaller, or cut it into parts"
+        ) from error
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{name}: corrupt or truncated image: {reason}") from error
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -148,10 +220,11 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     Grey, palette, CMYK and 16-bit files are converted; transparency is dropped.
 
     Raises:
-        ImageError: the file is missing, truncated, or no image; the message names it.
+        ImageError: the file is missing, no regular file, or as in `EncodedImage`; the message
+            names it.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise ImageError(f"{path}: cannot read image: {error.strerror or error}") from error
     return decode_image(data, name=str(path))
@@ -166,7 +239,8 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: the file is missing or no image; the message names it.
     """
     try:
-        with _image_errors(str(path)), Image.open(path) as image:
+        with open_file(path) as file, _image_errors(str(path)):
+            image = Image.open(file, formats=_FORMATS)
             # Some versions of Pillow turn a TIFF's size when they open it; its tags stay.
             tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
             width, height = tags.get(256, image.width), tags.get(257, image.height)
@@ -177,7 +251,16 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def write_image(path: str | os.PathLike[str], image: Tensor) -> None:
-    """Write a `uint8` RGB tensor `[3, H, W]` atomically, in the format that the suffix names."""
-    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+    """Write a `uint8` RGB tensor `[3, H, W]` atomically, in the format that the suffix names.
+
+    Raises:
+        ImageError: the format cannot hold an image of this size.
+    """
+    pixels, encoded = Image.fromarray(image.permute(1, 2, 0).numpy()), io.BytesIO()
+    try:
+        pixels.save(encoded, format=Image.registered_extensions()[Path(path).suffix.lower()])
+    except (OSError, ValueError) as error:
+        size = f"{pixels.width}x{pixels.height}"
+        raise ImageError(f"{path}: cannot write an image of {size} pixels: {error}") from error
     with atomic_write(path) as file:
-        pixels.save(file, format=Image.registered_extensions()[Path(path).suffix.lower()])
+        file.write(encoded.getbuffer())

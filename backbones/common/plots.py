@@ -20,6 +20,11 @@ def new_plot(width: float, height: float) -> "Figure":
     return plot
 
 
+def literal(text: str) -> str:
+    """A text for a plot that may hold dollars, between which matplotlib would see a formula."""
+    return text.replace("$", r"\$")
+
+
 def save_plot(plot: "Figure", path: Path) -> None:
     """Write a plot atomically as PNG, its panels without the frame's upper and right line."""
     for panel in plot.axes:

@@ -82,9 +82,9 @@ class TrainingProgress:
         self._bar: Progress | None = None
         if _console.is_terminal and distributed.is_main():
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.fields[line]}"),
+                TextColumn("{task.fields[line]}", markup=False),
             )
             self._bar = Progress(*columns, console=_console, transient=True)
             self._task = self._bar.add_task(description, total=total, completed=start, line="")

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES
+from backbones.common.listing import is_visible, visible_files, with_suffix
+from backbones.common.regular_files import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +55,30 @@ def open_split(
 
 
 class ClassFolders:
-    """Images in one folder for each class; labels follow the folders' sorted names."""
+    """Images in one folder for each class; labels follow the folders' sorted names.
+
+    Hidden folders and files are passed over. Files of other kinds are counted in a warning, and
+    classes without an image named in one.
+    """
 
     def __init__(self, root: Path, class_names: Sequence[str] | None = None) -> None:
-        found = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+        found = sorted(
+            folder.name for folder in root.iterdir() if is_visible(folder.name) and folder.is_dir()
+        )
         self.class_names = tuple(found if class_names is None else class_names)
         labels = {name: label for label, name in enumerate(self.class_names)}
-        self._files: list[tuple[Path, int]] = []
         for name in found:
             if name not in labels:
                 raise UserError(f"{root / name}: class {name!r} is not in the training split")
-            files = sorted(
-                file for file in (root / name).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
-            )
-            self._files += [(file, labels[name]) for file in files]
-        if not self._files:
+        of_class = {file: name for name in found for file in visible_files(root / name)}
+        files = with_suffix(of_class, IMAGE_SUFFIXES, root)
+        if not files:
             raise UserError(f"{root}: expected images in CLASS folders, found none")
+        self._files = [(file, labels[of_class[file]]) for file in files]
         self.labels = [label for _, label in self._files]
+        there = set(self.labels)
+        if empty := [name for name in self.class_names if labels[name] not in there]:
+            logger.warning("%s: classes without an image: %s", root, ", ".join(empty))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -78,7 +87,7 @@ class ClassFolders:
         """As `ImageSource.read`."""
         path, label = self._files[index]
         try:
-            return path.read_bytes(), label, str(path)
+            return read_file(path), label, str(path)
         except OSError as error:
             raise ImageError(f"{path}: cannot read image: {error.strerror}") from error
 

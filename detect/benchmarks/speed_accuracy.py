@@ -13,7 +13,7 @@ from backbones.benchmarks.timing import describe_machine, time_interleaved
 from backbones.common.device import resolve_device
 from backbones.common.errors import MissingPackageError, UserError
 from backbones.common.files import atomic_write, make_folder
-from backbones.common.plots import new_plot, save_plot
+from backbones.common.plots import literal, new_plot, save_plot
 from backbones.common.ranges import check_ranges
 from detect.benchmarks.stages import STAGES, crop_costs, image_costs, stage_costs
 from detect.checkpoint import load_detector
@@ -68,7 +68,7 @@ class SpeedAccuracyConfig:
     split: str = "val"
     """Part of the dataset that is used."""
     calibration_split: str | None = None
-    """Split whose first images set the ranges of points in `int8`; not the one that is scored."""
+    """Split of which some images set the ranges of points in `int8`; not the one that is scored."""
     peers: tuple[PeerPoint, ...] = ()
     """Models of others that are timed in the same run."""
     repeats: int = 5
@@ -245,7 +245,9 @@ def draw_speed_accuracy(rows: dict[str, dict[str, Any]], path: Path) -> None:
         colour = "C7" if row.get("peer") else "C1"
         x, y = row["images_per_second"], row["AP"]
         panel.scatter(x, y, color=colour, zorder=3)
-        panel.annotate(name, (x, y), xytext=(4, below), textcoords="offset points", fontsize=8)
+        panel.annotate(
+            literal(name), (x, y), xytext=(4, below), textcoords="offset points", fontsize=8
+        )
     panel.set_xlabel("images per second, files to detections")
     panel.set_ylabel("AP")
     panel.set_title("Accuracy and speed", fontsize=10)

@@ -2,15 +2,24 @@
 
 import contextlib
 import io
+import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageOps, TiffImagePlugin
 
 from backbones.common.errors import ImageError
-from backbones.common.images import EncodedImage, decode_image
+from backbones.common.images import (
+    IMAGE_SUFFIXES,
+    EncodedImage,
+    decode_image,
+    read_image,
+    read_image_size,
+    write_image,
+)
 
 ORIENTATION = 0x0112
 
@@ -128,3 +137,94 @@ def test_damaged_exif_is_an_image_error_or_harmless(file_format, exif):
         image = decode_image(data, "a")
         assert image.shape == (3, 96, 160)
         assert image.dtype == torch.uint8
+
+
+def test_a_file_that_is_read_is_of_a_known_format_whatever_its_name(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript for this."""
+    started = tmp_path / "started"
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {started}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    (tmp_path / "a.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    for read in (read_image, read_image_size):
+        with pytest.raises(ImageError, match=r"a\.jpg: not an image in a known format"):
+            read(tmp_path / "a.jpg")
+    assert not started.exists()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "file_format"),
+    [("jfif", "JPEG"), ("gif", "GIF"), ("avif", "AVIF"), ("jp2", "JPEG2000"), ("ppm", "PPM")],
+)
+def test_less_usual_formats_are_read(suffix, file_format, tmp_path):
+    assert f".{suffix}" in IMAGE_SUFFIXES
+    gradient().save(tmp_path / f"a.{suffix}", file_format)
+    pixels = read_image(tmp_path / f"a.{suffix}").permute(1, 2, 0).numpy().astype(int)
+    # A palette of 256 colours is as coarse as it gets.
+    assert np.abs(pixels - np.asarray(gradient())).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.linspace(0, 1, 64, dtype=np.float32), "floating-point pixels have no agreed white"),
+        (np.linspace(0, 60000, 64).astype(np.int32), "signed or 32-bit pixels have no agreed"),
+        (np.linspace(0, 4095, 64).astype(np.uint16), "16-bit pixels end at 4095 and would be seen"),
+    ],
+)
+def test_numbers_that_would_be_seen_as_black_are_refused(values, words, tmp_path):
+    Image.fromarray(np.tile(values, (8, 1))).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=rf"a\.tif: .*{words}"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_sixteen_bits_of_a_pgm_are_scaled(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5\n2 1\n65535\n\x80\x00\xff\xff")
+    assert read_image(tmp_path / "a.pgm")[0].tolist() == [[0x80, 0xFF]]
+
+
+def test_further_pictures_of_a_file_are_not_lost(tmp_path):
+    first, second = gradient(), gradient(48, 80)
+    for name, kind in (("a.tif", "pages"), ("a.gif", "frames"), ("a.webp", "frames")):
+        first.save(tmp_path / name, save_all=True, append_images=[ImageOps.mirror(first)])
+        with pytest.raises(ImageError, match=rf"{name}: has several {kind}"):
+            read_image(tmp_path / name)
+    # A smaller copy of the first page, and what cameras add to a JPEG, are no further pictures.
+    with TiffImagePlugin.AppendingTiffWriter(tmp_path / "b.tif", new=True) as pyramid:
+        first.save(pyramid, "TIFF")
+        pyramid.newFrame()
+        second.save(pyramid, "TIFF", tiffinfo={254: 1})
+    first.save(tmp_path / "b.mpo", save_all=True, append_images=[second])
+    for name in ("b.tif", "b.mpo"):
+        with Image.open(tmp_path / name) as image:
+            assert image.n_frames == 2
+        assert read_image(tmp_path / name).shape == (3, 96, 160)
+
+
+def test_only_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe.jpg", "zero.jpg", "loop.jpg", "folder.jpg", "a\0.jpg", "\ud800.jpg"):
+        for read in (read_image, read_image_size):
+            with pytest.raises(ImageError, match="cannot read image: "):
+                read(tmp_path / name)
+
+
+def test_an_image_of_too_many_pixels_is_refused_in_words(tmp_path):
+    data = bytearray(encoded(gradient(), "PNG"))
+    data[16:24] = struct.pack(">2I", 20_001, 10_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(ImageError, match=r"a: more than 200 megapixels, .*cut it into parts"):
+        decode_image(bytes(data), "a")
+
+
+def test_an_image_that_its_format_cannot_hold_is_not_written(tmp_path):
+    with pytest.raises(ImageError, match=r"a\.jpg: cannot write an image of 70000x1 pixels"):
+        write_image(tmp_path / "a.jpg", torch.zeros(3, 1, 70_000, dtype=torch.uint8))
+    assert not list(tmp_path.iterdir())

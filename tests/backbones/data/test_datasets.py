@@ -50,6 +50,29 @@ def test_class_folders(tmp_path):
     assert source.read(4)[2].endswith("dog/1.jpg")
 
 
+def test_what_a_folder_holds_besides_images(tmp_path, caplog):
+    """Hidden files and folders are nothing, what cannot be read and what is missing is said."""
+    write_folders(tmp_path)
+    train = tmp_path / "train"
+    for name in (".ipynb_checkpoints/cat.jpg", "cat/.ipynb_checkpoints/0.jpg", "cat/._0.jpg"):
+        (train / name).parent.mkdir(exist_ok=True)
+        (train / name).write_bytes(b"x")
+    assert len(open_split(tmp_path, "train")) == 6
+    assert caplog.messages == []
+    (train / "cat" / "more").mkdir()
+    (train / "cat" / "more" / "a.JFIF").write_bytes(encode((0, 0, 0)))
+    (train / "cat" / "more" / "a.HEIC").write_bytes(b"x")
+    (train / "dog" / "a.mts").write_bytes(b"x")
+    (train / "emu").mkdir()
+    source = open_split(tmp_path, "train")
+    assert source.class_names == ("cat", "dog", "emu")
+    assert len(source) == 7
+    assert caplog.messages == [
+        f"{train}: left out for their suffix: 2 (.HEIC, .mts)",
+        f"{train}: classes without an image: emu",
+    ]
+
+
 def test_validation_uses_the_labels_of_training(tmp_path):
     write_folders(tmp_path, "val", classes=("dog",))
     assert open_split(tmp_path, "val", ["cat", "dog"]).read(0)[1] == 1

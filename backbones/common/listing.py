@@ -1,0 +1,64 @@
+"""Which files of a folder are meant, and a word about the others."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from backbones.common.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files in a folder and below it, sorted; none that is hidden or in a hidden folder.
+
+    A dot begins what programs keep for themselves: `.ipynb_checkpoints`, a Mac's `._a.jpg`. Links
+    to folders are not followed.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot read this folder: {error.strerror}") from error
+
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = filter(is_visible, folders)
+        found += [Path(place, name) for name in filter(is_visible, names)]
+    return sorted(found)
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder is not hidden, as those are whose names begin with a dot."""
+    return not name.startswith(".")
+
+
+def with_suffix(
+    paths: Iterable[Path], suffixes: Collection[str], where: str | Path, folders: int = 0
+) -> list[Path]:
+    """The paths with one of some lower-case suffixes; one warning counts the others.
+
+    Args:
+        paths: files.
+        suffixes: those that are read.
+        where: they are, for the warning.
+        folders: that were not looked into, for the warning.
+    """
+    found, others = [], Counter[str]()
+    for path in paths:
+        if path.suffix.lower() in suffixes:
+            found.append(path)
+        else:
+            others[path.suffix or "none"] += 1
+    parts = []
+    if others:
+        kinds = ", ".join(sorted(others)[:8])
+        parts.append(f"left out for their suffix: {others.total()} ({kinds})")
+    if folders:
+        parts.append(f"folders not looked into: {folders} (name them, or a pattern as in a/**/*.*)")
+    if parts:
+        logger.warning("%s: %s", where, "; ".join(parts))
+    return found
