@@ -5,10 +5,16 @@ from collections.abc import Callable
 
 import numpy as np
 
+from backbones.common.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 CLIP_WARNING_PIXELS = 1.0
 """Boxes that reach further out of their image than this are worth a warning; less is rounding."""
+
+SLIVER = 0.01
+"""A box with no more pixels than this inside of its image, along either axis, lies outside: less is
+rounding too, and nothing after the next change of the image."""
 
 
 def clean_boxes(
@@ -21,7 +27,7 @@ def clean_boxes(
     """Clip boxes to their images and drop those with nothing left, with one warning for each kind.
 
     Args:
-        boxes: `float64 [M, 4]` xyxy in pixels, finite.
+        boxes: `float64 [M, 4]` xyxy in pixels, finite, corners in order.
         sizes: `[M, 2]` width and height of the image of each box.
         source: file or folder that warnings name.
         name: what warnings call box `m`.
@@ -29,22 +35,43 @@ def clean_boxes(
 
     Returns:
         Boxes `float32 [M, 4]`, the dropped ones undefined, and `bool [M]`: which to keep.
+
+    Raises:
+        UserError: all boxes lie in the first pixel of their images.
     """
+    if len(boxes) and boxes.max() <= 1:
+        raise UserError(
+            f"{source}: expected boxes in pixels, got none beyond the first pixel of its image: "
+            "are these fractions of the image's sides?"
+        )
     empty = _has_no_area(boxes, empty_side)
     low, high = boxes.min(axis=1, initial=0), (boxes - np.tile(sizes, 2)).max(axis=1, initial=0)
     clipped = boxes.clip(0, np.tile(sizes, 2)).astype(np.float32)
-    outside = _has_no_area(clipped, 0) & ~empty
+    outside = _has_no_area(clipped, SLIVER) & ~empty
     reaches = np.maximum(-low, high) > CLIP_WARNING_PIXELS
 
-    def warn(which: np.ndarray, what: str) -> None:
-        if which.any():
-            first = name(int(which.argmax()))
-            logger.warning("%s: %s: %d, first %s", source, what, which.sum(), first)
-
-    warn(empty, "boxes dropped for having no area")
-    warn(outside, "boxes dropped for lying outside their image")
-    warn(reaches & ~empty & ~outside, "boxes clipped for reaching beyond their image")
+    for which, what in (
+        (empty, "boxes dropped for having no area"),
+        (outside, "boxes dropped for lying outside their image"),
+        (reaches & ~empty & ~outside, "boxes clipped for reaching beyond their image"),
+    ):
+        warn_of_boxes(which, what, source, name)
     return clipped, ~(empty | outside)
+
+
+def order_corners(boxes: np.ndarray, source: str, name: Callable[[int], str]) -> np.ndarray:
+    """Boxes `[M, 4]` of two opposite corners each, as xyxy; one warning counts those put right."""
+    ordered = np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    swapped = (ordered != boxes).any(axis=1)
+    warn_of_boxes(swapped, "boxes put right for having their corners swapped", source, name)
+    return ordered
+
+
+def warn_of_boxes(which: np.ndarray, what: str, source: str, name: Callable[[int], str]) -> None:
+    """One warning for the boxes in `which`, `bool [M]`, if there are any; see `clean_boxes`."""
+    if which.any():
+        first = name(int(which.argmax()))
+        logger.warning("%s: %s: %d, first %s", source, what, which.sum(), first)
 
 
 def _has_no_area(boxes: np.ndarray, empty_side: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Datasets in COCO's layout: one JSON file of annotations and a folder of images."""
 
 import json
+import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -10,8 +11,12 @@ import numpy as np
 
 from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
-from detect.data.cleaning import clean_boxes
+from backbones.common.regular_files import read_file
+from detect.data.cleaning import clean_boxes, order_corners
+from detect.data.paths import refuse_paths_outside
 from detect.data.sample import DetectionDataset
+
+logger = logging.getLogger(__name__)
 
 # Nine tenths of COCO's files, and not read here. Dropped while parsing, so that they are never
 # all in memory at once.
@@ -25,7 +30,9 @@ def load_coco(
 
     Images without boxes are kept. `iscrowd` (default 0), `area` (default that of the box) and an
     annotation's `id` may be missing. Boxes without area or outside their image are dropped and
-    those reaching beyond it are clipped, each with one warning that counts them.
+    those reaching beyond it are clipped, each with one warning that counts them; so are crowds,
+    which are no objects. A category that only stands above the others, as exports add one, is no
+    class.
 
     Args:
         annotations: the JSON file.
@@ -44,28 +51,29 @@ def load_coco(
 
 def _load(source: str, images: str | os.PathLike[str]) -> DetectionDataset:
     document = _read_json(source)
-    category_ids, class_names = _categories(document, source)
+    rows = _entries(document, "annotations", source)
+    category_ids, class_names = _categories(document, rows, source)
     entries = _entries(document, "images", source)
     if not entries:
         raise UserError(f"{source}: the dataset is empty: expected at least one entry in images")
-    image_ids, paths, sizes = [], [], []
+    image_ids, files, sizes = [], [], []
     for number, entry in enumerate(entries):
         where = f"{source}: images[{number}]"
         image_ids.append(_integer(_get(entry, "id", where), "id", where))
         file_name = _get(entry, "file_name", where)
         if not isinstance(file_name, str):
             raise UserError(f"{where}: expected a string as file_name, got {file_name!r}")
-        paths.append(os.path.join(images, file_name))
+        files.append(file_name)
         size = [_integer(_get(entry, key, where), key, where) for key in ("width", "height")]
         if min(size) < 1 or max(size) >= 2**31:
             raise UserError(f"{where}: expected a positive width and height, got {size}")
         sizes.append(size)
+    refuse_paths_outside(images, files, lambda number: f"{source}: images[{number}]")
     index_of = {image_id: index for index, image_id in enumerate(image_ids)}
     if len(index_of) < len(image_ids):
         raise UserError(f"{source}: images: id {_first_repeated(image_ids)} is used twice")
     label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
 
-    rows = _entries(document, "annotations", source)
     xywh = np.empty((len(rows), 4))
     image_index = np.empty(len(rows), np.int64)
     labels = np.empty(len(rows), np.int64)
@@ -78,7 +86,7 @@ def _load(source: str, images: str | os.PathLike[str]) -> DetectionDataset:
             labels[number] = label_of[row["category_id"]]
             _, _, width, height = xywh[number] = _list(row["bbox"])
             crowd[number] = {0: False, 1: True}[row.get("iscrowd", 0)]
-            area[number] = row.get("area", width * height)
+            area[number] = row.get("area", abs(width * height))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             reason = _explain(row, index_of, label_of)
             raise UserError(f"{source}: {_annotation_name(rows, number)}: {reason}") from error
@@ -89,14 +97,24 @@ def _load(source: str, images: str | os.PathLike[str]) -> DetectionDataset:
             f"{source}: {_annotation_name(rows, number)}: expected finite numbers in bbox and "
             f"area, got {rows[number]['bbox']}, area {area[number]}"
         )
+
+    def name(number: int) -> str:
+        return _annotation_name(rows, number)
+
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    box_sizes = np.asarray(sizes)[image_index]
-    boxes, keep = clean_boxes(boxes, box_sizes, source, lambda m: _annotation_name(rows, m))
+    boxes = order_corners(boxes, source, name)
+    boxes, keep = clean_boxes(boxes, np.asarray(sizes)[image_index], source, name)
+    if crowd.any():
+        logger.warning(
+            "%s: %d of %d annotations are iscrowd: these are neither trained on nor to be found "
+            "(CVAT marks every mask so)",
+            *(source, crowd.sum(), len(rows)),
+        )
     return DetectionDataset(
         class_names=class_names,
         category_ids=category_ids,
         image_ids=image_ids,
-        paths=paths,
+        paths=[os.path.join(images, file) for file in files],
         sizes=sizes,
         image_index=image_index[keep],
         boxes=boxes[keep],
@@ -113,8 +131,7 @@ def _read_json(source: str) -> dict[str, Any]:
         return entry
 
     try:
-        text = Path(source).read_text(encoding="utf-8")
-        document = json.loads(text, object_hook=drop_unused)
+        document = json.loads(read_file(source).decode("utf-8"), object_hook=drop_unused)
     except OSError as error:
         raise UserError(f"{source}: cannot read annotations: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -134,17 +151,33 @@ def _entries(document: dict[str, Any], key: str, source: str) -> list[Any]:
     return value
 
 
-def _categories(document: dict[str, Any], source: str) -> tuple[list[int], list[str]]:
+def _categories(
+    document: dict[str, Any], rows: list[Any], source: str
+) -> tuple[list[int], list[str]]:
+    """Ids in rising order, and their names, without those that stand above others alone."""
     names: dict[int, str] = {}
+    above: dict[int, str] = {}
     for number, entry in enumerate(_entries(document, "categories", source)):
         where = f"{source}: categories[{number}]"
         category_id = _integer(_get(entry, "id", where), "id", where)
-        name = str(_get(entry, "name", where))
-        if category_id in names or name in names.values():
-            raise UserError(f"{where}: id {category_id} or name {name!r} is used twice")
-        names[category_id] = name
+        if category_id in names:
+            raise UserError(f"{where}: id {category_id} is used twice")
+        names[category_id] = str(_get(entry, "name", where))
+        above[category_id] = str(entry.get("supercategory"))
+    # Roboflow's exports begin with one that has no objects, and often the name of a class.
+    given = (row.get("category_id") for row in rows if isinstance(row, dict))
+    used = {key for key in given if isinstance(key, int | float)}
+    for root in [key for key in names if above[key] in ("none", "None") and key not in used]:
+        if len(names) > 1 and all(above[key] == names[root] for key in names if key != root):
+            logger.warning(
+                "%s: category %d %s is left out: it has no objects and stands above the others",
+                *(source, root, names.pop(root)),
+            )
     if not names:
         raise UserError(f"{source}: expected at least one entry in categories")
+    if len(set(names.values())) < len(names):
+        twice = _first_repeated(list(names.values()))
+        raise UserError(f"{source}: categories: name {twice!r} is used twice")
     category_ids = sorted(names)
     return category_ids, [names[category_id] for category_id in category_ids]
 
@@ -162,12 +195,14 @@ def _list(value: Any) -> list[Any]:
 
 
 def _integer(value: Any, key: str, where: str) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise UserError(f"{where}: expected an integer as {key}, got {value!r}")
     return value
 
 
-def _first_repeated(values: list[int]) -> int:
+def _first_repeated(values: list[Any]) -> Any:
     return next(value for value, count in Counter(values).items() if count > 1)
 
 

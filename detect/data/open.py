@@ -1,5 +1,6 @@
 """From a configuration to a dataset, and whether its classes are those that a detector knows."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Literal
 
 from backbones.common.errors import UserError
 from detect.data import DetectionDataset, load_coco, load_voc, load_yolo, make_digits
+
+logger = logging.getLogger(__name__)
 
 DatasetFormat = Literal["coco", "voc", "yolo", "digits"]
 
@@ -82,6 +85,14 @@ def check_same_classes(
             f"{_listed(found)}; expected {_listed(known)}: give the same ids and names in both "
             "(data.class_names sets those of the voc layout)"
         )
+
+
+def warn_without_objects(dataset: DetectionDataset, split: str) -> bool:
+    """Whether a split has no objects, with a warning of what follows from that."""
+    is_without = not any(dataset.objects_by_class().values())
+    if is_without:
+        logger.warning("split %s has no objects: average precision is not defined on it", split)
+    return is_without
 
 
 def dataset_for(data: DatasetConfig, class_names: Sequence[str]) -> DatasetConfig:

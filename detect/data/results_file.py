@@ -1,6 +1,7 @@
 """Reading files in COCO's results format: other detectors' results, and precomputed proposals."""
 
 import json
+import logging
 import math
 import operator
 from collections.abc import Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backbones.common.errors import UserError
+from backbones.common.regular_files import read_file
+
+logger = logging.getLogger(__name__)
 
 
 class Result(NamedTuple):
@@ -31,35 +35,70 @@ class Result(NamedTuple):
 def read_results(path: str | Path, what: str) -> Iterator[Result]:
     """Read `[{"image_id": 1, "bbox": [x, y, w, h], "score": 0.9, ...}, ...]`.
 
+    Boxes without area are left out, with one warning that counts them.
+
     Args:
         path: the file.
         what: it holds, for messages: `proposals`, `results`.
 
     Raises:
-        UserError: missing file, not JSON, not a list of results, or a box without area; the message
-            names file and entry.
+        UserError: missing file, not JSON, not a list of results, or none beyond the first pixel of
+            its image; the message names file and entry.
     """
     path = Path(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(read_file(path).decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read {what}: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {what} are not valid JSON: {error}") from error
     if not isinstance(entries, list):
         raise UserError(f"{path}: expected a list of COCO results, got {type(entries).__name__}")
+    without_area = []
+    farthest = -math.inf
     for i, entry in enumerate(entries):
         where = f"{path}: entry {i}"
         try:
             x, y, w, h = (float(value) for value in entry["bbox"])
-            image_id, score = operator.index(entry["image_id"]), float(entry["score"])
-        except (KeyError, TypeError, ValueError) as error:
+            image_id, score = whole_number(entry["image_id"]), float(entry["score"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{where} must have image_id, bbox [x, y, w, h] and score: {error!r}"
+                f"{where} must have a whole number as image_id, bbox [x, y, w, h] and a number as "
+                f"score, got {_shown(entry)}"
             ) from error
-        if not (w > 0 and h > 0 and all(map(math.isfinite, (x, y, w, h, score)))):
+        if not all(map(math.isfinite, (x, y, w, h, score))):
             raise UserError(
-                f"{where} must have finite numbers and a bbox with area, got "
-                f"{entry['bbox']} and score {score}"
+                f"{where} must have finite numbers, got {entry['bbox']} and score {score}"
             )
+        if not (w > 0 and h > 0):
+            without_area.append(i)
+            continue
+        farthest = max(farthest, x + w, y + h)
         yield Result(image_id, [x, y, x + w, y + h], score, entry, where)
+    if without_area:
+        logger.warning(
+            "%s: %s left out for a bbox without area: %d, first entry %d",
+            *(path, what, len(without_area), without_area[0]),
+        )
+    if -math.inf < farthest <= 1:
+        raise UserError(
+            f"{path}: expected boxes in pixels, got none beyond the first pixel of its image: are "
+            "these fractions of the image's sides?"
+        )
+
+
+def whole_number(value: Any) -> int:
+    """An id; some exports write 1.0 for 1.
+
+    Raises:
+        TypeError, ValueError: it is no whole number.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return operator.index(value)
+
+
+def _shown(entry: Any) -> str:
+    """As much of an entry as a message has room for."""
+    text = repr(entry)
+    return text if len(text) <= 120 else f"{text[:120]}..."

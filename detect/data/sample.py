@@ -1,5 +1,6 @@
 """What every dataset gives: samples (boxes and labels of one image) and the pixels behind them."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from backbones.common.errors import ImageError
+from backbones.common.errors import ImageError, UserError
 from backbones.common.images import read_image
 
 
@@ -59,6 +60,9 @@ class DetectionDataset:
         difficult: `[M]`; all False where left out.
         crowd: `[M]`; all False where left out.
         area: `[M]` in square pixels; that of the boxes where left out.
+
+    Raises:
+        UserError: a class name cannot be printed.
     """
 
     def __init__(
@@ -77,9 +81,13 @@ class DetectionDataset:
         area: ArrayLike | None = None,
     ) -> None:
         self.class_names = list(class_names)
+        for name in self.class_names:
+            # Fonts and pages have no such characters; some libraries end the process.
+            if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+                raise UserError(f"class name {name!r} has characters that cannot be printed")
         self.category_ids = list(category_ids)
         self.image_ids = list(image_ids)
-        self._paths = list(paths)
+        self.paths = list(paths)
         self.sizes = np.asarray(sizes, dtype=np.int32).reshape(-1, 2)
         index = np.asarray(image_index, dtype=np.int64)
         order = np.argsort(index, kind="stable")
@@ -123,7 +131,7 @@ class DetectionDataset:
         width, height = self.sizes[index].tolist()
         return Sample(
             image_id=self.image_ids[index],
-            path=self._paths[index],
+            path=self.paths[index],
             width=width,
             height=height,
             # Cloned, so that changing a sample in place leaves the dataset as it is.
@@ -137,11 +145,11 @@ class DetectionDataset:
             ImageError: the file is missing or broken, or has not the size that the annotations
                 give, so that the boxes would not fit it (a rotated copy, another export).
         """
-        image = read_image(self._paths[index])
+        image = read_image(self.paths[index])
         width, height = self.sizes[index].tolist()
         if image.shape[1:] != (height, width):
             raise ImageError(
-                f"{self._paths[index]}: the image has {image.shape[2]}x{image.shape[1]} pixels, "
+                f"{self.paths[index]}: the image has {image.shape[2]}x{image.shape[1]} pixels, "
                 f"its annotation says {width}x{height}"
             )
         return image
@@ -155,7 +163,7 @@ class DetectionDataset:
         images = [
             {"id": image_id, "file_name": path, "width": width, "height": height}
             for image_id, path, (width, height) in zip(
-                self.image_ids, self._paths, self.sizes.tolist(), strict=True
+                self.image_ids, self.paths, self.sizes.tolist(), strict=True
             )
         ]
         owners = np.repeat(np.asarray(self.image_ids), np.diff(self._starts)).tolist()

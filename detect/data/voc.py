@@ -2,10 +2,12 @@
 
 import os
 import re
+import unicodedata
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -13,7 +15,10 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES
-from detect.data.cleaning import clean_boxes
+from backbones.common.listing import visible_files
+from backbones.common.regular_files import read_file
+from detect.data.cleaning import clean_boxes, order_corners
+from detect.data.paths import refuse_paths_outside
 from detect.data.sample import DetectionDataset
 
 VOC_CLASSES = (
@@ -30,9 +35,10 @@ def load_voc(
     """Read one split of a folder with `Annotations`, `ImageSets/Main` and `JPEGImages`.
 
     VOC's boxes, which count pixels from 1 and include the last, become half-open from 0. Boxes
-    without area (`xmax <= xmin` or `ymax <= ymin`) or outside their image are dropped and those
-    reaching beyond it are clipped, each with one warning that counts them. `image_id` is the place
-    of an image's annotation among all of the folder, from 1, and so unique across splits.
+    without area (`xmax = xmin` or `ymax = ymin`) or outside their image are dropped, those
+    reaching beyond it are clipped and swapped corners put right, each with one warning that counts
+    them. `image_id` is the place of an image's annotation among all of the folder, from 1, and so
+    unique across splits. Files may lie in folders below, in both places alike (`cam1/a`).
 
     Args:
         root: the folder, `VOCdevkit/VOC2007` for one.
@@ -47,24 +53,21 @@ def load_voc(
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         if not (root / folder).is_dir():
             raise UserError(f"{root / folder}: no such folder, expected in Pascal VOC's layout")
-    names = _read_split(root / "ImageSets" / "Main" / f"{split}.txt")
-    all_names = sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
-    ids = {name: number for number, name in enumerate(all_names, start=1)}
-    files = {
-        path.stem: path
-        for path in sorted((root / "JPEGImages").iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES
+    pages_of = {
+        _name(path, root / "Annotations"): path
+        for path in visible_files(root / "Annotations")
+        if path.suffix == ".xml"
     }
-    for name in names:
-        if name not in ids:
-            raise UserError(
-                f"{root / 'Annotations' / name}.xml: no such file, split {split} has it"
-            )
-        if name not in files:
-            raise UserError(f"{root / 'JPEGImages' / name}.jpg: no such file, split {split} has it")
+    all_names = sorted(pages_of)
+    ids = {name: number for number, name in enumerate(all_names, start=1)}
+    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
+    names = _read_split(split_file, ids)
+    files = defaultdict(list)
+    for path in visible_files(root / "JPEGImages"):
+        files[_name(path, root / "JPEGImages")].append(path)
 
     to_read = all_names if class_names is None else names
-    pages = {name: _read_annotation(root / "Annotations" / f"{name}.xml") for name in to_read}
+    pages = {name: _read_annotation(pages_of[name]) for name in to_read}
     if class_names is None:
         class_names = _classes_of(pages.values())
     label_of = {name: label for label, name in enumerate(class_names, start=1)}
@@ -73,25 +76,35 @@ def load_voc(
     for index, item in objects:
         if item.name not in label_of:
             raise UserError(
-                f"{root / 'Annotations' / names[index]}.xml: class {item.name!r} is not among "
+                f"{pages_of[names[index]]}: class {item.name!r} is not among "
                 f"{', '.join(class_names)}"
             )
     image_index = np.array([index for index, _ in objects], np.int64)
     sizes = np.array([pages[name].size for name in names])
+
+    def name_of(number: int) -> str:
+        index, item = objects[number]
+        return f"{item.name} in {names[index]}.xml"
+
     boxes = np.array([item.box for _, item in objects], np.float64).reshape(-1, 4)
+    boxes = order_corners(boxes, str(root), name_of)
     boxes, keep = clean_boxes(
         boxes_from_voc(torch.from_numpy(boxes)).numpy(),
-        sizes[image_index],
-        str(root),
-        lambda m: f"{objects[m][1].name} in {names[objects[m][0]]}.xml",
+        *(sizes[image_index], str(root), name_of),
         # Read strictly, xmin = xmax is one pixel; in practice it is a click that was never dragged.
         empty_side=1.0,
+    )
+    paths = [_image_of(name, files[name], pages[name], root / "JPEGImages") for name in names]
+    refuse_paths_outside(
+        root / "JPEGImages",
+        [os.path.relpath(path, root / "JPEGImages") for path in paths],
+        lambda index: str(split_file),
     )
     return DetectionDataset(
         class_names=class_names,
         category_ids=range(1, len(class_names) + 1),
         image_ids=[ids[name] for name in names],
-        paths=[str(files[name]) for name in names],
+        paths=[str(path) for path in paths],
         sizes=sizes,
         image_index=image_index[keep],
         boxes=boxes[keep],
@@ -121,9 +134,10 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Annotation:
-    """One XML file: (width, height) and objects."""
+    """One XML file: (width, height), the file name of the image if it has one, and objects."""
 
     size: tuple[int, int]
+    file_name: str
     objects: list[_Object]
 
 
@@ -137,7 +151,7 @@ class _PlainTreeBuilder(ET.TreeBuilder):
 
 def _read_annotation(path: Path) -> _Annotation:
     try:
-        root = ET.fromstring(path.read_bytes(), ET.XMLParser(target=_PlainTreeBuilder()))
+        root = ET.fromstring(read_file(path), ET.XMLParser(target=_PlainTreeBuilder()))
     except OSError as error:
         raise UserError(f"{path}: cannot read annotation: {error.strerror}") from error
     except (ET.ParseError, ValueError, LookupError) as error:
@@ -152,7 +166,8 @@ def _read_annotation(path: Path) -> _Annotation:
         )
         difficult = element.findtext("difficult", "0").strip() == "1"
         objects.append(_Object(_text(element, "name", path), box, difficult))
-    return _Annotation((int(width), int(height)), objects)
+    file_name = (root.findtext("filename") or "").strip()
+    return _Annotation((int(width), int(height)), file_name, objects)
 
 
 def _text(element: ET.Element, key: str, path: Path) -> str:
@@ -170,20 +185,73 @@ def _number(element: ET.Element, key: str, path: Path) -> float:
     return float(text)
 
 
-def _read_split(path: Path) -> list[str]:
-    """Names in the first column; lists for one class have a second one, of flags."""
+def _read_split(path: Path, known: Mapping[str, int]) -> list[str]:
+    """The annotations in `known` that a split lists, a name a line, in the file's order.
+
+    Names may have spaces. Lists for one class have a flag behind each, -1, 0 or 1.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        # The mark that some editors put at a file's beginning is no part of it.
+        lines = read_file(path).decode("utf-8-sig").splitlines()
+    except OSError as error:
         there = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.txt"))) or "none"
         raise UserError(f"{path}: cannot read this split; there are: {there}") from error
-    names = [line.split()[0] for line in lines if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected text in UTF-8, save it as such: {error}") from error
+    entries = [_composed(line.strip()) for line in lines if line.strip()]
+    # One of them must be no name with a number, such as "IMG 1".
+    has_flags = all(re.search(r"\s(-1|0|1)$", entry) for entry in entries) and any(
+        re.search(r"\s(-1|\s[01])$", entry) for entry in entries
+    )
+    names = []
+    for entry in entries:
+        name = entry if entry in known or not has_flags else entry.rsplit(maxsplit=1)[0]
+        if name not in known:
+            page = path.parents[2] / "Annotations" / f"{name}.xml"
+            raise UserError(
+                f"{page}: no such file, split {path.stem} has it: an image without objects has a "
+                "file without <object>"
+            )
+        names.append(name)
     if not names:
         raise UserError(f"{path}: the split is empty: expected image names, one a line")
     if len(set(names)) < len(names):
         twice = next(name for number, name in enumerate(names) if name in names[:number])
         raise UserError(f"{path}: {twice} is listed twice")
     return names
+
+
+def _name(path: Path, folder: Path) -> str:
+    """What splits call a file: its path in the folder, without suffix."""
+    return _composed(path.relative_to(folder).with_suffix("").as_posix())
+
+
+def _composed(name: str) -> str:
+    """A Mac writes an umlaut in file names as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _image_of(name: str, files: Sequence[Path], page: _Annotation, folder: Path) -> Path:
+    """Of the files with a name and any suffix, the image: where there are several, that which the
+    annotation names."""
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if len(images) > 1:
+        meant = _composed(PurePosixPath(page.file_name).name)
+        images = [path for path in images if _composed(path.name) == meant]
+    if len(images) == 1:
+        return images[0]
+    there = ", ".join(sorted(path.name for path in files))
+    if not files:
+        raise UserError(f"{folder / name}.jpg: no such file, and none of another suffix")
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
+        raise UserError(
+            f"{folder / name}: there are {there}, and <filename> of the annotation names none of "
+            "them: remove all but one"
+        )
+    raise UserError(
+        f"{folder}: of {name} there is {there}: this suffix is not known, expected one of "
+        f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+    )
 
 
 def _classes_of(annotations: Iterable[_Annotation]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ import numpy as np
 from backbones.common.config import read_yaml
 from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image_size
+from backbones.common.listing import visible_files, with_suffix
+from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes
+from detect.data.paths import is_file_name, is_inside, refuse_paths_outside
 from detect.data.sample import DetectionDataset
 
 logger = logging.getLogger(__name__)
@@ -103,30 +106,41 @@ def _class_names(value: Any, source: Path) -> dict[int, str]:
 def _images(document: dict[str, Any], split: str, source: Path) -> Iterator[Path]:
     """Image files of a split, whose entry is a folder, a text file of paths, or a list of these."""
     base = source.parent / str(document.get("path") or "")
+    roots = [base, source.parent]
     entries = document[split]
+    where = f"{source}: {split}"
     for entry in entries if isinstance(entries, list) else [entries]:
-        place = _existing(str(entry), (base, source.parent), f"{source}: {split}")
+        place = _existing(str(entry), roots, where)
+        # The folder itself may be a link, what it holds may not.
+        _check_inside(os.path.abspath(place), map(os.path.abspath, roots), where)
         if place.is_dir():
-            files: Sequence[Path] = sorted(path for path in place.rglob("*") if path.is_file())
-            found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-            if len(found) < len(files):
-                logger.warning(
-                    "%s: files left out for not being images: %d", place, len(files) - len(found)
-                )
+            files = [path for path in visible_files(place) if path.suffix != ".txt"]
+            found = with_suffix(files, IMAGE_SUFFIXES, place)
+            names = [os.path.relpath(path, place) for path in found]
+            refuse_paths_outside(place, names, lambda _: where)
             yield from found
         else:
-            for line in _lines(place):
-                if line:
-                    yield _existing(line, (place.parent, base), str(place))
+            for line in filter(None, _lines(place)):
+                path = _existing(line, (place.parent, base), str(place))
+                _check_inside(os.path.realpath(path), map(os.path.realpath, roots), str(place))
+                yield path
 
 
 def _existing(name: str, folders: Sequence[Path], where: str) -> Path:
     # Exports name `../train/images` from a folder that was meant to lie one deeper.
-    for folder in folders:
+    for folder in folders if is_file_name(name) else ():
         for candidate in (folder / name, folder / name.removeprefix("../")):
             if candidate.exists():
                 return candidate
-    raise UserError(f"{where}: {folders[0] / name}: not found")
+    raise UserError(f"{where}: {folders[0] / name!s}: not found")
+
+
+def _check_inside(path: str, roots: Iterable[str], where: str) -> None:
+    if not any(is_inside(path, root) for root in roots):
+        raise UserError(
+            f"{where}: {path} lies outside of the data's folder: put the files there, or name a "
+            "folder above all of them as path in data.yaml"
+        )
 
 
 def _labels_path(image: Path) -> Path:
@@ -141,7 +155,7 @@ def _read_labels(
     path: Path, labels_of: dict[int, int]
 ) -> Iterator[tuple[int, tuple[int, float, float, float, float]]]:
     """Line number, and class number with x1, y1, x2, y2 in fractions of the image, of each row."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     seen = set()
     for line, text in enumerate(_lines(path), start=1):
@@ -184,7 +198,7 @@ def _read_labels(
 def _lines(path: Path) -> list[str]:
     try:
         # The mark that some editors put at a file's beginning is no part of it.
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        return [line.strip() for line in read_file(path).decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read this text file: {error}") from error
 

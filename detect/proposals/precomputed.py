@@ -18,7 +18,7 @@ def load_proposals(path: str | Path) -> dict[int, Proposals]:
     """Read `[{"image_id": 1, "bbox": [x, y, w, h], "score": 0.9}, ...]`.
 
     `category_id` may be present and is ignored: proposals are class-agnostic. Boxes without area
-    are an error, for they would be a crop of nothing.
+    are left out with a warning, for they would be a crop of nothing.
 
     Returns:
         By image id, boxes in xyxy pixels, best first.

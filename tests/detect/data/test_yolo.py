@@ -115,7 +115,7 @@ def test_what_is_left_out_is_counted(root: Path, caplog) -> None:
     for words in (
         "label files without an image: 1, first",
         "lost.txt",
-        "files left out for not being images: 1",
+        "left out for their suffix: 1 (.md)",
         "a.txt, line 2: the same object as before, left out",
         "boxes dropped for having no area: 1, first",
         "a.txt, line 3",

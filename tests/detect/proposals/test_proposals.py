@@ -354,14 +354,17 @@ def test_precomputed_round_trip(tmp_path):
     [
         ("{", "not valid JSON"),
         ("{}", "expected a list of COCO results, got dict"),
-        ('[{"image_id": 1, "bbox": [1, 2, 3], "score": 1}]', "entry 0 must have image_id, bbox"),
+        (
+            '[{"image_id": 1, "bbox": [1, 2, 3], "score": 1}]',
+            "entry 0 must have a whole number as",
+        ),
         (
             '[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": -0.7}]',
             "entry 0: expected a score from 0 to 1, a probability, got -0.7",
         ),
         (
-            '[{"image_id": 1, "bbox": [1, 2, 0, 4], "score": 1}]',
-            "entry 0 must have finite numbers and a bbox with area",
+            '[{"image_id": 1, "bbox": [1, 2, NaN, 4], "score": 1}]',
+            "entry 0 must have finite numbers",
         ),
     ],
 )

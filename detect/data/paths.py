@@ -1,0 +1,73 @@
+"""Image files that annotations name: none but those in the folder of the images.
+
+Annotations come from others, and would choose what is read and sent on in pictures of results.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from backbones.common.errors import UserError
+
+
+def refuse_paths_outside(
+    folder: str | os.PathLike[str], names: Sequence[str], where: Callable[[int], str]
+) -> None:
+    """Raise `UserError` for a name that leads out of a folder, by `..`, from the root or a link.
+
+    The folder itself may be a link.
+
+    Args:
+        folder: that the names are relative to.
+        names: of files, which need not be there.
+        where: the name of a number stands, for the message.
+    """
+    in_folder = defaultdict(list)
+    top = os.path.abspath(folder)
+    for number, name in enumerate(names):
+        # The last of these is for paths from the root, which may lead into the folder.
+        if (
+            not is_file_name(name)
+            or ".." in name.split("/")
+            or not is_inside(os.path.abspath(os.path.join(folder, name)), top)
+        ):
+            raise UserError(
+                f"{where(number)}: expected a file inside of {folder}, got {name!r}: name it "
+                "relative to that folder, without .."
+            )
+        in_folder[os.path.dirname(name)].append(number)
+    root = os.path.realpath(folder)
+    for inner, numbers in in_folder.items():
+        place = os.path.join(folder, inner)
+        if is_inside(os.path.realpath(place), root):
+            links = _links(place)
+            numbers = [n for n in numbers if links is None or os.path.basename(names[n]) in links]
+        for number in numbers:
+            path = os.path.join(folder, names[number])
+            if not is_inside(os.path.realpath(path), root):
+                raise UserError(
+                    f"{where(number)}: {path} leads out of {folder} by a link: put the file "
+                    "itself there"
+                )
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name can be one of a file: JSON may hold a NUL, and halves of characters."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Whether a path lies in a folder; both are absolute, and resolved where links matter."""
+    return os.path.commonpath([path, root]) == root
+
+
+def _links(folder: str) -> set[str] | None:
+    """Names of the links in a folder, by one look at it; None where that cannot be seen."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+    except OSError:
+        return None
