@@ -7,6 +7,7 @@ python -m tools.evaluate --results results.json --data.format coco --data.root D
 
 from backbones.common.cli import command
 from backbones.common.config import parse_config
+from detect.evaluation.coco import listed
 from detect.inference.evaluate import EvaluateConfig, evaluate
 
 
@@ -15,8 +16,8 @@ def main() -> None:
     """Run from the command line."""
     config = parse_config(EvaluateConfig, description="Score detections and write a report.")
     report = evaluate(config)
-    scores = {key: report["coco"][key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
-    print(", ".join(f"{key} {value:.3f}" for key, value in scores.items() if value is not None))
+    scores = listed(report["coco"], ("AP", "AP50", "AP75", "APs", "APm", "APl"))
+    print(f"at 100 detections: {scores}" if report["coco"]["crowded"] else scores)
     cost = report["cost"]
     if cost is not None and cost["seconds_per_image"] is not None:
         crops, seconds = cost["crops_per_image"], cost["seconds_per_image"]

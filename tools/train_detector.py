@@ -7,6 +7,7 @@ from backbones.common import distributed
 from backbones.common.cli import command
 from backbones.common.config import parse_config
 from detect.config import DetectorConfig
+from detect.evaluation.coco import listed
 from detect.training.train import train_in_processes
 
 
@@ -20,10 +21,12 @@ def main() -> None:
     for split in ("val", "test"):
         scores = outcome[split]
         if scores is not None:
-            listed = ", ".join(
-                f"{name} {value:.3f}" for name, value in scores.items() if isinstance(value, float)
-            )
-            print(f"{split}: {listed}")
+            names = [
+                name
+                for name, value in scores.items()
+                if isinstance(value, float) or (value is None and name.startswith("A"))
+            ]
+            print(f"{split}: {listed(scores, names)}")
     print(f"weights: {outcome['weights']}")
     print(f"curves:  {config.run}/curves.png")
 

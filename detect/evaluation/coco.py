@@ -3,7 +3,9 @@
 import contextlib
 import io
 import itertools
+import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
 from detect.data import DetectionDataset
 from detect.evaluation.results import to_coco_results
+
+logger = logging.getLogger(__name__)
 
 # pycocotools' axes of precision: IoU threshold, recall, class, area range, detection limit.
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
@@ -49,9 +53,10 @@ def evaluate_coco(
         `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl` (objects below 32², to 96², and above), `AR100`
         (named for `max_dets`), each in 0..1, and `per_class`: `AP` by class name. A score that
         does not exist, because no object of that kind is in the ground truth, is None
-        (pycocotools' -1). Where an image has more than `max_dets` objects of a class, which cannot
-        all be found by so many detections, also `crowded`: `images` of that kind, and `AP`, `AP50`,
-        `AP75` and `AR` with all detections counted; None where there is no such image.
+        (pycocotools' -1). Where an image has more than `max_dets` objects or detections of a class,
+        which cannot all count, also `crowded`: `images` of that kind, and `AP`, `AP50`, `AP75`,
+        `AR` and `per_class` with all detections counted; a warning says so. None where there is no
+        such image.
 
     Raises:
         ValueError: there is not one dict for each image.
@@ -59,9 +64,10 @@ def evaluate_coco(
     """
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, got {max_dets}")
-    crowded = crowded_images(dataset, max_dets)
+    results = _as_results(dataset, detections)
+    crowded = _crowded_images(dataset, results, max_dets)
     limits = [max_dets, *([ALL_DETECTIONS] if crowded else [])]
-    evaluation = _evaluate(dataset, detections, limits, COCO_SIZES)
+    evaluation = _evaluate(dataset, results, limits, COCO_SIZES)
     precision = evaluation.eval["precision"][..., 0]
     recall = evaluation.eval["recall"][..., _ALL, 0]
     unlimited = None
@@ -73,7 +79,13 @@ def evaluate_coco(
             "AP50": _mean(every[_IOU50]),
             "AP75": _mean(every[_IOU75]),
             "AR": _mean(evaluation.eval["recall"][..., _ALL, 1]),
+            "per_class": _by_class(dataset, evaluation, every),
         }
+        logger.warning(
+            "AP counts the best %d detections of a class in an image, and images with more objects "
+            "or detections: %d; with all detections %s",
+            *(max_dets, crowded, listed(unlimited, ("AP", "AP50", "AP75"))),
+        )
     return {
         "AP": _mean(precision[..., _ALL]),
         "AP50": _mean(precision[_IOU50, ..., _ALL]),
@@ -83,19 +95,39 @@ def evaluate_coco(
         "APl": _mean(precision[..., _LARGE]),
         f"AR{max_dets}": _mean(recall),
         "crowded": unlimited,
-        "per_class": {
-            # pycocotools sorts category ids; labels need not be in that order.
-            name: _mean(precision[:, :, evaluation.params.catIds.index(category_id), _ALL])
-            for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True)
-        },
+        "per_class": _by_class(dataset, evaluation, precision[..., _ALL]),
     }
 
 
-def crowded_images(dataset: DetectionDataset, max_dets: int = 100) -> int:
-    """How many images have more objects of one class than `max_dets`, crowds not counted."""
-    return sum(
-        bool((sample.labels[~sample.crowd].bincount() > max_dets).any()) for sample in dataset
-    )
+def listed(scores: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Scores in a line, `AP 0.123, AP50 -`: of what is not there, there is no score."""
+    values = {name: scores[name] for name in names}
+    return ", ".join(f"{k} -" if v is None else f"{k} {v:.3f}" for k, v in values.items())
+
+
+def _by_class(
+    dataset: DetectionDataset, evaluation: COCOeval, precision: np.ndarray
+) -> dict[str, float | None]:
+    """AP by class name, of precision by IoU threshold, recall and class."""
+    # pycocotools sorts category ids; labels need not be in that order.
+    places = [evaluation.params.catIds.index(category_id) for category_id in dataset.category_ids]
+    return {
+        name: _mean(precision[..., place])
+        for name, place in zip(dataset.class_names, places, strict=True)
+    }
+
+
+def _crowded_images(
+    dataset: DetectionDataset, results: Sequence[Mapping[str, Any]], max_dets: int
+) -> int:
+    """How many images have more than `max_dets` objects, without crowds, or results of a class."""
+    crowded = {
+        sample.image_id
+        for sample in dataset
+        if (sample.labels[~sample.crowd].bincount() > max_dets).any()
+    }
+    counts = Counter((entry["image_id"], entry["category_id"]) for entry in results)
+    return len(crowded | {image_id for (image_id, _), count in counts.items() if count > max_dets})
 
 
 def evaluate_by_size(
@@ -186,11 +218,7 @@ def _evaluate(
     limits: Sequence[int],
     area_ranges: Sequence[tuple[float, float]],
 ) -> COCOeval:
-    if detections and "boxes" in detections[0]:
-        results = to_coco_results(dataset, detections)
-    else:
-        results = [dict(entry) for entry in detections]
-        _check_results(dataset, results)
+    results = _as_results(dataset, detections)
     # pycocotools reports its progress by print().
     with contextlib.redirect_stdout(io.StringIO()), garbage_collection_paused():
         evaluation = COCOeval(*_indexed(dataset.to_coco(), results), iouType="bbox")
@@ -200,6 +228,17 @@ def _evaluate(
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
+
+
+def _as_results(
+    dataset: DetectionDataset, detections: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Checked detections of either kind in COCO's results format, in new entries."""
+    if detections and "boxes" in detections[0]:
+        return to_coco_results(dataset, detections)
+    results = [dict(entry) for entry in detections]
+    _check_results(dataset, results)
+    return results
 
 
 def _mean(values: np.ndarray) -> float | None:

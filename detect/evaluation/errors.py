@@ -3,8 +3,8 @@
 Every detection that is no hit is given one kind of error, every object that nothing accounts for is
 missed, and each kind weighs what AP50 would gain if it alone were put right. Kinds and costs are
 those of the authors' package tidecv, but for two things in which COCO's scores are followed: what
-is found in a crowd is no error, and a class without objects has no part in the mean. And 100
-detections count of a class in an image, where tidecv takes 100 of all classes.
+is found in a crowd is no error, and a class without objects has no part in the mean. And all
+detections count, where tidecv takes 100 of an image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,9 +28,6 @@ FOREGROUND_IOU = 0.5
 BACKGROUND_IOU = 0.1
 """Up to this IoU a box has nothing to do with an object."""
 
-MAX_DETECTIONS = 100
-"""Of a class in an image, best first; what is beyond does not count, as in COCO."""
-
 _HIT, _IGNORED = -1, -2
 
 _MEANING = [KINDS.index("classification"), KINDS.index("localisation")]
@@ -42,7 +39,8 @@ class ErrorReport:
     """How many errors of each kind there are and what each costs.
 
     Attributes:
-        ap50: COCO's average precision at IoU 0.5, in 0..1; None without objects.
+        ap50: COCO's average precision at IoU 0.5 with all detections, in 0..1; None without
+            objects.
         counts: number of errors by kind. Low scores count as much as high ones here.
         cost: by kind, what `ap50` would gain without these errors.
     """
@@ -146,7 +144,7 @@ def _mark_image(
     sample: Sample, found: Mapping[str, Tensor], first: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Labels, scores, kinds and objects (numbered from `first`) of one image's detections."""
-    order = _best_of_each_class(found)
+    order = found["scores"].argsort(descending=True, stable=True)
     boxes, labels = found["boxes"][order].cpu(), found["labels"][order].cpu()
     gt_boxes, gt_labels = sample.boxes[~sample.crowd], sample.labels[~sample.crowd]
     iou = box_iou(boxes, gt_boxes).double()
@@ -187,17 +185,6 @@ def _kind(iou: Tensor, same: Tensor) -> tuple[str, int]:
     if iou.max() <= BACKGROUND_IOU:
         return "background", -1
     return "both", -1
-
-
-def _best_of_each_class(found: Mapping[str, Tensor]) -> Tensor:
-    """Indices by falling score, at most `MAX_DETECTIONS` of a class."""
-    order = found["scores"].argsort(descending=True, stable=True)
-    labels = found["labels"][order]
-    rank = torch.zeros_like(labels)
-    for label in labels.unique():
-        of_label = labels == label
-        rank[of_label] = torch.arange(int(of_label.sum()), device=labels.device)
-    return order[rank < MAX_DETECTIONS]
 
 
 def _in_crowd(boxes: Tensor, labels: Tensor, sample: Sample) -> Tensor:

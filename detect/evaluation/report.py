@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backbones.common.errors import ImageError
 from backbones.common.files import atomic_write
-from backbones.common.plots import new_plot
+from backbones.common.plots import literal, new_plot
 from detect.data import DetectionDataset
 from detect.evaluation.coco import FINE_SIZES, evaluate_by_size, evaluate_coco, precision_curves
 from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
@@ -124,7 +124,7 @@ def _draw_precision_curves(curves: Mapping[str, list[float] | None]) -> str:
     shown = {name: curve for name, curve in curves.items() if curve is not None}
     for name, curve in list(shown.items())[:10]:
         # A leading underscore would hide the name from the legend.
-        panel.plot(np.linspace(0, 1, len(curve)), curve, label=f"\u200b{name}")
+        panel.plot(np.linspace(0, 1, len(curve)), curve, label=f"\u200b{literal(name)}")
     if shown:
         panel.plot(
             np.linspace(0, 1, 101), np.mean(list(shown.values()), axis=0), "k--", label="mean"

@@ -1,7 +1,9 @@
 """Detections in COCO's results format."""
 
+import json
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
+from backbones.common.regular_files import read_file
 from detect.data import DetectionDataset
 from detect.data.results_file import read_results
 
@@ -73,10 +76,14 @@ def to_coco_images(dataset: DetectionDataset) -> dict[str, Any]:
 def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, Tensor]]:
     """Read a results file of any detector as detections of a dataset, one dict an image.
 
+    Where `images.json` lies beside it, which says whose ids the results have, these must be the
+    dataset's.
+
     Raises:
         UserError: a missing or malformed file, or a result for an image or a category that the
-            dataset has not; the message names file and entry.
+            dataset has not, or has under another id; the message names file and entry.
     """
+    check_ids(Path(path).parent / "images.json", dataset)
     places = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     label_of = {category_id: k for k, category_id in enumerate(dataset.category_ids, start=1)}
     rows: list[list[tuple[list[float], int, float]]] = [[] for _ in places]
@@ -102,6 +109,43 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
         }
         for found in rows
     ]
+
+
+def check_ids(path: Path, dataset: DetectionDataset) -> None:
+    """Raise `UserError` where a file as `to_coco_images` and `tools.infer` write it, if it is
+    there, has other images or categories under the ids of a dataset."""
+    if not path.exists():
+        return
+    try:
+        document = json.loads(read_file(path).decode("utf-8"))
+        files = {entry["id"]: str(entry["file_name"]) for entry in document["images"]}
+        names = {entry["id"]: str(entry["name"]) for entry in document["categories"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: expected images and categories that the results beside it refer to, cannot "
+            f"read them: {error}"
+        ) from error
+    own_files = dict(zip(dataset.image_ids, _within_dataset(dataset), strict=True))
+    own_names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    for what, theirs, own in (("image", files, own_files), ("category", names, own_names)):
+        for key in theirs.keys() & own.keys():
+            parts, own_parts = (PurePath(value).parts for value in (theirs[key], own[key]))
+            is_same = theirs[key] == own[key] or (
+                what == "image" and parts[-len(own_parts) :] == own_parts
+            )
+            if not is_same:
+                raise UserError(
+                    f"{path}: {what} {key} is {theirs[key]} there and {own[key]} in the dataset: "
+                    "the results are of other ones (tools.infer numbers its images by itself: "
+                    "score a detector by --weights)"
+                )
+
+
+def _within_dataset(dataset: DetectionDataset) -> list[str]:
+    """Paths of the images, without the folders that all of them are in."""
+    paths = [os.path.abspath(path) for path in dataset.paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, common) for path in paths]
 
 
 def check_one_per_image(dataset: DetectionDataset, detections: Sequence[Any]) -> None:

@@ -13,7 +13,13 @@ from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, make_folder
 from detect.checkpoint import load_detector
 from detect.data import DetectionDataset
-from detect.data.open import DatasetConfig, build_dataset, check_same_classes, dataset_for
+from detect.data.open import (
+    DatasetConfig,
+    build_dataset,
+    check_same_classes,
+    dataset_for,
+    warn_without_objects,
+)
 from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
 from detect.evaluation import load_results, to_coco_images, to_coco_results
@@ -46,7 +52,7 @@ class EvaluateConfig(InferenceConfig):
     score_thresh: float = 0.5
     """Score in 0..1 from which detections enter the confusion matrix and the pictures."""
     calibration_split: str | None = None
-    """Split whose first images set the ranges of `int8`; not the one that is scored."""
+    """Split of which some images set the ranges of `int8`; not the one that is scored."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +80,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return _evaluate_detector(config, config.weights)
     assert config.results is not None
     dataset = build_dataset(config.data, config.split)
+    warn_without_objects(dataset, config.split)
     detections = load_results(config.results, dataset)
     without = sum(not len(found["boxes"]) for found in detections)
     if without:
@@ -90,6 +97,7 @@ def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
     data = dataset_for(config.data, detector.class_names)
     dataset = build_dataset(data, config.split)
     check_same_classes(detector.class_names, detector.category_ids, dataset, config.split)
+    warn_without_objects(dataset, config.split)
     proposals = _proposals(config, detector, dataset)
     folder = make_folder(config.output)
     calibration = calibration_images(data, config.calibration_split)

@@ -24,7 +24,7 @@ from detect.checkpoint import load_detector, save_detector
 from detect.config import DetectorConfig, ModelConfig
 from detect.data import DetectionDataset
 from detect.data.augmentation import AugmentConfig
-from detect.data.open import build_dataset, check_same_classes
+from detect.data.open import build_dataset, check_same_classes, warn_without_objects
 from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco
@@ -78,6 +78,9 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     for split, dataset in ((data.val, val), (data.test, test)):
         if dataset is not None:
             check_same_classes(train.class_names, train.category_ids, dataset, split)
+            if warn_without_objects(dataset, str(split)) and dataset is val:
+                logger.warning("no epoch can be the best by it: the last one is kept")
+                val = None
     config = replace(config, model=derive_model(config.model, train))
     proposals = None
     if config.model.precomputed is not None:

@@ -10,11 +10,12 @@ import torch
 from helpers.tool_runs import error_of, run
 from helpers.untrained_detector import save_untrained
 
+from backbones.common.images import write_image
 from detect.build import build_detector
 from detect.checkpoint import save_detector
 from detect.config import ModelConfig
 from detect.data import load_coco, make_digits
-from detect.evaluation import evaluate_coco, to_coco_results
+from detect.evaluation import evaluate_coco, to_coco_images, to_coco_results
 from detect.proposals import LearnedConfig
 from tools import evaluate, propose
 
@@ -54,6 +55,75 @@ def test_images_without_results_are_counted(digits, results, tmp_path, monkeypat
         assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
         assert len(caplog.messages) == len(warnings)
         assert all(text in caplog.text for text in warnings)
+
+
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_results_with_other_ids_are_refused(kind, digits, results, tmp_path, monkeypatch, capsys):
+    """As `tools.infer` numbers images, not the dataset, and as classes change their places."""
+    shutil.copy(results, tmp_path / "results.json")
+    dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
+    arguments = ["--results", str(tmp_path / "results.json"), *data_arguments(digits)]
+    arguments += ["--output", str(tmp_path / "out")]
+    document = to_coco_images(dataset)
+    for number, entry in enumerate(document["images"]):
+        entry["file_name"] = f"elsewhere/{Path(dataset.paths[number]).name}"
+    (tmp_path / "images.json").write_text(json.dumps(document))
+    assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
+    ids = [entry["id"] for entry in document[kind]]
+    for entry, other in zip(document[kind], reversed(ids), strict=True):
+        entry["id"] = other
+    (tmp_path / "images.json").write_text(json.dumps(document))
+    message = error_of(evaluate, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert "images.json: " in message
+    assert "the results are of other ones (tools.infer numbers its images by itself" in message
+    (tmp_path / "images.json").write_text("[1]")
+    message = error_of(evaluate, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert "images.json: expected images and categories" in message
+
+
+def made(root: Path, objects: int, names: tuple[str, ...] = ("cell", "dog")) -> list[str]:
+    """A split of one image with so many objects of the first class, all found; the arguments."""
+    boxes = [[10 + 20 * (n % 20), 10 + 20 * (n // 20), 12, 12] for n in range(objects)]
+    rows = [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes]
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 420, "height": 320}],
+        "annotations": [row | {"id": number} for number, row in enumerate(rows, start=1)],
+        "categories": [{"id": key, "name": name} for key, name in enumerate(names, start=1)],
+    }
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations" / "val.json").write_text(json.dumps(document))
+    write_image(root / "val" / "a.png", torch.zeros(3, 320, 420, dtype=torch.uint8))
+    (root / "perfect.json").write_text(json.dumps([row | {"score": 0.9} for row in rows]))
+    arguments = ["--results", str(root / "perfect.json"), *data_arguments(root)]
+    return [*arguments, "--output", str(root / "out")]
+
+
+def test_more_objects_than_coco_counts_are_said(tmp_path, monkeypatch, capsys, caplog):
+    assert run(evaluate, *made(tmp_path, 300), monkeypatch=monkeypatch) == 0
+    assert "at 100 detections: AP 0.337, " in capsys.readouterr().out
+    assert "with all detections AP 1.000" in caplog.text
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert content["errors"]["counts"]["missed"] == 0
+    assert content["confusion"]["counts"][1][1] == 300
+    page = " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert "COCO's at 100 detections of a class in an image, and 1 of the images" in page
+    assert "<th>AP at 100 detections<th>AP</thead>" in page
+    assert "<tr><td>cell<td>300<td>0.337<td>1.000" in page
+
+
+def test_a_split_without_objects_has_no_scores(tmp_path, monkeypatch, capsys, caplog):
+    assert run(evaluate, *made(tmp_path, 0), monkeypatch=monkeypatch) == 0
+    assert "AP -, AP50 -, AP75 -, APs -, APm -, APl -\n" in capsys.readouterr().out
+    assert "split val has no objects: average precision is not defined" in caplog.text
+
+
+def test_names_of_classes_are_no_formulas(tmp_path, monkeypatch):
+    names = ("$5_$10", "<b>$x$</b> & \\$", "_c")
+    assert run(evaluate, *made(tmp_path, 3, names), monkeypatch=monkeypatch) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<td>$5_$10<td>3" in page
+    # matplotlib notes what it draws.
+    assert "$5_$10 -->" in page
 
 
 @pytest.fixture

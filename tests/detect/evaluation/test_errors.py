@@ -197,14 +197,29 @@ def test_results_of_a_file_are_the_detections(tmp_path):
             assert got[key].tolist() == value.tolist()
 
 
+def test_results_as_others_write_them(tmp_path, caplog):
+    """Ids as fractions; a box without area is left out and counted, the others are scored."""
+    dataset = make_dataset([[(0, 0, 50, 50, CAT)]])
+    entry = {"image_id": 100.0, "category_id": 3.0, "bbox": [0, 0, 50, 50], "score": 0.5}
+    thin = [entry | {"bbox": [5, 5, 0, 9]}, entry | {"bbox": [5, 5, 9, -1]}]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([entry, *thin]))
+    (found,) = load_results(path, dataset)
+    assert found["boxes"].tolist() == [[0, 0, 50, 50]]
+    (message,) = caplog.messages
+    assert message == f"{path}: results left out for a bbox without area: 2, first entry 1"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 100.5}, "entry 0 must have image_id"),
+        ({"image_id": 100.5}, "entry 0 must have a whole number as image_id, .*, got {'image_id'"),
+        ({"score": "good"}, "entry 0 must have .* and a number as score"),
+        ({"bbox": [0, 0, float("inf"), 5]}, "entry 0 must have finite numbers"),
         ({"image_id": 5}, "entry 0: image_id 5 is not in the dataset"),
         ({"category_id": 4}, "entry 0: category_id 4 is not in the dataset: 3, 17, 90"),
         ({"category_id": None}, "category_id None is not in the dataset"),
-        ({"bbox": [0, 0, 0, 5]}, "bbox with area"),
+        ({"bbox": [0, 0, 0.5, 0.5]}, "expected boxes in pixels, .*are these fractions"),
     ],
 )
 def test_wrong_results_are_named(change, message, tmp_path):

@@ -19,6 +19,7 @@ from backbones.common.errors import UserError
 from detect.data import DetectionDataset, load_coco
 from detect.evaluation import coco_results, evaluate_coco, evaluate_voc, to_coco_results
 from detect.evaluation.coco import evaluate_by_size
+from detect.evaluation.errors import confusion_matrix, error_report
 
 
 def kit_average_precision(
@@ -211,7 +212,7 @@ def test_max_dets() -> None:
     assert evaluate_coco(dataset, many, max_dets=200)["AR200"] == pytest.approx(1)
 
 
-def test_crowded_images_are_also_scored_with_all_detections() -> None:
+def test_crowded_images_are_also_scored_with_all_detections(caplog) -> None:
     """300 objects, all found: COCO counts a hundred of them."""
     boxes = [
         (10 * (n % 20), 10 * (n // 20), 10 * (n % 20) + 8, 10 * (n // 20) + 8) for n in range(300)
@@ -220,12 +221,24 @@ def test_crowded_images_are_also_scored_with_all_detections() -> None:
     found = make_detections([[(*box, 1, 0.9) for box in boxes], [(0, 0, 10, 10, 2, 0.8)]])
     scores = evaluate_coco(dataset, found)
     assert scores["per_class"]["class 3"] == pytest.approx(0.337, abs=1e-3)
-    assert scores["crowded"] == pytest.approx(
-        {"images": 1, "AP": 1.0, "AP50": 1.0, "AP75": 1.0, "AR": 1.0}
-    )
+    every = dict(scores["crowded"])
+    of_classes = {"class 3": 1.0, "class 17": 1.0, "class 90": None}
+    assert every.pop("per_class") == pytest.approx(of_classes)
+    assert every == pytest.approx({"images": 1, "AP": 1.0, "AP50": 1.0, "AP75": 1.0, "AR": 1.0})
+    assert "images with more objects or detections: 1; with all detections AP 1.000" in caplog.text
+    # What the kinds of error are is counted as the confusion matrix is, of all.
+    report = error_report(dataset, found)
+    assert (report.ap50, report.counts["missed"]) == (pytest.approx(1.0), 0)
+    assert confusion_matrix(dataset, found, 0.5)[1, 1] == 300
     # The limit is of each class.
     apart = make_dataset([[(*box, 1 + n % 3) for n, box in enumerate(boxes)]])
     assert evaluate_coco(apart, NOTHING[:1])["crowded"] is None
+    # Detections that do not count are said as well: the best hundred miss the one object.
+    few = make_dataset([[(0, 0, 8, 8, 1)], [(0, 0, 8, 8, 1)]])
+    ranked = [[(*box, 1, 0.9 - 0.001 * n) for n, box in enumerate(reversed(boxes))], []]
+    scores = evaluate_coco(few, make_detections(ranked))
+    assert (scores["AP"], scores["crowded"]["images"]) == (0, 1)
+    assert scores["crowded"]["AP"] > 0
 
 
 NOTHING: list[dict[str, Tensor]] = make_detections([[], []])
