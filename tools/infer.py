@@ -10,11 +10,11 @@ from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from detect.checkpoint import load_detector
-from detect.deployment.detector import deploy_detector
+from detect.deployment.detector import CALIBRATION_IMAGES, deploy_detector
 from detect.detector import Detector
 from detect.inference.annotate import infer
 from detect.inference.config import InferenceConfig
-from detect.media.sources import find_inputs, first_images
+from detect.media.sources import find_inputs, spread_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class InferConfig(InferenceConfig):
     """Score in 0..1 below which detections are neither drawn nor written."""
     calibration: list[str] = field(default_factory=list)
     """Images and videos, or folders of them, that set the ranges of `int8`, so that they are the
-    same in each call; without any the first inputs do."""
+    same in each call; without any some do that are spread over the inputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +55,8 @@ def main() -> None:
     detector = load_detector(config.weights, config.device, config.model)
     lower_score_thresh(detector, config)
     calibration = find_inputs(config.calibration) if config.calibration else source
-    detector = deploy_detector(detector, config.precision, first_images(calibration), config.engine)
+    examples = spread_images(calibration, CALIBRATION_IMAGES)
+    detector = deploy_detector(detector, config.precision, examples, config.engine)
     report = infer(detector, source, Path(config.output), score_thresh=config.score_thresh)
     print(
         f"images and frames: {report.images}, objects: {report.detections}, "

@@ -3,11 +3,11 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -27,8 +27,17 @@ from detect.rcnn.postprocess import above_score
 logger = logging.getLogger(__name__)
 
 AddEntry = Callable[[dict[str, Any]], None]
-Frame = tuple[Path, int | None]
-"""A file and, in a video, the number of the frame."""
+
+LONGEST_NAME = 200
+"""Bytes of a result's name without its suffix: file systems have room for 255."""
+
+
+class Frame(NamedTuple):
+    """A picture, or a frame of a video with its number and its time in seconds."""
+
+    file: Path
+    number: int | None = None
+    time: float = 0.0
 
 
 @dataclass
@@ -57,8 +66,9 @@ def infer(
 
     Writes an annotated picture `NAME.jpg` for each image, an annotated `NAME.mp4` for each video,
     `results.json` with the detections in COCO's results format, and `images.json` with `images`
-    (id, file, frame of a video, size, annotated picture or video) and `categories`, to which the
-    results refer. An input that cannot be read is reported and the rest is done.
+    (id, file, size, annotated picture or video, and of a frame its number and time in seconds) and
+    `categories`, to which the results refer. An input that cannot be read, or whose picture cannot
+    be written, is reported and the rest is done.
 
     Of an image that is detected in block by block (see `detect.blocks`) no more than a block is in
     memory and the picture is a smaller copy; of a GeoTIFF `NAME.geojson` has the boxes on the map.
@@ -95,34 +105,38 @@ def infer(
 
         def annotated(
             images: Iterable[tuple[Frame, Tensor]], count: int | None = None
-        ) -> Iterator[tuple[Path, Tensor]]:
-            for (file, number), image, found in detector.detect_named(images, count):
+        ) -> Iterator[tuple[Frame, Tensor]]:
+            for frame, image, found in detector.detect_named(images, count):
                 found = above_score(found, score_thresh)
                 picture = draw_detections(image, found, detector.class_names)
-                results.add((image.shape[1], image.shape[2]), file, number, targets[file], found)
+                results.add(image.shape[1:], frame, targets[frame.file], found)
                 report.images += 1
                 report.detections += len(found["boxes"])
-                yield file, picture
+                yield frame, picture
 
         large = [path for path in source.images if _is_large(path, detector)]
         rest = [path for path in source.images if path not in set(large)]
         with TrainingProgress("images", len(source.images)) as progress:
-            for path, picture in annotated(_readable(rest, report), len(rest)):
-                write_image(targets[path], picture)
+            for frame, picture in annotated(_readable(rest, report), len(rest)):
+                try:
+                    write_image(targets[frame.file], picture)
+                except ImageError as error:
+                    _report_error(report, f"{frame.file}: {error}")
                 progress.update(report.images + len(report.errors), 1, waited=None, notes="")
             for path in large:
                 try:
                     found = _annotate_large(path, targets[path], detector, score_thresh, results)
                     report.images += 1
                     report.detections += len(found["boxes"])
-                except ImageError as error:
+                except UserError as error:
                     _report_error(report, str(error))
                 progress.update(report.images + len(report.errors), 1, waited=None, notes="")
         for path in source.videos:
             try:
                 _annotate_video(path, targets[path], annotated)
             except UserError as error:
-                _report_error(report, str(error))
+                of_input = str(error).startswith(f"{path}: ")
+                _report_error(report, str(error) if of_input else f"{path}: {error}")
     return report
 
 
@@ -140,10 +154,12 @@ def _is_large(path: Path, detector: Detector) -> bool:
 def _readable(paths: list[Path], report: InferenceReport) -> Iterator[tuple[Frame, Tensor]]:
     """The images that can be read; the others go into the report."""
     for path, image in read_images(paths):
-        if isinstance(image, ImageError):
+        if isinstance(image, ImageTooLargeError):
+            _report_error(report, f"{image}, or set model.learned.scale: it is then read in parts")
+        elif isinstance(image, ImageError):
             _report_error(report, str(image))
         else:
-            yield (path, None), image
+            yield Frame(path), image
 
 
 def _annotate_large(
@@ -152,7 +168,7 @@ def _annotate_large(
     """Annotate an image that is read part by part."""
     with LargeImage(path) as image:
         found = above_score(detector.detect_parts(image), score_thresh)
-        results.add((image.height, image.width), path, None, target, found)
+        results.add((image.height, image.width), Frame(path), target, found)
         write_image(target, draw_large(image, found, detector.class_names))
         if image.place is not None:
             write_geojson(target.with_suffix(".geojson"), found, detector.class_names, image.place)
@@ -162,7 +178,7 @@ def _annotate_large(
 def _annotate_video(
     path: Path,
     target: Path,
-    annotated: Callable[[Iterable[tuple[Frame, Tensor]]], Iterator[tuple[Path, Tensor]]],
+    annotated: Callable[[Iterable[tuple[Frame, Tensor]]], Iterator[tuple[Frame, Tensor]]],
 ) -> None:
     """Annotate frame by frame; a video that breaks off keeps the frames before the break."""
     reader = VideoReader(path)
@@ -170,15 +186,15 @@ def _annotate_video(
     with VideoWriter(target, reader.fps, reader.size) as writer:
 
         def frames() -> Iterator[tuple[Frame, Tensor]]:
-            for number, frame in enumerate(reader):
-                writer.check_size(frame)
-                yield (path, number), frame
+            for number, (image, time) in enumerate(reader.timed()):
+                writer.check_size(image)
+                yield Frame(path, number, time), image
 
         try:
-            for _, picture in track(
+            for frame, picture in track(
                 annotated(frames()), reader.num_frames or None, path.name, "frames"
             ):
-                writer.write(picture)
+                writer.write(picture, frame.time)
         except UserError as error:
             broken = error
     if broken is not None:
@@ -193,18 +209,19 @@ def _report_error(report: InferenceReport, message: str) -> None:
 def _targets(source: Source, output: Path) -> dict[Path, Path]:
     """The file for each input, numbered where two inputs share a name, so that none is lost."""
     paths = [*source.images, *source.videos]
-    inputs = {path.resolve() for path in paths}
+    inputs = {os.path.realpath(path) for path in paths}
     targets: dict[Path, Path] = {}
     taken: set[str] = set()
     for path in paths:
         suffix = ".mp4" if path in source.videos else ".jpg"
-        name, number = path.stem + suffix, 1
+        stem = os.fsencode(path.stem)[:LONGEST_NAME].decode("utf-8", "ignore")
+        name, number = stem + suffix, 1
         while name in taken:
             number += 1
-            name = f"{path.stem}_{number}{suffix}"
+            name = f"{stem}_{number}{suffix}"
         taken.add(name)
         target = output / name
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise UserError(f"{target}: the result would overwrite this input: change the output")
         targets[path] = target
     return targets
@@ -220,17 +237,18 @@ class _Results:
 
     def add(
         self,
-        size: tuple[int, int],
-        file: Path,
-        frame: int | None,
+        size: Sequence[int],
+        frame: Frame,
         annotated: Path,
         found: dict[str, Tensor],
     ) -> None:
         self._count += 1
         height, width = size
-        entry = {"id": self._count, "file_name": str(file), "height": height, "width": width}
+        entry = {"id": self._count, "file_name": str(frame.file), "height": height, "width": width}
         entry["annotated"] = annotated.name
-        self._add_image(entry if frame is None else entry | {"frame": frame})
+        if frame.number is not None:
+            entry |= {"frame": frame.number, "time": round(frame.time, 6)}
+        self._add_image(entry)
         for result in coco_results(found, self._count, self._category_ids):
             self._add_result(result)
 

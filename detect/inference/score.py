@@ -17,8 +17,10 @@ from backbones.common.files import atomic_write
 from backbones.common.progress import TrainingProgress
 from detect.data import DetectionDataset
 from detect.data.open import DatasetConfig, build_dataset
+from detect.deployment.detector import CALIBRATION_IMAGES
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
+from detect.media.sources import spread
 from detect.proposals import Proposals
 from detect.streaming import busy_seconds, work_through
 
@@ -156,7 +158,7 @@ def detect_dataset(
 
 
 def calibration_images(data: DatasetConfig, split: str | None) -> Iterator[Tensor]:
-    """The images of a split that can be read, as `deploy_detector` takes them; of None no images.
+    """Images from all over a split, as `deploy_detector` takes them; of None no images.
 
     Raises:
         UserError: as `build_dataset`.
@@ -164,7 +166,7 @@ def calibration_images(data: DatasetConfig, split: str | None) -> Iterator[Tenso
     if split is None:
         return
     dataset = build_dataset(data, split)
-    for index in range(len(dataset)):
+    for index in spread(range(len(dataset)), CALIBRATION_IMAGES):
         try:
             yield dataset.load_image(index)
         except ImageError as error:

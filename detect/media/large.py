@@ -61,6 +61,9 @@ class LargeImage:
                 self._file = rasterio.open(path)
         except rasterio.errors.RasterioError as error:
             raise ImageError(f"{path}: not an image in a known format: {error}") from error
+        if self._file.subdatasets:
+            self._file.close()
+            raise ImageError(f"{path}: has several pages: save each as an image of its own")
         self.height, self.width = self._file.height, self._file.width
         self.place = None
         if self._file.crs is not None:

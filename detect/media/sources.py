@@ -2,15 +2,20 @@
 
 import contextlib
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image
+from backbones.common.listing import is_visible, with_suffix
 from detect.media.video import VIDEO_SUFFIXES, VideoReader
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Source:
 def find_inputs(names: list[str]) -> Source:
     """Expand files, folders (their images and videos, not deeper ones) and glob patterns.
 
+    What folders and patterns hold beside these is counted in a warning.
+
     Raises:
         UserError: a name matches nothing, or a file of unknown type was named outright.
     """
@@ -44,33 +51,70 @@ def find_inputs(names: list[str]) -> Source:
 def _expand(name: str) -> list[Path]:
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     path = Path(name)
-    if path.is_dir():
-        inside = [entry for entry in sorted(path.iterdir()) if entry.suffix.lower() in known]
-        if not inside:
-            raise UserError(f"{name}: no images or videos in this folder")
-        return inside
     if path.is_file():
         if path.suffix.lower() not in known:
             raise UserError(
                 f"{name}: unknown type of file, expected one of {' '.join(sorted(known))}"
             )
         return [path]
-    matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-    matches = [match for match in matches if match.suffix.lower() in known]
+    is_folder = path.is_dir()
+    try:
+        if is_folder:
+            found = [entry for entry in sorted(path.iterdir()) if is_visible(entry.name)]
+        else:
+            found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    except OSError as error:
+        raise UserError(f"{name}: cannot read this folder: {error.strerror}") from error
+    files = [entry for entry in found if not entry.is_dir()]
+    folders = len(found) - len(files) if is_folder else 0
+    matches = with_suffix(files, known, name, folders)
+    if not matches and is_folder:
+        raise UserError(f"{name}: no images or videos in this folder")
     if not matches:
         raise UserError(f"{name}: no such file or folder, and no image or video matches it")
     return matches
 
 
-def first_images(source: Source) -> Iterator[Tensor]:
-    """The images and frames of a source from its beginning, without those that cannot be read."""
-    for _, image in read_images(source.images):
+def spread_images(source: Source, count: int) -> Iterator[Tensor]:
+    """Some `count` images and frames, spread evenly over the whole of a source.
+
+    Half of them are frames where there are pictures and videos. Those that cannot be read are
+    passed over: what is broken is reported when the whole of it is read.
+    """
+    pictures = spread(source.images, count // 2 if source.videos else count)
+    videos = spread(source.videos, count - len(pictures))
+    for _, image in read_images(pictures):
         if not isinstance(image, ImageError):
             yield image
-    for path in source.videos:
-        # What is broken is reported when the whole of it is read.
+    shares = np.array_split(range(count - len(pictures)), max(1, len(videos)))
+    for path, share in zip(videos, shares, strict=False):
+        yield from spread_frames(path, len(share))
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, each from the middle of an equal share of them."""
+    count = min(count, len(items))
+    return [items[(2 * place + 1) * len(items) // (2 * count)] for place in range(count)]
+
+
+def spread_frames(path: Path, count: int) -> list[Tensor]:
+    """At most `count` frames from the whole of a video, `uint8` RGB `[3, H, W]`.
+
+    Of the frames that are stored whole where these suffice, which reads hours in seconds.
+    """
+    kept: list[Tensor] = []
+    for keyframes_only in (True, False):
+        kept, step = [], 1
         with contextlib.suppress(UserError):
-            yield from VideoReader(path)
+            for number, frame in enumerate(VideoReader(path, keyframes_only=keyframes_only)):
+                if number % step == 0:
+                    kept.append(frame)
+                # However long it is, no more than two of each are in memory.
+                if len(kept) == 2 * count:
+                    kept, step = kept[::2], 2 * step
+        if len(kept) >= count:
+            break
+    return spread(kept, count)
 
 
 def read_images(paths: list[Path]) -> Iterator[tuple[Path, Tensor | ImageError]]:

@@ -1,8 +1,9 @@
 """Reading and writing video, with PyAV (FFmpeg's libraries in a wheel)."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -12,13 +13,20 @@ import av
 import numpy as np
 import torch
 from av import VideoFrame
-from av.error import FFmpegError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from backbones.common.errors import UserError
+from backbones.common.regular_files import open_file
+from detect.media.containers import missing_bytes
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+
+# A playlist that is named like a video would make FFmpeg open other files, and addresses.
+_SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf"}
+
+_TICKS = 90_000
+"""Of a second, in which the times of written frames are counted."""
 
 
 class VideoReader:
@@ -27,41 +35,51 @@ class VideoReader:
     Iterating yields `uint8` RGB tensors `[3, H, W]` and raises `UserError` where the file breaks
     off, after the last frame that could be decoded.
 
+    Args:
+        path: the file.
+        keyframes_only: pass over all frames but those that are stored whole.
+
     Attributes:
         fps: frames per second, on average.
         size: `(height, width)`.
-        num_frames: as the file declares it, or as its duration says; 0 where it says neither.
+        num_frames: about as many as the file or its duration says; 0 where neither does.
+
+    Raises:
+        UserError: missing, no regular file, no video, or of an unknown codec.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, keyframes_only: bool = False) -> None:
         self.path = Path(path)
-        try:
-            self._container = av.open(str(path))
-        except (FFmpegError, OSError) as error:
-            raise UserError(f"{path}: cannot open video: {_reason(error)}") from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise UserError(f"{path}: no video stream in this file")
-        self._stream = self._container.streams.video[0]
-        # One thread only would leave the other cores idle while the network waits for a frame.
-        self._stream.thread_type = "AUTO"
-        self.fps = float(self._stream.average_rate or 25)
-        self.num_frames = self._stream.frames
-        self._tolerance = 0
-        lasts = self._lasts()
-        if lasts and (self.num_frames == 0 or lasts < self.num_frames):
-            # Matroska and WebM declare a duration only, and a trimmed MP4 keeps frames that are not
-            # shown; a duration holds for a steady frame rate.
-            self.num_frames = lasts
-            self._tolerance = 1 + lasts // 20
-        self._frames = self._container.decode(self._stream)
-        self._first: VideoFrame | None = None
-        self.size = (self._stream.height, self._stream.width)
+        with _video_errors(f"{path}: cannot open video"):
+            open_file(path).close()
+            # Titles are in any encoding; without `file:` a name like `http:a.mp4` is an address.
+            self._container = av.open(f"file:{path}", metadata_errors="replace", options=_SAFE)
+            streams = self._container.streams.video
+            if not streams or streams[0].codec_context is None:
+                what = "no video stream" if not streams else "no codec for the video stream"
+                raise UserError(f"{path}: {what} in this file")
+            self._stream = streams[0]
+            # One thread only would leave the other cores idle while the network waits for a frame.
+            self._stream.thread_type = "AUTO"
+            if keyframes_only:
+                self._stream.codec_context.skip_frame = "NONKEY"
+            self.fps = float(self._stream.average_rate or 25)
+            lasts, stored = self._lasts(), self._stream.frames
+            # A trimmed MP4 keeps frames that are not shown.
+            self.num_frames = min(lasts, stored) if lasts and stored else lasts or stored
+            # An MP4 counts its frames, others say when their last one ends.
+            is_mp4 = "mp4" in self._container.format.name
+            self._stored = stored if is_mp4 and self.num_frames == stored else 0
+            self._ends = 0.0 if is_mp4 else self._own_duration()
+            self._frames = self._container.decode(self._stream)
+            self._first: VideoFrame | None = None
+            self.size = (self._stream.height, self._stream.width)
         # A file that breaks off before the first frame says so when it is read.
-        with suppress(FFmpegError):
+        with suppress(Exception):
             self._first = next(self._frames, None)
         if self._first is not None:
-            height, width, _ = _upright(self._first).shape
+            with _video_errors(f"{path}: cannot open video"):
+                height, width, _ = _upright(self._first).shape
             self.size = (height, width)
 
     def _lasts(self) -> int:
@@ -70,26 +88,61 @@ class VideoReader:
             return round(float(self._stream.duration * self._stream.time_base) * self.fps)
         return round((self._container.duration or 0) / av.time_base * self.fps)
 
+    def _own_duration(self) -> float:
+        """Seconds that the video lasts by its own account, 0 where it has none: what is declared
+        of the whole file may be that of a longer sound."""
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        tag = re.fullmatch(r"(\d+):(\d\d):([\d.]+)", self._stream.metadata.get("DURATION", ""))
+        if tag is None:
+            return 0.0
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+
     def __iter__(self) -> Iterator[Tensor]:
-        read = 0
+        return (frame for frame, _ in self.timed())
+
+    def timed(self) -> Iterator[tuple[Tensor, float]]:
+        """As iterating, each frame with its time in seconds, that of the first being 0."""
+        read, damaged, start, time, longest = 0, 0, 0.0, 0.0, 1 / self.fps
         first = () if self._first is None else (self._first,)
         try:
-            for frame in chain(first, self._frames):
-                pixels = _upright(frame)
-                read += 1
-                yield torch.from_numpy(pixels).permute(2, 0, 1)
-        except FFmpegError as error:
-            raise UserError(
-                f"{self.path}: the video breaks off after {read} frames: {_reason(error)}"
-            ) from error
+            with _video_errors(lambda: f"{self.path}: the video breaks off after {read} frames"):
+                for frame in chain(first, self._frames):
+                    pixels = torch.from_numpy(_upright(frame)).permute(2, 0, 1)
+                    if read == 0:
+                        start = frame.time or 0.0
+                    before = time
+                    time = read / self.fps if frame.time is None else frame.time - start
+                    longest = max(longest, time - before)
+                    damaged += bool(frame.is_corrupt)
+                    read += 1
+                    yield pixels, time
+                missing = missing_bytes(self.path)
         finally:
             self._container.close()
-        if read < self.num_frames - self._tolerance:
-            raise UserError(
-                f"{self.path}: the video ends early, after {read} of {self.num_frames} frames"
-            )
+        early = f"{self.path}: the video ends early, after {read}"
+        if missing:
+            raise UserError(f"{early} frames: the file is cut off, {missing} bytes are missing")
+        if read < self._stored:
+            raise UserError(f"{early} of {self._stored} frames")
+        if start + time + 1.5 * longest < self._ends:
+            raise UserError(f"{early} frames, at {start + time:.2f} of {self._ends:.2f} s")
         if read == 0:
             raise UserError(f"{self.path}: the video has no frames")
+        if damaged:
+            raise UserError(f"{self.path}: {damaged} of {read} frames are damaged")
+
+
+@contextmanager
+def _video_errors(what: str | Callable[[], str]) -> Iterator[None]:
+    """Whatever FFmpeg and its codecs raise is the file's fault, and becomes a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{what if isinstance(what, str) else what()}: {reason}") from error
 
 
 def _upright(frame: VideoFrame) -> np.ndarray:
@@ -105,29 +158,46 @@ class VideoWriter:
 
     Args:
         path: file to write.
-        fps: frames per second.
+        fps: frames per second, on average.
         size: `(height, width)`; odd sizes lose their last row or column, as H.264 demands.
+
+    Raises:
+        UserError: here and in what follows, the file cannot be written, or H.264 has no such size.
     """
 
     def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = self.path.with_name(f".{self.path.stem}.partial{self.path.suffix}")
-        self._container = av.open(str(self._partial), "w", format="mp4")
-        self._stream = self._container.add_stream("libx264", Fraction(fps).limit_denominator(1001))
         self._size = tuple(size)
-        self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in size)
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.options = {"crf": "20", "preset": "veryfast"}
+        self._last = -1
+        with self._errors():
+            self._container = av.open(f"file:{self._partial}", "w", format="mp4")
+            rate = Fraction(fps).limit_denominator(1001)
+            self._stream = self._container.add_stream("libx264", rate)
+            self._stream.codec_context.time_base = Fraction(1, _TICKS)
+            self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in size)
+            self._stream.pix_fmt = "yuv420p"
+            self._stream.options = {"crf": "20", "preset": "veryfast"}
 
-    def write(self, frame: Tensor) -> None:
-        """Append a `uint8` RGB frame `[3, H, W]` of the declared size."""
+    def _errors(self) -> AbstractContextManager[None]:
+        height, width = self._size
+        return _video_errors(f"{self.path}: cannot write a video of {width}x{height} pixels")
+
+    def write(self, frame: Tensor, time: float) -> None:
+        """Append a `uint8` RGB frame `[3, H, W]` of the declared size, to be shown at `time`.
+
+        In seconds; one that is not later than the last is shown right after it.
+        """
         self.check_size(frame)
         height, width = self._stream.height, self._stream.width
         pixels = frame[:, :height, :width].permute(1, 2, 0).contiguous().numpy()
         video_frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        for packet in self._stream.encode(video_frame):
-            self._container.mux(packet)
+        self._last = max(round(time * _TICKS), self._last + 1)
+        video_frame.pts, video_frame.time_base = self._last, Fraction(1, _TICKS)
+        with self._errors():
+            for packet in self._stream.encode(video_frame):
+                self._container.mux(packet)
 
     def check_size(self, frame: Tensor) -> None:
         """Raise `UserError` where a frame has another size, as after a cut to another video."""
@@ -144,14 +214,20 @@ class VideoWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
-            for packet in self._stream.encode():
-                self._container.mux(packet)
-        self._container.close()
-        # A file to which no frame was written was never made.
-        if kind is None and self._partial.exists():
-            os.replace(self._partial, self.path)
-        else:
+        try:
+            if kind is not None:
+                # What ended the block is what there is to say.
+                with suppress(Exception):
+                    self._container.close()
+                return
+            with self._errors():
+                for packet in self._stream.encode():
+                    self._container.mux(packet)
+                self._container.close()
+                # A file to which no frame was written was never made.
+                if self._partial.exists():
+                    os.replace(self._partial, self.path)
+        finally:
             self._partial.unlink(missing_ok=True)
 
 
@@ -167,10 +243,6 @@ def slideshow(path: str | Path, images: Iterable[Tensor], fps: float, size: tupl
             fitted = [max(1, int(side * factor)) for side in image.shape[1:]]
             frame = torch.zeros(3, *size, dtype=torch.uint8)
             frame[:, : fitted[0], : fitted[1]] = resize(image, fitted, antialias=True)
-            writer.write(frame)
+            writer.write(frame, count / fps)
             count += 1
     return count
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

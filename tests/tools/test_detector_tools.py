@@ -249,7 +249,7 @@ def test_a_video_that_ends_early_keeps_its_frames(
     assert "inputs that could not be read: 1" in message
     kept = list(VideoReader(tmp_path / "cut" / "cut.mp4"))
     assert 0 < len(kept) < 12
-    assert f"cut.mkv: the video ends early, after {len(kept)} of 12 frames" in caplog.text
+    assert f"cut.mkv: the video ends early, after {len(kept)} frames: the file is" in caplog.text
     images = json.loads((tmp_path / "cut" / "images.json").read_text())["images"]
     assert [image["frame"] for image in images] == list(range(len(kept)))
 

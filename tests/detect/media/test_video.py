@@ -1,7 +1,11 @@
 """Videos as cameras and editors leave them, made by patching the boxes of an MP4."""
 
+import os
 import struct
+from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 import torch
 
@@ -93,7 +97,113 @@ def test_a_damaged_video_breaks_off_after_the_frames_before_the_damage(tmp_path)
 
 def test_frames_have_the_size_of_their_video(tmp_path):
     with VideoWriter(tmp_path / "v.mp4", 5, (63, 64)) as writer:
-        writer.write(torch.zeros(3, 63, 64, dtype=torch.uint8))
+        writer.write(torch.zeros(3, 63, 64, dtype=torch.uint8), 0.0)
         for size in ((128, 128), (62, 64)):
             with pytest.raises(UserError, match=r"frame is \[.*\], the video \[63, 64\]"):
-                writer.write(torch.zeros(3, *size, dtype=torch.uint8))
+                writer.write(torch.zeros(3, *size, dtype=torch.uint8), 0.2)
+
+
+def write_frames(path, milliseconds, **metadata) -> None:
+    """Noise, a frame at each of these times."""
+    noise = np.random.default_rng(0)
+    codec = "mpeg4" if path.suffix == ".avi" else "libx264"
+    # With the index of an MP4 at its beginning, so that it can be opened when it is cut off.
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        container.metadata.update(metadata)
+        stream = container.add_stream(codec, rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        base = Fraction(1, 25 if path.suffix == ".avi" else 1000)
+        stream.codec_context.time_base = base
+        for time in milliseconds:
+            pixels = noise.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(time / 1000 / base), base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+RECORDING = [*range(0, 1000, 40), *range(1000, 9000, 2000)]
+DROPPED = [time for time in range(0, 2000, 40) if time % 7]
+
+
+@pytest.mark.parametrize("times", [RECORDING, DROPPED])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "webm"])
+def test_frames_keep_their_own_times(times, suffix, tmp_path):
+    """Where a screen recording shows little change, or a camera drops frames, nothing is lost."""
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "webm":
+        write_frames(tmp_path / "a.mkv", times)
+        (tmp_path / "a.mkv").rename(path)
+    else:
+        write_frames(path, times)
+    frames = list(VideoReader(path).timed())
+    seconds = [(time - times[0]) / 1000 for time in times]
+    assert [time for _, time in frames] == pytest.approx(seconds, abs=2e-3)
+    with VideoWriter(tmp_path / "b.mp4", 25, (64, 64)) as writer:
+        for frame, time in frames:
+            writer.write(frame, time)
+    written = [time for _, time in VideoReader(tmp_path / "b.mp4").timed()]
+    assert written == pytest.approx(seconds, abs=2e-3)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi", "mp4"])
+def test_a_file_that_is_cut_off_is_called_so(suffix, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    write_frames(path, range(0, 2000, 40))
+    data = path.read_bytes()
+    assert len(list(VideoReader(path))) == 50
+    for kept in (0.5, 0.9):
+        path.write_bytes(data[: int(kept * len(data))])
+        read = []
+        with pytest.raises(UserError, match=r"(ends early,|breaks off) after \d+ frames: "):
+            read.extend(VideoReader(path))
+        assert 0 < len(read) < 50
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi"])
+@pytest.mark.parametrize("place", [0.4, 0.7])
+def test_what_is_damaged_in_the_middle_is_said(suffix, place, tmp_path):
+    """FFmpeg passes over it, and at times over all that follows."""
+    path = tmp_path / f"a.{suffix}"
+    write_frames(path, range(0, 4000, 40))
+    data = bytearray(path.read_bytes())
+    at, length = int(place * len(data)), len(data) // 50
+    data[at : at + length] = bytes(length)
+    path.write_bytes(data)
+    read = []
+    with pytest.raises(UserError, match=r"ends early, after|frames are damaged"):
+        read.extend(VideoReader(path))
+    assert len(read) >= 30
+
+
+def test_a_title_in_another_encoding_is_no_fault(tmp_path):
+    path = tmp_path / "a.avi"
+    write_frames(path, range(0, 400, 40), title="ZXrich")
+    data = path.read_bytes()
+    assert data.count(b"ZXrich") == 1
+    path.write_bytes(data.replace(b"ZXrich", b"Z\xfcrich"))
+    assert len(list(VideoReader(path))) == 10
+
+
+def test_whatever_is_wrong_with_a_video_is_one_error(video, tmp_path):
+    (tmp_path / "http:a.mp4").write_bytes(video.read_bytes())
+    assert len(list(VideoReader(tmp_path / "http:a.mp4"))) == FRAMES
+    # A playlist of other files, which FFmpeg would read.
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {video.name}\n")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    data = video.read_bytes()
+    (tmp_path / "codec.mp4").write_bytes(data.replace(b"avc1", b"none").replace(b"avcC", b"none"))
+    for name in ("list.mp4", "pipe.mp4", "codec.mp4", "nowhere.mp4", "a\0.mp4"):
+        with pytest.raises(UserError, match=r"\.mp4: (cannot open video|no codec)"):
+            list(VideoReader(tmp_path / name))
+
+
+def test_a_size_that_h264_has_not_is_one_error(tmp_path):
+    frame = torch.zeros(3, 16, 17_000, dtype=torch.uint8)
+    with (
+        pytest.raises(UserError, match=r"v\.mp4: cannot write a video of 17000x16 pixels"),
+        VideoWriter(tmp_path / "v.mp4", 5, (16, 17_000)) as writer,
+    ):
+        writer.write(frame, 0.0)
+    assert not list(tmp_path.iterdir())
