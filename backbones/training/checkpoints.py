@@ -1,7 +1,7 @@
 """Checkpoints for resuming a run: tensors and plain values, beside the weights for use."""
 
 import logging
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,6 @@ import torch
 
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
-
-_DAMAGE = (
-    *(OSError, RuntimeError, EOFError, KeyError, IndexError, ValueError),
-    pickle.UnpicklingError,
-)
-"""What torch raises for a damaged file, depending on where it breaks."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +34,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
 def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, on the CPU, or None where there is none.
 
-    A damaged one (a disk that filled up, a bad copy) is passed over with a warning, and renamed so
-    that it is not taken for the newest again.
+    A damaged one (a disk that filled up, a bad copy, a flipped bit) is passed over with a warning,
+    and renamed so that it is not taken for the newest again.
 
     Raises:
         UserError: there are checkpoints, but none can be read.
@@ -49,9 +43,10 @@ def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
     damaged = []
     for path in _checkpoints(folder):
         try:
+            _check_whole(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except _DAMAGE as error:
-            reason = str(error).partition("\n")[0]
+        except Exception as error:  # whatever torch and pickle make of bytes that are not theirs
+            reason = str(error).partition("\n")[0] or type(error).__name__
             logger.warning("%s: cannot read checkpoint, trying an older one: %s", path, reason)
             damaged.append(path)
             continue
@@ -69,6 +64,21 @@ def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is one, be it damaged."""
     return bool(_checkpoints(folder))
+
+
+def _check_whole(path: Path) -> None:
+    """Raise an exception unless every part of the file has the digest that was written with it.
+
+    torch writes CRC-32s into its zip files and does not look at them: a flipped bit would be a
+    weight like any other.
+    """
+    with zipfile.ZipFile(path) as archive:
+        # What unpacks to more than the file holds was not written by torch, and has no end.
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise zipfile.BadZipFile("it claims more than it holds")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} does not have the digest it was written with")
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 from helpers.tiny_run import train
@@ -42,3 +44,30 @@ def test_a_damaged_checkpoint_does_not_push_out_newer_ones(tmp_path):
     checkpoint = load_last_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint["step"] == 3
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a zeroed page", "a cut"])
+def test_no_damage_is_resumed_from(tmp_path, damage, caplog):
+    """At whatever place: what is read is one of the states that were written, bit for bit."""
+    states = {}
+    for step in (1, 2):
+        states[step] = {"x": torch.rand(4000, generator=torch.manual_seed(step)), "step": step}
+        newest = save_checkpoint(tmp_path, step, states[step])
+    whole, place, fallbacks = newest.read_bytes(), random.Random(damage), 0
+    for _ in range(60):
+        data, at = bytearray(whole), place.randrange(len(whole))
+        if damage == "a flipped bit":
+            data[at] ^= 1 << place.randrange(8)
+        elif damage == "a zeroed page":
+            start = at // 4096 * 4096
+            data[start : start + 4096] = bytes(len(data[start : start + 4096]))
+        else:
+            data = data[:at]
+        newest.write_bytes(data)
+        caplog.clear()
+        state = load_last_checkpoint(tmp_path)
+        assert state is not None
+        torch.testing.assert_close(state, states[state["step"]], rtol=0, atol=0)
+        assert (f"{newest}: cannot read checkpoint" in caplog.text) == (state["step"] == 1)
+        fallbacks += state["step"] == 1
+    assert fallbacks > 40
