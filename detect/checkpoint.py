@@ -105,6 +105,10 @@ def load_detector(
         class_names, category_ids = list(metadata["class_names"]), list(metadata["category_ids"])
         if len(class_names) != len(category_ids) or not class_names:
             raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
+        if {type(name) for name in class_names} != {str}:
+            raise TypeError("class_names must be text")
+        if {type(number) for number in category_ids} != {int}:
+            raise TypeError("category_ids must be whole numbers")
         # The weights are in this very file; the backbone they once started from need not exist.
         started_anew = {"weights": None, "freeze": "none"}
         trained_as = from_dict(ModelConfig, config_dict | started_anew)

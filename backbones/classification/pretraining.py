@@ -126,6 +126,14 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     spec = model.spec
 
+    own_part = distributed.own_part(config.batch_size, config.step.accumulate)
+    is_alone = own_part == config.step.accumulate and not config.step.sync_batch_norm
+    if config.model.aux == "batch_norm" and is_alone:
+        raise UserError(
+            "the auxiliary head normalises over the images that a process takes at once, and needs "
+            "two of them: raise batch_size, lower step.accumulate or processes, or set model.aux "
+            "plain or none"
+        )
     sampler = config.sampler(sources.num_train)
     pin = device.type == "cuda"
     train_loader = build_train_loader(

@@ -16,6 +16,9 @@ from backbones.common.errors import UserError
 from backbones.common.memory import keep_freed_memory
 from backbones.common.progress import console_handler
 
+_LONGEST = 2000
+"""Characters of an error line."""
+
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Make `main` a tool: what the user can mend becomes one line on stderr, not a traceback.
@@ -53,5 +56,8 @@ def exit_with_error(error: UserError) -> NoReturn:
     # Set by torchrun and srun; the main process needs no name.
     number = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     where = "" if number == "0" else f"process {number}: "
-    print(f"{where}error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = " ".join(str(error).split())
+    if len(text) > _LONGEST:  # what it quotes may be a whole file
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    print(f"{where}error: {text}", file=sys.stderr)
     sys.exit(2)

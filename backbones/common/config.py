@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import sys
@@ -18,8 +19,13 @@ from backbones.common.arguments import config_file_first, spell_out
 from backbones.common.cli import exit_with_error
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
+from backbones.common.read_yaml import MAX_VALUES, check_string
+from backbones.common.read_yaml import read_yaml as read_yaml  # also for those who import it here
 
 Config = TypeVar("Config")
+
+_LARGEST = 2**53
+"""Up to it whole numbers are the same as floats."""
 
 
 def parse_config(
@@ -41,6 +47,9 @@ def parse_config(
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
+        for word in arguments:
+            _check_value("command line", word)
+            _check_value("command line", word.partition("=")[2])
         arguments = config_file_first(spell_out(arguments, _leaf_hints(config_class)))
         parser = _parser(config_class, description)
         values = _parse(config_class, parser, arguments)
@@ -74,9 +83,9 @@ def from_dict(
         where: they come from, to be named with an unknown key.
 
     Raises:
-        UserError: an unknown key or a value of the wrong type.
+        UserError: an unknown key, a value of the wrong type, or far too many of them.
     """
-    _check_keys(config_class, values, where)
+    _check(config_class, values, where)
     parser = _parser(config_class, "")
     try:
         namespace = parser.parse_object(dict(values))
@@ -102,49 +111,6 @@ def save_config(path: str | os.PathLike[str], config: Any) -> None:
     """Write a configuration as YAML that `--config` reads back."""
     with atomic_write(path, "w") as file:
         yaml.safe_dump(to_dict(config), file, sort_keys=False, allow_unicode=True)
-
-
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Raises:
-        UserError: the file is missing, empty, not YAML, no mapping, or has a key twice.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read config file: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a YAML file: it is not UTF-8 text") from error
-    try:
-        values = yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: {error.problem or 'not valid YAML'}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not a YAML file: {_one_line(error)}") from error
-    if values is None:
-        raise UserError(f"{path}: the config file is empty: expected lines `key: value`")
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected lines `key: value`, got a {type(values).__name__}")
-    return values
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; PyYAML would take the last."""
-
-
-def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = set()
-    for key_node, _ in node.value:
-        if key_node.value in seen:
-            problem = f"key {key_node.value!r} stands twice, keep one"
-            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        seen.add(key_node.value)
-    return loader.construct_mapping(node, deep=True)
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
 
 
 def _leaf_hints(config_class: type, prefix: str = "") -> dict[str, Any]:
@@ -185,7 +151,7 @@ def _parser(config_class: type, description: str) -> ArgumentParser:
 
 def _parse(config_class: type, parser: ArgumentParser, arguments: list[str]) -> Namespace:
     for path in arguments[1:2] if arguments[:1] == ["--config"] else ():
-        _check_keys(config_class, read_yaml(path), where=path)
+        _check(config_class, read_yaml(path), path)
     try:
         return parser.parse_args(arguments)
     except ArgumentError as error:
@@ -226,8 +192,47 @@ def _build(config_class: type[Config], values: Namespace, prefix: str) -> Config
         elif get_origin(hint) is tuple and dataclasses.is_dataclass(item := get_args(hint)[0]):
             assert isinstance(item, type)
             value = tuple(_build(item, one, f"{key}[{i}].") for i, one in enumerate(value))
+        else:
+            _check_value(key, value)
         arguments[field.name] = value
     return config_class(**arguments)
+
+
+def _check(config_class: type, values: Mapping[str, Any], where: str) -> None:
+    """Raise `UserError` for what jsonargparse is not to be given, or explains badly."""
+    if _count(values) > MAX_VALUES:
+        raise UserError(f"{where}: more than {MAX_VALUES} values are no configuration")
+    for key, value in values.items():
+        _check_value(str(key), value)
+    _check_keys(config_class, values, where)
+
+
+def _count(value: Any) -> int:
+    """Values in nested containers."""
+    items = value.values() if isinstance(value, Mapping) else value
+    return sum(map(_count, items)) if isinstance(value, Mapping | list | tuple) else 1
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Raise `UserError` where a key has, or holds somewhere, what nothing can be done by.
+
+    NaN passes every comparison that would refuse it. Text is parsed once more by jsonargparse.
+    """
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_value(f"{key}.{name}", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_value(key, item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}: expected a finite number, got {value}")
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        raise UserError(f"{key}: expected a number of at most {_LARGEST}, got one beyond")
+    elif isinstance(value, str):
+        try:
+            check_string(value)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from error
 
 
 def _check_keys(

@@ -10,6 +10,10 @@ Layout = Literal["released", "table1", "v2"]
 ReceptiveField = Literal["299", "151", "79", "79_naive"]
 
 
+MAX_INPUT_SIZE = 2048
+"""Pixels; a file that says more would have gigabytes asked for by its first image."""
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
     """One variant of the network.
@@ -34,7 +38,8 @@ class BackboneSpec:
         num_features: channels before the classifier at width 1.
 
     Raises:
-        ValueError: `input_size` is less than `min_size`, or `mean` or `std` out of range.
+        ValueError: `input_size` is less than `min_size` or far too large, or `mean` or `std` out of
+            range.
     """
 
     name: str
@@ -53,6 +58,8 @@ class BackboneSpec:
         size, least = self.input_size, self.min_size
         if type(size) is not int or size < least:
             raise ValueError(f"input_size must be a whole number of at least {least}, got {size!r}")
+        if size > MAX_INPUT_SIZE:
+            raise ValueError(f"input_size must be at most {MAX_INPUT_SIZE}, got {size}")
         # Statistics of pixels in 0..255 would otherwise show as a network that finds nothing.
         if not all(0 <= value <= 1 for value in self.mean):
             raise ValueError(f"mean must be of values scaled to [0, 1], got {self.mean}")

@@ -1,7 +1,9 @@
 """Tensors and metadata in `.safetensors` files, which hold nothing that could be executed."""
 
+import hashlib
 import json
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,11 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
+from backbones.common.read_json import parse_json
+
+_NO_DIGEST = "0" * 64
+_HEADER_BYTES = 100_000_000
+"""The longest header that safetensors reads."""
 
 
 def save_weights(
@@ -27,9 +34,10 @@ def save_weights(
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
-    data = safetensors.torch.save(tensors, texts)
+    data = safetensors.torch.save(tensors, texts | {"digest": _NO_DIGEST})
+    own = _digest_entry(hashlib.sha256(data).hexdigest())
     with atomic_write(path) as file:
-        file.write(data)
+        file.write(data.replace(_digest_entry(_NO_DIGEST), own, 1))
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -38,13 +46,22 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Metadata that is not JSON, as other programs write it, comes back as the string it is.
 
     Raises:
-        UserError: the file is missing, damaged, or not safetensors; the message names it.
+        UserError: the file is missing, damaged, not safetensors, or a tensor in it holds NaN or
+            infinity; the message names it.
     """
     with _opened(path) as file:
+        _check_digest(path, (file.metadata() or {}).get("digest"))
         # Cloned, as the file may be a memory map that changes under the tensors' feet.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        texts = file.metadata() or {}
-    return tensors, {key: _parse(text) for key, text in texts.items()}
+        metadata = _metadata(file)
+    for name, tensor in tensors.items():
+        # In fp32, for the narrowest types have no test of their own.
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise UserError(
+                f"{path}: tensor {name} holds NaN or infinity: take weights of an earlier "
+                "epoch, or train anew with a lower learning rate"
+            )
+    return tensors, metadata
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -54,7 +71,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: as `load_weights`.
     """
     with _opened(path) as file:
-        return {key: _parse(text) for key, text in (file.metadata() or {}).items()}
+        return _metadata(file)
 
 
 @contextmanager
@@ -71,8 +88,38 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         raise UserError(f"{path}: not a readable .safetensors file: {error}") from error
 
 
+def _metadata(file: Any) -> dict[str, Any]:
+    texts = dict(file.metadata() or {})
+    texts.pop("digest", None)
+    return {key: _parse(text) for key, text in texts.items()}
+
+
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
+
+
+def _check_digest(path: str | os.PathLike[str], digest: str | None) -> None:
+    """Raise `UserError` unless the file has the digest that it names, where it names one.
+
+    It is that of the whole file with zeros in its own place, so that it speaks for names, shapes
+    and metadata too.
+    """
+    if digest is None:  # of another program, or of an earlier version of this
+        return
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        header = file.read(min(*struct.unpack("<Q", prefix), _HEADER_BYTES))
+        header = header.replace(_digest_entry(digest), _digest_entry(_NO_DIGEST), 1)
+        found = hashlib.sha256(prefix + header)
+        while block := file.read(1 << 20):
+            found.update(block)
+    if found.hexdigest() != digest:
+        raise UserError(f"{path}: damaged: its content has another digest than it was written with")
+
+
+def _digest_entry(digest: str) -> bytes:
+    """As it stands in the header: inside of other texts its quotes would be escaped."""
+    return f'"digest":"{digest}"'.encode()

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -144,7 +144,7 @@ class TrainStep:
             # Gradients travel between processes once, with the last part.
             waits = number + 1 < len(parts) and isinstance(network, DistributedDataParallel)
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with autocast(self.device, self._precision):
+                with autocast(self.device, self._precision), _too_few_are_errors(part):
                     terms = self._loss_fn(network, part)
                 loss = torch.stack([term.float() for term in terms.values()]).sum()
                 for name, term in {**terms, "total": loss}.items():
@@ -230,6 +230,20 @@ class TrainStep:
                 network = DistributedDataParallel(network, device_ids=gpu, broadcast_buffers=False)
             self._network = network
         return self._network
+
+
+@contextlib.contextmanager
+def _too_few_are_errors(part: Batch) -> Iterator[None]:
+    """Put into words what batch normalisation raises where it has one value of each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"batch normalisation cannot train on {len(part.names)} image at a time: raise "
+            "batch_size, or lower step.accumulate or processes"
+        ) from error
 
 
 def weights_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:

@@ -1,6 +1,5 @@
 """Datasets in COCO's layout: one JSON file of annotations and a folder of images."""
 
-import json
 import logging
 import os
 from collections import Counter
@@ -11,7 +10,7 @@ import numpy as np
 
 from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
-from backbones.common.regular_files import read_file
+from backbones.common.read_json import read_json
 from detect.data.cleaning import clean_boxes, order_corners
 from detect.data.paths import refuse_paths_outside
 from detect.data.sample import DetectionDataset
@@ -130,12 +129,7 @@ def _read_json(source: str) -> dict[str, Any]:
             entry.pop(key, None)
         return entry
 
-    try:
-        document = json.loads(read_file(source).decode("utf-8"), object_hook=drop_unused)
-    except OSError as error:
-        raise UserError(f"{source}: cannot read annotations: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{source}: expected COCO's JSON, cannot parse it: {error}") from error
+    document = read_json(source, "annotations", drop_unused)
     if not isinstance(document, dict):
         got = type(document).__name__
         raise UserError(

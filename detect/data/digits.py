@@ -20,6 +20,7 @@ from PIL import Image
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, make_folder, umask
 from backbones.common.images import read_image
+from backbones.common.read_json import read_json
 from detect.data.digit_scenes import Scene, draw_scene
 
 VERSION = 1
@@ -116,9 +117,8 @@ def _is_complete(folder: Path, settings: _Settings) -> bool:
     if not any(folder.iterdir()):
         return False
     try:
-        document = json.loads((folder / "annotations" / "val.json").read_text(encoding="utf-8"))
-        found = document["info"]["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = read_json(folder / "annotations" / "val.json")["info"]["settings"]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder}: the folder is not empty and holds no digits dataset: name another"
         ) from error

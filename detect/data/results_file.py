@@ -1,6 +1,5 @@
 """Reading files in COCO's results format: other detectors' results, and precomputed proposals."""
 
-import json
 import logging
 import math
 import operator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backbones.common.errors import UserError
-from backbones.common.regular_files import read_file
+from backbones.common.read_json import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +45,7 @@ def read_results(path: str | Path, what: str) -> Iterator[Result]:
             its image; the message names file and entry.
     """
     path = Path(path)
-    try:
-        entries = json.loads(read_file(path).decode("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read {what}: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: {what} are not valid JSON: {error}") from error
+    entries = read_json(path, what)
     if not isinstance(entries, list):
         raise UserError(f"{path}: expected a list of COCO results, got {type(entries).__name__}")
     without_area = []
@@ -66,7 +60,8 @@ def read_results(path: str | Path, what: str) -> Iterator[Result]:
                 f"{where} must have a whole number as image_id, bbox [x, y, w, h] and a number as "
                 f"score, got {_shown(entry)}"
             ) from error
-        if not all(map(math.isfinite, (x, y, w, h, score))):
+        # What is finite here may be infinite in the fp32 that it becomes.
+        if not all(abs(number) < 1e9 for number in (x, y, w, h, score)):
             raise UserError(
                 f"{where} must have finite numbers, got {entry['bbox']} and score {score}"
             )

@@ -46,6 +46,10 @@ AnchorSizes = tuple[tuple[float, ...], ...]
 """Sides in pixels of the anchors of each level."""
 
 
+MAX_ANCHORS = 200
+"""At a place of a map; six are usual."""
+
+
 @dataclass(frozen=True)
 class LearnedConfig:
     """A region proposal network (Ren et al. 2015) over an Inception trunk and feature pyramid."""
@@ -91,7 +95,7 @@ class LearnedConfig:
             )
         ranges = {
             "(0, 8]": "scale",
-            "[64, inf)": "tile_size",
+            "[64, 8192]": "tile_size",
             "[1, inf)": "channels images_per_step pre_nms_top_n",
             "(0, inf)": "anchor_ratios",
             "[0, 1]": "positive_iou negative_iou",
@@ -105,6 +109,12 @@ class LearnedConfig:
             )
         if not all(size > 0 for level in levels for size in level):
             raise UserError("learned.anchor_sizes must be more than 0")
+        # All of them are made for every pixel of a map, the first time before any tensor is seen.
+        if (count := max(map(len, levels)) * len(self.anchor_ratios)) > MAX_ANCHORS:
+            raise UserError(
+                "learned.anchor_sizes and learned.anchor_ratios must make at most "
+                f"{MAX_ANCHORS} anchors at a place, got {count}"
+            )
 
 
 class LearnedProposer(Proposer):

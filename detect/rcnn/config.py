@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
+from backbones.networks.specs import MAX_INPUT_SIZE
 from detect.auto import Auto
 from detect.rcnn.crops import ORIGINAL_CONTEXT, CropMode
 
@@ -58,7 +59,8 @@ class RCNNConfig:
 
     def __post_init__(self) -> None:
         ranges = {
-            "[1, inf)": "crop_size crops_per_image detections_per_image",
+            f"[1, {MAX_INPUT_SIZE}]": "crop_size",
+            "[1, inf)": "crops_per_image detections_per_image",
             "[0, 0.5)": "context",
             "[0, 1]": "positive_iou negative_iou regression_iou score_thresh nms_thresh",
             "(0, 1]": "positive_fraction",

@@ -338,6 +338,22 @@ def test_a_score_threshold_of_proposals_saves_crops(detector_file, tmp_path):
             "do not fit the metadata: proposer.pyramid",
         ),
         ({"config": {"learned": {"channels": 10**9}}}, "broken metadata"),
+        # What would ask for gigabytes or minutes, of a file of some kilobytes.
+        (
+            {
+                "config": {
+                    "learned": {"anchor_sizes": [[8] * 9000] * 3, "anchor_ratios": [1] * 9000}
+                }
+            },
+            "at most 200 anchors at a place, got 81000000",
+        ),
+        ({"config": {"rcnn": {"crop_size": 10**6}}}, r"rcnn.crop_size must be in \[1, 2048\]"),
+        ({"config": {"learned": {"tile_size": 10**6}}}, r"learned.tile_size must be in \[64, 8192"),
+        ({"config": {"learned": {"anchor_ratios": [1] * 10**6}}}, "more than 100000 values"),
+        ({"config": {"learned": {"nms_thresh": float("nan")}}}, "nms_thresh: expected a finite"),
+        ({"input_size": 10**6}, "input_size must be at most 2048, got 1000000"),
+        ({"class_names": [["a"]] * 10}, "class_names must be text"),
+        ({"category_ids": ["1"] * 10}, "category_ids must be whole numbers"),
     ],
 )
 def test_broken_metadata_of_a_detector_names_the_file(change, words, detector_file, tmp_path):

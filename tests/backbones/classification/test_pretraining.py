@@ -217,3 +217,21 @@ def test_a_streamed_run_resumes_in_the_middle_of_an_epoch(
     if workers == 0:
         with pytest.raises(UserError, match="cannot be continued by 2"):
             outcome(replace(config, workers=2, epochs=3))
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 1), (4, 4)])
+def test_one_image_at_a_time_is_too_few_for_the_auxiliary_head(
+    root, tmp_path, batch_size, accumulate
+):
+    config = PretrainConfig(
+        run=str(tmp_path / "run"),
+        batch_size=batch_size,
+        data=ImagesConfig(root=str(root)),
+        model=NetworkConfig(NAIVE, width=0.25),
+        step=StepConfig(accumulate=accumulate),
+        workers=0,
+        device="cpu",
+    )
+    with pytest.raises(UserError, match="needs two of them: raise batch_size"):
+        pretrain(config)
+    assert not (tmp_path / "run").exists()

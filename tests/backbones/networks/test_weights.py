@@ -6,6 +6,7 @@ import safetensors.torch
 import torch
 
 from backbones import UserError, load_weights, save_weights
+from backbones.networks.weights import load_metadata
 
 
 def test_weights_round_trip(tmp_path):
@@ -91,3 +92,39 @@ def test_missing_file_and_folder(tmp_path):
     (tmp_path / "last.safetensors").touch()
     with pytest.raises(UserError, match=r"name the file in it \(last.safetensors\)"):
         load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_numbers_that_are_none_are_refused_by_name(tmp_path, value, dtype):
+    path = tmp_path / "w.safetensors"
+    bad = torch.zeros(3, dtype=dtype)
+    bad[1] = value
+    save_weights(path, {"good": torch.ones(2), "stem.weight": bad, "n": torch.tensor(3)}, {})
+    with pytest.raises(UserError, match=r"w\.safetensors: tensor stem\.weight holds NaN or infini"):
+        load_weights(path)
+
+
+def test_any_flipped_bit_is_seen(tmp_path):
+    """In weights, names, shapes and metadata alike."""
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"a": torch.rand(50), "b": torch.arange(9)}, {"class_names": ["cat", "dog"]})
+    whole = path.read_bytes()
+    load_weights(path)
+    for at in range(len(whole)):
+        data = bytearray(whole)
+        data[at] ^= 1 << at % 8
+        path.write_bytes(data)
+        if b'"digest":"' not in data:  # as a file of another program
+            continue
+        with pytest.raises(UserError, match=r"w\.safetensors: (damaged|not a readable)"):
+            load_weights(path)
+
+
+def test_a_file_may_be_changed_and_written_again(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"a": torch.zeros(2)}, {"n": 1})
+    tensors, metadata = load_weights(path)
+    assert metadata == load_metadata(path) == {"n": 1}
+    save_weights(path, {"a": tensors["a"] + 1}, metadata | {"n": 2})
+    assert load_weights(path)[1] == {"n": 2}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from backbones.common.errors import UserError
 from backbones.training.recipe import OptimConfig
 from backbones.training.step import StepConfig, TrainStep
 
@@ -141,3 +142,10 @@ def test_a_model_with_a_way_of_its_own_compiles_itself(monkeypatch):
     for step in range(2):
         one.accumulate_gradients(numbers(4.0, 8.0), step)
     assert compiled == [model]
+
+
+def test_one_value_is_too_few_for_batch_normalisation():
+    model = nn.Sequential(linear(1.0), nn.BatchNorm1d(1))
+    train_step(model, mean_of).accumulate_gradients(numbers(4.0, 8.0), step=0)
+    with pytest.raises(UserError, match="cannot train on 1 image at a time: raise batch_size"):
+        train_step(model, mean_of).accumulate_gradients(numbers(4.0), step=0)

@@ -352,7 +352,7 @@ def test_precomputed_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not valid JSON"),
+        ("{", "proposals: expected JSON, cannot parse it"),
         ("{}", "expected a list of COCO results, got dict"),
         (
             '[{"image_id": 1, "bbox": [1, 2, 3], "score": 1}]',
@@ -366,6 +366,15 @@ def test_precomputed_round_trip(tmp_path):
             '[{"image_id": 1, "bbox": [1, 2, NaN, 4], "score": 1}]',
             "entry 0 must have finite numbers",
         ),
+        *(
+            (
+                f'[{{"image_id": 1, "bbox": [1, 2, {number}, 4], "score": 1}}]',
+                "entry 0 must have finite numbers and a bbox with area",
+            )
+            for number in ("NaN", "1e400", "1e300")
+        ),
+        (f'[{{"image_id": 1, "bbox": [1, 2, 3, {"9" * 5000}], "score": 1}}]', "has more digits"),
+        ("[" * 100_000, "proposals: expected JSON, cannot parse it: it is nested too deeply"),
     ],
 )
 def test_broken_proposal_files_are_named(tmp_path, text, message):

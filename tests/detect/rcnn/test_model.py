@@ -306,7 +306,7 @@ def test_malformed_images_are_named():
         ({"soft_nms_sigma": 0.0}, "rcnn.soft_nms_sigma must be more than 0"),
         ({"soft_nms_sigma": 0.5, "nms_thresh": 0.5}, "rcnn.nms_thresh is not used where"),
         ({"objectness_weight": 1.0}, "rcnn.objectness_weight must be in .0, 1., got 1"),
-        ({"crop_size": 0}, "rcnn.crop_size must be at least 1"),
+        ({"crop_size": 0}, r"rcnn.crop_size must be in \[1, 2048\]"),
         ({"delta_std": (0.1, 0.1, 0.0, 0.2)}, "rcnn.delta_std must be more than 0"),
     ],
 )
