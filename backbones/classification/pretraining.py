@@ -14,6 +14,7 @@ from backbones.classification.evaluation import evaluate_classifier
 from backbones.common import distributed
 from backbones.common.config import to_dict
 from backbones.common.device import resolve_precision
+from backbones.common.errors import UserError
 from backbones.common.launch import process_count, run_in_processes
 from backbones.common.ranges import check_ranges
 from backbones.data.datasets import ImageBatch

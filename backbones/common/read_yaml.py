@@ -81,7 +81,7 @@ def check_plain(text: str) -> None:
         if count > MAX_VALUES:
             problem = f"more than {MAX_VALUES} values are no configuration"
         if problem is not None:
-            raise NotPlainError(None, None, problem, event.start_mark)
+            raise NotPlainError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
 
 
 def check_string(text: str) -> None:

@@ -4,6 +4,7 @@ import functools
 import io
 import itertools
 import logging
+import math
 import re
 import tarfile
 import time
@@ -11,11 +12,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES
+from backbones.data.tar import (
+    LABEL_BYTES,
+    MAX_IMAGE_BYTES,
+    members,
+    open_tar,
+    parse_label,
+    split_name,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +32,8 @@ RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
 """Waits before a server is asked again; what arrives in between starts them anew."""
 TIMEOUT_SECONDS = 60.0
 """Longest silence of a server."""
+_MAX_NAMES = 1_000_000
+"""Of shards; more are a slip of the pen, and gigabytes."""
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP codes that say to come again later."""
 
@@ -39,7 +50,7 @@ def expand_braces(pattern: str) -> list[str]:
     """Names of a pattern: `{000..127}` stands for numbers of as many digits, `{a,b}` for parts.
 
     Raises:
-        UserError: a brace holds neither, or is not closed.
+        UserError: a brace holds neither, or is not closed, or they stand for too many names.
     """
     pieces = re.split(r"\{([^{}]*)\}", pattern)
     if any(brace in piece for piece in pieces[::2] for brace in "{}"):
@@ -48,16 +59,20 @@ def expand_braces(pattern: str) -> list[str]:
         _alternatives(piece, pattern) if index % 2 else [piece]
         for index, piece in enumerate(pieces)
     ]
+    if math.prod(map(len, choices)) > _MAX_NAMES:
+        raise UserError(f"{pattern}: expected at most {_MAX_NAMES} shards")
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
 def _alternatives(text: str, pattern: str) -> list[str]:
     if "," in text:
         return text.split(",")
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", text)
     if numbers is None or int(numbers[1]) > int(numbers[2]):
         raise UserError(f"{pattern}: expected {{0000..0127}} or {{a,b}}, got {{{text}}}")
     first, last = numbers.groups()
+    if int(last) - int(first) >= _MAX_NAMES:
+        raise UserError(f"{pattern}: expected at most {_MAX_NAMES} shards")
     return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
 
 
@@ -97,17 +112,16 @@ def read_shard(location: str) -> Iterator[Sample]:
     with open_stream(location) as stream:
         tail = _Tail(stream)
         try:
-            with tarfile.open(fileobj=cast(IO[bytes], tail), mode="r|") as tar:
-                for info in tar:
-                    path = PurePosixPath(info.name)
-                    key, name = str(path.with_suffix("")), f"{location}:{info.name}"
-                    file = tar.extractfile(info) if info.isfile() else None
-                    if file is None:
-                        continue
-                    if path.suffix.lower() in IMAGE_SUFFIXES:
-                        images[key] = file.read(), name
-                    elif path.suffix == ".cls":
-                        labels[key] = parse_label(file.read(), name)
+            with open_tar(cast(IO[bytes], tail), "r|") as tar:
+                for info in members(tar):
+                    (key, suffix), name = split_name(info), f"{location}:{info.name}"
+                    if suffix in IMAGE_SUFFIXES:
+                        if info.size > MAX_IMAGE_BYTES:
+                            _tell_once(f"{name}: {info.size} bytes are no image, left out")
+                            continue
+                        images[key] = _content(tar, info), name
+                    elif suffix == ".cls":
+                        labels[key] = parse_label(_content(tar, info, LABEL_BYTES + 1), name)
                     if key in images and key in labels:
                         count += 1
                         data, name = images.pop(key)
@@ -126,11 +140,10 @@ def read_shard(location: str) -> Iterator[Sample]:
         _tell_once(f"{location}: {unpaired} members lack their .jpg or .cls and are left out")
 
 
-def parse_label(text: bytes, name: str) -> int:
-    """The number in a `.cls` file; UserError where it is none."""
-    if not text[:32].strip().isdigit():
-        raise UserError(f"{name}: expected a label of 0 or more, got {text[:32]!r}")
-    return int(text)
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo, size: int = -1) -> bytes:
+    file = tar.extractfile(info)
+    assert file is not None, "a regular file"
+    return file.read(size)
 
 
 @functools.cache
@@ -141,14 +154,21 @@ def _tell_once(message: str) -> None:
 
 
 class _Tail:
-    """A stream that remembers its last block, which is zeros at the end of a whole tar file."""
+    """A stream that remembers its last block, which is zeros at the end of a whole tar file.
+
+    Its end can be read once: `tarfile` would read it for hours to come to where a header points.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._last = b""
+        self._has_ended = False
 
     def read(self, size: int) -> bytes:
+        if self._has_ended:
+            raise tarfile.ReadError("unexpected end of data")
         data = self._stream.read(size)
+        self._has_ended = not data
         self._last = (self._last + data)[-tarfile.BLOCKSIZE :]
         return data
 
@@ -216,8 +236,8 @@ class _UrlStream(io.RawIOBase):
         missing = self._position
         if response.status == 206:
             missing = 0
-        elif "Content-Length" in response.headers:
-            self._length = int(response.headers["Content-Length"])
+        else:
+            self._length = response.length  # None where the server says none, or no number
         # A server without ranges begins anew.
         while missing:
             skipped = len(response.read(min(missing, 1 << 20)))

@@ -21,11 +21,15 @@ from backbones.data.datasets import Example, ImageBatch, collate
 from backbones.data.sampler import EpochSampler, derive_seed
 from backbones.data.shards import Sample, open_stream, read_shard
 from backbones.data.sources import parse_class_names
+from backbones.data.tar import MAX_LABEL
 from backbones.data.transforms import AugmentConfig, train_transform
 from backbones.data.workers import WorkerLoader
 
 BLOCK = 512
 """Examples that are shuffled together; encoded, they are some 50 MB of each worker's memory."""
+
+_MAX_BYTES = 1 << 26
+"""Of a list of classes."""
 
 Cursor = dict[str, int]
 """Where a slot's stream goes on: `slot` of `slots`, `batches` that it has delivered, and its place:
@@ -221,6 +225,8 @@ def load_class_names(classes: str) -> list[str]:
         UserError: the file cannot be read, or does not hold class names.
     """
     if classes.isdigit():
+        if len(classes) > len(str(MAX_LABEL)):
+            raise UserError(f"data.classes must be at most {MAX_LABEL + 1}, got {classes[:20]}")
         return [str(label) for label in range(int(classes))]
     with open_stream(classes) as stream:
-        return parse_class_names(stream.read(), classes)
+        return parse_class_names(stream.read(_MAX_BYTES), classes)

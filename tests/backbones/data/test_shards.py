@@ -32,6 +32,16 @@ def test_braces_expand(pattern, names):
     assert expand_braces(pattern) == names
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["{0..999999999999}", "{00..99}" * 9, "{0..9}{00000..99999}{a,b}", "{1.." + "9" * 5000 + "}"],
+    ids=["one", "many", "three", "digits"],
+)
+def test_braces_for_too_many_names(pattern):
+    with pytest.raises(UserError, match="expected"):
+        expand_braces(pattern)
+
+
 @pytest.mark.parametrize("pattern", ["a-{0..}.tar", "a-{3..1}.tar", "a-{0..3.tar", "a-}.tar", "{}"])
 def test_wrong_braces(pattern):
     with pytest.raises(UserError, match="expected"):
@@ -131,7 +141,17 @@ def test_members_without_a_partner_are_left_out(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.jpg", b"x"), ("a.cls", b"seven")], r"a\.cls: expected a label of 0 or more"),
+        (
+            [("a.jpg", b"x"), ("a.cls", b"seven")],
+            r"a\.cls: expected a label of 0 or more, up to 999999, got b'seven'",
+        ),
+        *(
+            (
+                [("a.jpg", b"x"), ("a.cls", label)],
+                r"a\.cls: expected a label of 0 or more, up to 999999",
+            )
+            for label in (b"1000000000", b"9" * 5000, b"1" * 32 + b"x", b"-1", b"")
+        ),
         ([("a.txt", b"x")], "expected members NAME.jpg and NAME.cls, found none"),
         ([], "expected members NAME.jpg and NAME.cls, found none"),
     ],
