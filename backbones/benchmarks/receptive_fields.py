@@ -24,7 +24,7 @@ from backbones.networks.checkpoint import load_backbone
 from backbones.networks.cost import count_multiply_adds
 from backbones.networks.inception import InceptionV3
 from backbones.networks.specs import SPECS
-from backbones.training.run_folder import read_curves
+from backbones.training.curves import read_curves
 
 VARIANTS = ("inception_v3", "inception_v3_151", "inception_v3_79", "inception_v3_79_naive")
 

@@ -57,7 +57,11 @@ def parse_config(
         if values.get("resume") and arguments[:1] != ["--config"] and own.is_file():
             # Behind it the folder's name, which may have changed since the file was written.
             arguments = ["--config", str(own), f"--run={own.parent}", *arguments]
-            values = _parse(config_class, parser, arguments)
+            try:
+                values = _parse(config_class, parser, arguments)
+            except UserError as error:
+                hint = "if it is damaged, restore it or name the configuration with --config"
+                raise UserError(f"{error}: {hint}") from error
         return _build(config_class, values, "")
     except UserError as error:
         exit_with_error(error)

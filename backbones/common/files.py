@@ -1,14 +1,19 @@
 """The one place that writes files: whole or not at all."""
 
+import fcntl
+import itertools
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO
 
 from backbones.common.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _SETTING_UMASK = Lock()
 
@@ -34,29 +39,113 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
+def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the disk refuses within the block (no room, no right, no folder) is a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other programs from a folder until the block ends, or this process does, however.
+
+    Processes that this one starts have no part in it. Where the disk knows no locks, a warning says
+    so.
+
+    Raises:
+        UserError: another process has the folder.
+    """
+    path = folder / ".lock"
+    while True:
+        file = open_to_append(path)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise UserError(
+                f"{folder}: another program is writing into this folder: wait until it ends, or "
+                "choose another folder"
+            ) from error
+        except OSError as error:
+            logger.warning(
+                "%s: cannot be locked, let no other program write there: %s", path, error
+            )
+        # The file may be one that its former owner has deleted in between.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
+                break
+        file.close()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        file.close()
+
+
+def open_to_append(path: Path) -> IO[str]:
+    """Open a text file that grows row by row; a link in its place is not followed.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+
+    def open_file(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    with write_errors(path):
+        # Names of files may hold bytes that are no text.
+        return open(
+            path, "a", encoding="utf-8", errors="backslashreplace", newline="", opener=open_file
+        )
+
+
+def set_aside(path: Path, reason: object) -> None:
+    """Rename what is damaged, so that it is neither read nor lost, and warn of it.
+
+    Raises:
+        UserError: it cannot be renamed.
+    """
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.name}.damaged" + (f"_{number}" if number > 1 else ""))
+        if not os.path.lexists(kept):
+            break
+    with write_errors(path):
+        path.rename(kept)
+    logger.warning("damaged, set aside as %s: %s", kept, reason)
+
+
+@contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
     """Open a temporary file that replaces `path` when the block ends without an exception.
 
     A reader sees the old file or the whole new one, also when the process or the machine dies in
     between. The parent folder is made where it is missing.
+
+    Raises:
+        UserError: the disk refuses it; what was there stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
-    )
-    try:
-        with os.fdopen(handle, mode, encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; results are as readable as any other file of the user.
-        os.chmod(temporary, 0o666 & ~umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name[:100]}.", suffix=UNFINISHED
+        )
+        try:
+            with os.fdopen(handle, mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files private; results are as readable as any other file of the user.
+            os.chmod(temporary, 0o666 & ~umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
 def umask() -> int:

@@ -25,7 +25,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     """
     path = folder / f"step_{step:010d}.pt"
     with atomic_write(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # As torch reports what the disk refused, which it got as an exception from `file`.
+            raise OSError(str(error.__context__ or error).partition("\n")[0]) from error
     for old in _checkpoints(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path

@@ -153,6 +153,7 @@ def fit(
                     _warn_of_skipped(messages, skipped)
                 if distributed.is_main():
                     content = {**train_step.state_dict(), **identity, "state": asdict(state)}
+                    content["config"] = run.config
                     save_checkpoint(run.checkpoints, state.step, content, config.keep_checkpoints)
                 checkpointed = time.monotonic()
             if stopping:
@@ -263,6 +264,7 @@ def _restore(run: RunFolder, train_step: TrainStep, identity: Mapping[str, Any])
     if checkpoint is None:
         logger.info("%s has no checkpoint yet: starting from the beginning", run.path)
         return TrainingState()
+    run.refuse_another(checkpoint.get("config"))
     for key, value in identity.items():
         if checkpoint.get(key) == value:
             continue

@@ -1,34 +1,35 @@
 """The folder of a training run: its config, log, curves and TensorBoard scalars."""
 
 import csv
+import errno
 import logging
-from collections import defaultdict
-from collections.abc import Collection, Mapping
+import os
+import sys
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from backbones.common import distributed
-from backbones.common.config import load_config, save_config, to_dict
+from backbones.common.config import from_dict, read_yaml, save_config, to_dict
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder, remove_unfinished
-from backbones.common.plots import new_plot, save_plot
+from backbones.common.files import (
+    atomic_write,
+    locked,
+    make_folder,
+    open_to_append,
+    remove_unfinished,
+    set_aside,
+    write_errors,
+)
 from backbones.training.checkpoints import has_checkpoint
+from backbones.training.curves import COLUMNS, CurvePoint, draw_curves, read_curves
 
 logger = logging.getLogger(__name__)
-
-_COLUMNS = ("step", "epoch", "name", "value")
-
-
-class CurvePoint(NamedTuple):
-    """One value of one curve: `name` is `group/metric`, `epoch` counts passes, fractions too."""
-
-    step: int
-    epoch: float
-    name: str
-    value: float
 
 
 class RunFolder:
@@ -62,6 +63,7 @@ class RunFolder:
         self.path = Path(path)
         self.resume = resume
         self._config, self._may_change = config, may_change
+        self._open = ExitStack()
         if any(other != to_dict(config) for other in distributed.gather(to_dict(config))):
             raise UserError(
                 f"{self.path}: the processes were given different configurations: name one with "
@@ -76,24 +78,50 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with --resume or choose "
                 "another folder with --run"
             )
-        # Before its first checkpoint a run begins anew, and may do so in another way.
-        if config.exists() and has_checkpoint(self.checkpoints):
-            refuse_another_run(config, self._config, self._may_change)
         make_folder(self.path)
+        self._open.enter_context(locked(self.path))
+        try:
+            # Before its first checkpoint a run begins anew, and may do so in another way.
+            if config.exists() and has_checkpoint(self.checkpoints):
+                self._compare_with_file(config)
+        except BaseException:
+            self._open.close()
+            raise
         for folder in (self.path, self.checkpoints):
             remove_unfinished(folder)
+
+    def _compare_with_file(self, path: Path) -> None:
+        try:
+            read_yaml(path)
+        except UserError as error:
+            # The last checkpoint says as well what the run was, see `refuse_another`.
+            set_aside(path, error)
+        else:
+            refuse_another_run(path, self._config, self._may_change)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decides the result, in plain values, for checkpoints."""
+        return to_dict(self._config)
+
+    def refuse_another(self, config: Mapping[str, Any] | None) -> None:
+        """Raise `UserError` unless this is the run that a checkpoint is of, by its `config`.
+
+        `config.yaml` may have been cut off or changed since.
+        """
+        if config is not None:
+            _refuse(config, self._config, self._may_change, self.path)
 
     def __enter__(self) -> "RunFolder":
         if not distributed.is_main():
             return self
-        self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        self._handler = _LogFile(open_to_append(self.path / "log.txt"))
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root = logging.getLogger()
         self._former_level = root.level
         root.setLevel(min(root.level, logging.INFO))
         root.addHandler(self._handler)
         self._curves: IO[str] | None = None
-        self._tensorboard: SummaryWriter | None = None
         if not (self.path / "config.yaml").exists():
             save_config(self.path / "config.yaml", self._config)
         return self
@@ -108,14 +136,14 @@ class RunFolder:
             return
         if isinstance(error, Exception):
             logger.error("run stopped: %s", error, exc_info=not isinstance(error, UserError))
-        if self._curves is not None:
-            self._curves.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
         root = logging.getLogger()
         root.removeHandler(self._handler)
         root.setLevel(self._former_level)
-        self._handler.close()
+        # What the disk refuses to take in the end has been said where it refused it first.
+        with suppress(OSError):
+            self._handler.stream.close()
+        with suppress(OSError) if error is not None else write_errors(self.path):
+            self._open.close()
 
     @property
     def checkpoints(self) -> Path:
@@ -132,31 +160,47 @@ class RunFolder:
             return
         save_config(self.path / "config.yaml", self._config)
         path = self.path / "curves.csv"
-        kept = [point for point in read_curves(path) if point.step <= step] if step else []
+        kept = []
+        try:
+            kept = [point for point in read_curves(path) if point.step <= step] if step else []
+        except UserError as error:
+            set_aside(path, error)
         with atomic_write(path, "w") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_COLUMNS)
+            writer.writerow(COLUMNS)
             writer.writerows(kept)
-        self._curves = path.open("a", encoding="utf-8", newline="")
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        self._curves = self._open.enter_context(open_to_append(path))
+        events = self.path / "tensorboard"
+        if events.exists() and not events.is_dir():
+            set_aside(events, f"{events}: not a folder")
+        self._open.enter_context(_quiet_threads())
+        with write_errors(events):
+            self._tensorboard = SummaryWriter(str(events), purge_step=step + 1)
+        self._open.callback(self._tensorboard.close)
 
     def record(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Append values, named `group/metric`, to the curves and to TensorBoard."""
         if not distributed.is_main():
             return
         assert self._curves is not None, "open_curves comes first"
-        assert self._tensorboard is not None
-        writer = csv.writer(self._curves, lineterminator="\n")
-        for name, value in values.items():
-            writer.writerow(CurvePoint(step, round(epoch, 6), name, float(value)))
-            self._tensorboard.add_scalar(name, float(value), step)
-        self._curves.flush()
+        path = self.path / "curves.csv"
+        with write_errors(path):
+            if os.fstat(self._curves.fileno()).st_nlink == 0:
+                raise FileNotFoundError(errno.ENOENT, "deleted while the run goes on")
+            writer = csv.writer(self._curves, lineterminator="\n")
+            for name, value in values.items():
+                writer.writerow(CurvePoint(step, round(epoch, 6), name, float(value)))
+                self._tensorboard.add_scalar(name, float(value), step)
+            self._curves.flush()
 
     def draw_curves(self) -> None:
         """Draw `curves.png` from what has been recorded."""
         if not distributed.is_main():
             return
-        draw_curves(read_curves(self.path / "curves.csv"), self.path / "curves.png")
+        try:
+            draw_curves(read_curves(self.path / "curves.csv"), self.path / "curves.png")
+        except UserError as error:  # no reason to end a run
+            logger.warning("the curves are not drawn: %s", error)
 
 
 def refuse_another_run(path: Path, config: Any, may_change: Collection[str]) -> None:
@@ -170,7 +214,18 @@ def refuse_another_run(path: Path, config: Any, may_change: Collection[str]) -> 
     Raises:
         UserError: names the keys whose values differ, or a key that the file has and `config` not.
     """
-    before, now = (_flatten(to_dict(each)) for each in (load_config(type(config), path), config))
+    _refuse(read_yaml(path), config, may_change, path.parent, str(path))
+
+
+def _refuse(
+    before: Mapping[str, Any],
+    config: Any,
+    may_change: Collection[str],
+    folder: Path,
+    where: str = "its last checkpoint",
+) -> None:
+    whole = to_dict(from_dict(type(config), before, where=where))
+    before, now = _flatten(whole), _flatten(to_dict(config))
     changed = [
         f"{key} was {before.get(key)} and is {now.get(key)} now"
         for key in sorted(before.keys() | now.keys())
@@ -179,50 +234,37 @@ def refuse_another_run(path: Path, config: Any, may_change: Collection[str]) -> 
     if changed:
         more = f"; and {len(changed) - 3} more keys" if len(changed) > 3 else ""
         raise UserError(
-            f"cannot resume {path.parent}: {'; '.join(changed[:3])}{more}: leave them as the run "
+            f"cannot resume {folder}: {'; '.join(changed[:3])}{more}: leave them as the run "
             "began, or choose another folder with --run"
         )
 
 
-def read_curves(path: Path) -> list[CurvePoint]:
-    """The rows of a `curves.csv`, none where it is missing; a last row cut short is left out."""
-    if not path.exists():
-        return []
-    points = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]:
-        row = next(csv.reader([line]), [])
-        if line.endswith("\n") and len(row) == len(_COLUMNS):
-            points.append(CurvePoint(int(row[0]), float(row[1]), row[2], float(row[3])))
-    return points
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """No traceback where the disk refuses TensorBoard's thread, which hands on the error itself."""
+    former = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not issubclass(failed.exc_type, OSError):
+            former(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = former
 
 
-def draw_curves(points: list[CurvePoint], path: Path) -> None:
-    """Draw one panel for each group of curves (the part of the name before `/`) into a PNG."""
-    groups: dict[str, dict[str, list[CurvePoint]]] = defaultdict(lambda: defaultdict(list))
-    for point in points:
-        group, _, metric = point.name.partition("/")
-        groups[group][metric or group].append(point)
-    if not groups:
-        return
-    columns = min(2, len(groups))
-    rows = -(-len(groups) // columns)
-    plot = new_plot(5.5 * columns, 3.4 * rows)
-    panels = plot.subplots(rows, columns, squeeze=False).flat
-    for panel, (group, curves) in zip(panels, groups.items(), strict=False):
-        for metric, curve in curves.items():
-            epochs = [point.epoch for point in curve]
-            values = [point.value for point in curve]
-            marker = "o" if len(curve) < 30 else ""
-            panel.plot(
-                epochs, values, marker=marker, markersize=3, label=f"{metric} {values[-1]:.4g}"
-            )
-        panel.set_title(group)
-        panel.set_xlabel("epoch")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="small", frameon=False, title="last value", title_fontsize="small")
-    for panel in list(plot.axes)[len(groups) :]:
-        panel.set_visible(False)
-    save_plot(plot, path)
+class _LogFile(logging.StreamHandler):
+    """A log that goes on without its file where the disk refuses it, and says so once."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._has_failed:
+            error = sys.exc_info()[1]
+            sys.stderr.write(f"{self.stream.name}: cannot be written: {error}\n")
+        self._has_failed = True
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,8 +13,8 @@ from PIL import Image
 from backbones import load_backbone
 from backbones.classification.pretraining import PretrainConfig
 from backbones.common.config import parse_config
+from backbones.training.curves import read_curves
 from backbones.training.recipe import OptimConfig
-from backbones.training.run_folder import read_curves
 from tools import evaluate_backbone, train_backbone
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from helpers.distributed_run import train
 from backbones.common import distributed
 from backbones.common.errors import UserError
 from backbones.training.checkpoints import load_last_checkpoint
-from backbones.training.run_folder import read_curves
+from backbones.training.curves import read_curves
 
 HERE = Path(__file__).parents[2] / "helpers"
 ROOT = HERE.parents[1]

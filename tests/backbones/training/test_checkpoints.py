@@ -2,6 +2,7 @@ import random
 
 import pytest
 import torch
+from helpers.full_disk import full_disk
 from helpers.tiny_run import train
 
 from backbones.common.errors import UserError
@@ -71,3 +72,14 @@ def test_no_damage_is_resumed_from(tmp_path, damage, caplog):
         assert (f"{newest}: cannot read checkpoint" in caplog.text) == (state["step"] == 1)
         fallbacks += state["step"] == 1
     assert fallbacks > 40
+
+
+def test_a_full_disk_is_a_line_and_the_older_checkpoint_stays(tmp_path):
+    older = save_checkpoint(tmp_path, 1, {"x": torch.ones(5000), "step": 1})
+    with (
+        full_disk(10_000),
+        pytest.raises(UserError, match=r"step_0+2\.pt: cannot be written: .*File too large"),
+    ):
+        save_checkpoint(tmp_path, 2, {"x": torch.ones(5000), "step": 2})
+    assert list(tmp_path.iterdir()) == [older]
+    assert load_last_checkpoint(tmp_path)["step"] == 1

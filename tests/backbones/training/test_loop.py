@@ -21,9 +21,10 @@ from backbones.common.errors import UserError
 from backbones.data.sampler import EpochSampler, derive_seed, training_loader
 from backbones.training.checkpoints import load_last_checkpoint
 from backbones.training.config import TrainConfig
+from backbones.training.curves import read_curves
 from backbones.training.loop import MAX_SKIPPED, NonFiniteLossError, fit
 from backbones.training.recipe import OptimConfig
-from backbones.training.run_folder import RunFolder, read_curves
+from backbones.training.run_folder import RunFolder
 from backbones.training.step import StepConfig, weights_in
 from backbones.training.validation import Validation
 

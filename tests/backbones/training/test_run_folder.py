@@ -1,15 +1,18 @@
 import logging
+import shutil
 from dataclasses import dataclass, field
 
 import pytest
 import yaml
+from helpers.full_disk import full_disk
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from backbones.common.config import load_config
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
-from backbones.training.run_folder import CurvePoint, RunFolder, read_curves
+from backbones.training.curves import CurvePoint, read_curves
+from backbones.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -146,3 +149,84 @@ def test_an_exception_ends_in_the_log_and_frees_the_handler(tmp_path):
     assert "run stopped: the reason" in log
     assert "Traceback" in log
     assert logging.getLogger().handlers == handlers
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.yaml", b"lr: [0.1"),
+        ("config.yaml", b"\xff\x00"),
+        (
+            "curves.csv",
+            b"step,epoch,name,value\n10,0.5,loss/class,0.1\n20,\x00\x00\x00,loss/class,1\n",
+        ),
+        ("curves.csv", b"step,epoch,name,value\n10,half,loss/class,0.1\n20,1,loss/class,1\n"),
+        ("curves.csv", b"\xff\xfe"),
+        ("tensorboard", b"a file"),
+    ],
+)
+def test_what_is_damaged_is_set_aside_with_a_warning(tmp_path, name, damage, caplog):
+    make_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_0000000030.pt").touch()
+    if (tmp_path / name).is_dir():
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / name).write_bytes(damage)
+    for number in ("", "_2"):  # twice: neither is lost
+        caplog.clear()
+        with RunFolder(tmp_path, Config(), resume=True, may_change={"resume"}) as run:
+            run.open_curves(30)
+            run.record(40, 2.0, {"loss/class": 7.0})
+        kept = tmp_path / f"{name}.damaged{number}"
+        assert kept.read_bytes() == damage
+        assert f"damaged, set aside as {kept}: {tmp_path / name}" in caplog.text
+        (tmp_path / name).rename(tmp_path / f"whole{number}")
+        (tmp_path / name).write_bytes(damage)
+    assert not (tmp_path / f"{name}.damaged_3").exists()
+
+
+def test_a_checkpoint_says_of_which_run_it_is(tmp_path):
+    """Also where the file was cut between two lines and its other keys seem to be the defaults."""
+    run = RunFolder(tmp_path, Config(lr=0.5), may_change={"resume"})
+    assert run.config == {"lr": 0.5, "resume": False}
+    run.refuse_another({"lr": 0.5, "resume": True})
+    run.refuse_another(None)  # of an earlier version
+    with pytest.raises(UserError, match=r"cannot resume .*: lr was 0\.1 and is 0\.5 now"):
+        run.refuse_another({"resume": False})
+    with pytest.raises(UserError, match="its last checkpoint: unknown key width"):
+        run.refuse_another({"width": 3})
+
+
+def test_a_folder_that_vanishes_ends_the_run_in_a_line(tmp_path):
+    def vanishing():
+        with RunFolder(tmp_path / "run", Config()) as run:
+            run.open_curves(0)
+            run.record(1, 0.1, {"loss/class": 1.0})
+            shutil.rmtree(tmp_path / "run")
+            run.record(2, 0.1, {"loss/class": 1.0})
+
+    with pytest.raises(UserError, match=r"curves\.csv: cannot be written: deleted while the run"):
+        vanishing()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").symlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(UserError, match=r"log\.txt: cannot be written: Too many levels of symbolic"),
+        RunFolder(tmp_path / "run", Config()),
+    ):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_log_that_cannot_be_written_is_told_once(tmp_path, capsys):
+    with RunFolder(tmp_path, Config()) as run, full_disk(10):
+        for _ in range(3):
+            logging.getLogger("backbones.anything").info("x" * 4000)
+        with pytest.raises(UserError, match=r"config\.yaml: cannot be written: File too large"):
+            run.open_curves(0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{tmp_path / 'log.txt'}: cannot be written: [Errno 27] File too large"]

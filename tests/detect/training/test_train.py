@@ -18,8 +18,8 @@ from backbones import create_backbone, save_backbone
 from backbones.common.errors import UserError
 from backbones.data.sampler import EpochSampler
 from backbones.networks.weights import load_weights
+from backbones.training.curves import read_curves
 from backbones.training.recipe import OptimConfig, build_optimizer
-from backbones.training.run_folder import read_curves
 from backbones.training.step import StepConfig
 from detect.checkpoint import load_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
