@@ -15,7 +15,7 @@ from backbones.common.progress import track
 from backbones.data.datasets import EvaluationImages, ImageBatch, collate
 from backbones.data.multi_crop import CropCount
 from backbones.data.sources import ImageSource
-from backbones.data.workers import WorkerLoader
+from backbones.data.workers import WorkerLoader, lost_workers_are_errors
 from backbones.networks.inception import InceptionV3
 
 logger = logging.getLogger(__name__)
@@ -135,12 +135,13 @@ def predict(
     labels: list[Tensor] = []
     names: list[str] = []
     skipped: list[str] = []
-    for batch in track(loader, len(source), "evaluate", size=_images_read):
-        skipped += batch.skipped
-        names += batch.names
-        if len(batch.labels):
-            scores.append(probabilities(batch.images))
-            labels.append(batch.labels)
+    with lost_workers_are_errors():
+        for batch in track(loader, len(source), "evaluate", size=_images_read):
+            skipped += batch.skipped
+            names += batch.names
+            if len(batch.labels):
+                scores.append(probabilities(batch.images))
+                labels.append(batch.labels)
     if not scores:
         raise UserError(f"none of the {len(source)} images can be read: {skipped[0]}")
     return Predictions(torch.cat(scores), torch.cat(labels), names, skipped)

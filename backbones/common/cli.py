@@ -15,6 +15,7 @@ from backbones.common.device import set_tf32
 from backbones.common.errors import UserError
 from backbones.common.memory import keep_freed_memory
 from backbones.common.progress import console_handler
+from backbones.common.signals import ctrl_c_twice_exits
 
 _LONGEST = 2000
 """Characters of an error line."""
@@ -31,7 +32,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         prepare_process()
         try:
-            main()
+            with ctrl_c_twice_exits():
+                main()
         except UserError as error:
             exit_with_error(error)
         except KeyboardInterrupt:

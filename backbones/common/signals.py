@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from backbones.common import distributed
@@ -13,10 +15,17 @@ class StopSignals:
     """While entered, SIGTERM or Ctrl-C is noted in `received`; a second Ctrl-C acts at once.
 
     Only the main thread can receive signals; elsewhere this does nothing.
+
+    Args:
+        unit: of work, which is to be finished before the end.
+        exits: a second Ctrl-C ends the process then and there, see `ctrl_c_twice_exits`.
     """
 
     received: signal.Signals | None = None
     _since = 0.0
+
+    def __init__(self, unit: str = "step", exits: bool = False) -> None:
+        self._unit, self._exits = unit, exits
 
     def __enter__(self) -> "StopSignals":
         self._former = {}
@@ -36,7 +45,10 @@ class StopSignals:
         self.received, self._since = signal.Signals(number), time.monotonic()
         if not again and distributed.is_main():
             # Not by logging, which may be what was interrupted.
-            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
+            text = f"\nstopping after this {self._unit}; Ctrl-C again stops at once\n"
+            os.write(2, text.encode())
+        if again and self._exits:
+            _exit()
         if again:
             self.leave()
 
@@ -45,6 +57,40 @@ class StopSignals:
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
+
+
+@contextmanager
+def ctrl_c_twice_exits() -> Iterator[None]:
+    """Until the block ends, Ctrl-C raises KeyboardInterrupt, and another one ends the process.
+
+    Python would raise a second one while it waits for threads that are in C++ code, and these abort
+    with a message of their own when Python is gone. After a first one this stays in force.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # a program in the background is deaf to it
+        return
+    since: list[float] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        since.append(time.monotonic())
+        if len(since) == 1:
+            raise KeyboardInterrupt
+        if since[-1] > since[0] + 1:  # see `StopSignals`
+            _exit()
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        if in_main and not since:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _exit() -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signal.SIGINT)
 
 
 def ignore_stop_signals(worker: int) -> None:

@@ -1,6 +1,7 @@
 """Processes that read images for the main one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
@@ -9,6 +10,7 @@ import cv2
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from backbones.common.errors import UserError
 from backbones.common.signals import ignore_stop_signals
 from backbones.data.handover import sendable
 
@@ -31,6 +33,23 @@ class WorkerLoader(DataLoader):
             # With a priority it is called before multiprocessing waits.
             Finalize(iterator, _kill, (iterator._workers,), exitpriority=0)
         return iterator
+
+
+@contextmanager
+def lost_workers_are_errors() -> Iterator[None]:
+    """Turn what torch raises, at any place of the main process, when a loader's worker was killed
+    into a `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        # Where it is found out later, torch names those that are gone.
+        if not (text.startswith("DataLoader worker") and ("killed" in text or "exited" in text)):
+            raise
+        raise UserError(
+            f"a process that reads images was ended ({text.partition(chr(10))[0]}), as it happens "
+            "where memory runs out: lower workers; a training run goes on with --resume"
+        ) from error
 
 
 def start_worker(worker: int) -> None:

@@ -17,6 +17,7 @@ from backbones.common.progress import TrainingProgress
 from backbones.common.signals import StopSignals
 from backbones.data.sampler import EpochSampler
 from backbones.data.streams import Cursor, StreamedBatch, StreamedTraining
+from backbones.data.workers import lost_workers_are_errors
 from backbones.training.checkpoints import load_last_checkpoint, save_checkpoint
 from backbones.training.config import TrainConfig
 from backbones.training.recipe import lr_factor, scaled_lr
@@ -108,6 +109,7 @@ def fit(
         StopSignals() as stop,
         TrainingProgress("train", sampler.total_steps, state.step) as progress,
         distributed.lost_processes_are_errors(),
+        lost_workers_are_errors(),
     ):
         batches = _timed(loader)
         checkpointed = time.monotonic()

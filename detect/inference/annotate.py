@@ -3,21 +3,23 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from backbones.common.errors import ImageError, ImageTooLargeError, UserError
-from backbones.common.files import make_folder
+from backbones.common.files import locked, make_folder
 from backbones.common.images import read_image_size, write_image
 from backbones.common.progress import TrainingProgress, track
+from backbones.common.signals import StopSignals
 from detect.detector import Detector
 from detect.evaluation import coco_results
 from detect.inference.geojson import write_geojson
+from detect.inference.outputs import GrowingList, clear_earlier, finished_as
 from detect.media.drawing import draw_detections, draw_large
 from detect.media.large import LargeImage
 from detect.media.sources import Source, read_images
@@ -25,8 +27,6 @@ from detect.media.video import VideoReader, VideoWriter
 from detect.rcnn.postprocess import above_score
 
 logger = logging.getLogger(__name__)
-
-AddEntry = Callable[[dict[str, Any]], None]
 
 LONGEST_NAME = 200
 """Bytes of a result's name without its suffix: file systems have room for 255."""
@@ -68,7 +68,10 @@ def infer(
     `results.json` with the detections in COCO's results format, and `images.json` with `images`
     (id, file, size, annotated picture or video, and of a frame its number and time in seconds) and
     `categories`, to which the results refer. An input that cannot be read, or whose picture cannot
-    be written, is reported and the rest is done.
+    be written, is reported and the rest is done. Both JSON files hold at every moment what was
+    done. What an earlier run has left in the folder is deleted.
+
+    Ctrl-C and SIGTERM end it after the image that it is at; a second Ctrl-C ends the process.
 
     Of an image that is detected in block by block (see `detect.blocks`) no more than a block is in
     memory and the picture is a smaller copy; of a GeoTIFF `NAME.geojson` has the boxes on the map.
@@ -80,28 +83,43 @@ def infer(
         score_thresh: detections below it are neither drawn nor written.
 
     Raises:
-        UserError: the detector has no proposer, `output` cannot be written to, or a result would
-            overwrite an input.
+        UserError: the detector has no proposer, `output` cannot be written to or another program
+            writes there, or a result would overwrite an input or what `infer` did not write.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came.
     """
     if detector.model.proposer is None:
         raise UserError(
             "this detector was trained on precomputed proposals and has no proposer of its own: "
             "evaluate it on its dataset, or train one with model.proposer learned or grid"
         )
-    make_folder(output)
-    report = InferenceReport()
     targets = _targets(source, output)
+    with StopSignals("image", exits=True) as stop, locked(make_folder(output)):
+        clear_earlier(output, targets.values())
+        report = InferenceReport()
+        with _says_what_is_kept(report, output):
+            _infer(detector, source, output, targets, score_thresh, report, stop)
+    return report
+
+
+def _infer(
+    detector: Detector,
+    source: Source,
+    output: Path,
+    targets: Mapping[Path, Path],
+    score_thresh: float,
+    report: InferenceReport,
+    stop: StopSignals,
+) -> None:
     categories = [
         {"id": category_id, "name": name}
         for category_id, name in zip(detector.category_ids, detector.class_names, strict=True)
     ]
     tail = f'], "categories": {json.dumps(categories)}}}'
     with (
-        _says_what_is_kept(report, output),
-        _growing_list(output / "results.json", "[", "]") as add_result,
-        _growing_list(output / "images.json", '{"images": [', tail) as add_image,
+        GrowingList(output / "results.json", "[", "]") as found_list,
+        GrowingList(output / "images.json", '{"images": [', tail) as image_list,
     ):
-        results = _Results(detector, add_result, add_image)
+        results = _Results(detector, found_list, image_list)
 
         def annotated(
             images: Iterable[tuple[Frame, Tensor]], count: int | None = None
@@ -123,7 +141,11 @@ def infer(
                 except ImageError as error:
                     _report_error(report, f"{frame.file}: {error}")
                 progress.update(report.images + len(report.errors), 1, waited=None, notes="")
+                if stop.received:
+                    break
             for path in large:
+                if stop.received:
+                    break
                 try:
                     found = _annotate_large(path, targets[path], detector, score_thresh, results)
                     report.images += 1
@@ -132,12 +154,15 @@ def infer(
                     _report_error(report, str(error))
                 progress.update(report.images + len(report.errors), 1, waited=None, notes="")
         for path in source.videos:
+            if stop.received:
+                break
             try:
-                _annotate_video(path, targets[path], annotated)
+                _annotate_video(path, targets[path], annotated, stop)
             except UserError as error:
                 of_input = str(error).startswith(f"{path}: ")
                 _report_error(report, str(error) if of_input else f"{path}: {error}")
-    return report
+    if stop.received:
+        stop.leave()
 
 
 def _is_large(path: Path, detector: Detector) -> bool:
@@ -167,11 +192,14 @@ def _annotate_large(
 ) -> dict[str, Tensor]:
     """Annotate an image that is read part by part."""
     with LargeImage(path) as image:
+        on_map = None if image.place is None else target.with_suffix(".geojson")
+        if on_map is not None and os.path.lexists(on_map):  # those of an earlier run are deleted
+            raise ImageError(f"{path}: {on_map} is there already, and infer did not write it")
         found = above_score(detector.detect_parts(image), score_thresh)
-        results.add((image.height, image.width), Frame(path), target, found)
+        results.add((image.height, image.width), Frame(path), target, found, on_map)
         write_image(target, draw_large(image, found, detector.class_names))
-        if image.place is not None:
-            write_geojson(target.with_suffix(".geojson"), found, detector.class_names, image.place)
+        if on_map is not None and image.place is not None:
+            write_geojson(on_map, found, detector.class_names, image.place)
     return found
 
 
@@ -179,11 +207,15 @@ def _annotate_video(
     path: Path,
     target: Path,
     annotated: Callable[[Iterable[tuple[Frame, Tensor]]], Iterator[tuple[Frame, Tensor]]],
+    stop: StopSignals,
 ) -> None:
     """Annotate frame by frame; a video that breaks off keeps the frames before the break."""
     reader = VideoReader(path)
     broken: UserError | None = None
-    with VideoWriter(target, reader.fps, reader.size) as writer:
+    with (
+        finished_as(target) as unfinished,
+        VideoWriter(unfinished, reader.fps, reader.size) as writer,
+    ):
 
         def frames() -> Iterator[tuple[Frame, Tensor]]:
             for number, (image, time) in enumerate(reader.timed()):
@@ -195,6 +227,8 @@ def _annotate_video(
                 annotated(frames()), reader.num_frames or None, path.name, "frames"
             ):
                 writer.write(picture, frame.time)
+                if stop.received:
+                    break
         except UserError as error:
             broken = error
     if broken is not None:
@@ -230,9 +264,9 @@ def _targets(source: Source, output: Path) -> dict[Path, Path]:
 class _Results:
     """Puts what is found in an image into `results.json` and `images.json`."""
 
-    def __init__(self, detector: Detector, add_result: AddEntry, add_image: AddEntry) -> None:
+    def __init__(self, detector: Detector, found: GrowingList, images: GrowingList) -> None:
         self._category_ids = detector.category_ids
-        self._add_result, self._add_image = add_result, add_image
+        self._found, self._images = found, images
         self._count = 0
 
     def add(
@@ -241,6 +275,7 @@ class _Results:
         frame: Frame,
         annotated: Path,
         found: dict[str, Tensor],
+        on_map: Path | None = None,
     ) -> None:
         self._count += 1
         height, width = size
@@ -248,40 +283,18 @@ class _Results:
         entry["annotated"] = annotated.name
         if frame.number is not None:
             entry |= {"frame": frame.number, "time": round(frame.time, 6)}
-        self._add_image(entry)
-        for result in coco_results(found, self._count, self._category_ids):
-            self._add_result(result)
+        if on_map is not None:
+            entry["geojson"] = on_map.name
+        # In this order: an image that is listed has all its results.
+        self._found.add(coco_results(found, self._count, self._category_ids))
+        self._images.add([entry])
 
 
 @contextmanager
 def _says_what_is_kept(report: InferenceReport, output: Path) -> Iterator[None]:
-    """After Ctrl-C, how far the work has come."""
+    """After Ctrl-C or SIGTERM, how far the work has come."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         logger.warning("%s keeps what was found so far, images: %d", output, report.images)
         raise
-
-
-@contextmanager
-def _growing_list(path: Path, head: str, tail: str) -> Iterator[AddEntry]:
-    """A JSON list between `head` and `tail`, written entry by entry so that memory does not grow.
-
-    The file gets its name in the end, also when that is early: what was added by then stays.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    separator = ""
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(head)
-
-        def add(entry: dict[str, Any]) -> None:
-            nonlocal separator
-            file.write(separator + json.dumps(entry))
-            separator = ", "
-
-        try:
-            yield add
-        finally:
-            file.write(tail)
-            file.close()
-            os.replace(partial, path)

@@ -196,6 +196,24 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(tmp_path):
         assert f"stopped at step {step}; continue with --run " in log
 
 
+def test_a_killed_worker_is_a_line_and_no_standstill(tmp_path):
+    process = start(tmp_path / "run", 2)
+    wait_for_checkpoint(tmp_path / "run", process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    readers = [
+        int(child)
+        for child in children
+        if b"tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    assert len(readers) == 2
+    os.kill(readers[0], signal.SIGKILL)
+    assert process.wait(timeout=30) == 2
+    lines = process.stderr.read().decode().splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert "a process that reads images was ended" in lines[-1]
+    assert "Traceback" not in "".join(lines)
+
+
 def test_another_batch_size_cannot_resume(tmp_path, monkeypatch):
     train(tmp_path / "run", epochs=1)
     monkeypatch.setattr("helpers.tiny_run.BATCH", 8)
