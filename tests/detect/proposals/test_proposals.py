@@ -371,7 +371,7 @@ def test_precomputed_round_trip(tmp_path):
                 f'[{{"image_id": 1, "bbox": [1, 2, {number}, 4], "score": 1}}]',
                 "entry 0 must have finite numbers and a bbox with area",
             )
-            for number in ("NaN", "1e400", "1e300")
+            for number in ("NaN", "1e400")
         ),
         (f'[{{"image_id": 1, "bbox": [1, 2, 3, {"9" * 5000}], "score": 1}}]', "has more digits"),
         ("[" * 100_000, "proposals: expected JSON, cannot parse it: it is nested too deeply"),
