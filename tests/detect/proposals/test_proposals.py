@@ -322,7 +322,7 @@ def test_learned_config_is_checked():
             top_n_train=1,
             score_thresh=0.0,
         )
-    with pytest.raises(UserError, match="at least 64"):
+    with pytest.raises(UserError, match=r"must be in \[64, 8192\]"):
         LearnedConfig(tile_size=32)
     for options, message in (
         ({"images_per_step": 0}, "images_per_step must be at least 1"),
