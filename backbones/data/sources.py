@@ -1,16 +1,24 @@
 """Where labelled images come from: class folders and WebDataset shards."""
 
-import json
 import logging
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES
 from backbones.common.listing import is_visible, visible_files, with_suffix
+from backbones.common.read_json import parse_json
 from backbones.common.regular_files import read_file
+from backbones.data.tar import (
+    LABEL_BYTES,
+    MAX_IMAGE_BYTES,
+    members,
+    open_tar,
+    parse_label,
+    split_name,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -171,23 +179,16 @@ def _index_shard(shard: Path) -> list[_Member]:
     places: dict[str, tuple[int, int, str]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in tar:
-                if not info.isfile():
-                    continue
-                path = PurePosixPath(info.name)
-                key = str(path.with_suffix(""))
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    places[key] = (info.offset_data, info.size, f"{shard}:{info.name}")
-                elif path.suffix == ".cls":
+        with shard.open("rb") as stream, open_tar(stream, "r:") as tar:
+            for info in members(tar):
+                (key, suffix), name = split_name(info), f"{shard}:{info.name}"
+                if suffix in IMAGE_SUFFIXES and info.size <= MAX_IMAGE_BYTES:
+                    places[key] = (info.offset_data, info.size, name)
+                elif suffix == ".cls":
                     file = tar.extractfile(info)
-                    text = file.read(32) if file is not None else b""
-                    if not text.strip().isdigit():
-                        raise UserError(
-                            f"{shard}:{info.name}: expected a label of 0 or more, got {text!r}"
-                        )
-                    labels[key] = int(text)
-            if not _ends_properly(shard, tar.getmembers()):
+                    text = file.read(LABEL_BYTES + 1) if file is not None else b""
+                    labels[key] = parse_label(text, name)
+            if not _ends_properly(stream, tar.offset):
                 # tarfile takes a file that ends between or in headers for a whole one.
                 raise tarfile.ReadError("unexpected end of data")
     except tarfile.ReadError as error:
@@ -205,12 +206,10 @@ def _index_shard(shard: Path) -> list[_Member]:
     ]
 
 
-def _ends_properly(shard: Path, members: list[tarfile.TarInfo]) -> bool:
+def _ends_properly(stream: IO[bytes], end: int) -> bool:
     """Whether a block of zeros follows the last member, as the format has it."""
-    last = max((member.offset_data + member.size for member in members), default=0)
-    with shard.open("rb") as file:
-        file.seek(-(-last // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
-        return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    stream.seek(end)
+    return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def parse_class_names(text: bytes, location: str | Path) -> list[str]:
@@ -220,7 +219,7 @@ def parse_class_names(text: bytes, location: str | Path) -> list[str]:
         UserError: something else, naming `location`.
     """
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
         if all(isinstance(entry, str) for entry in entries):
             return list(entries)
         names = {entry["index"]: str(entry["name"]) for entry in entries}
