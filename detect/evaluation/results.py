@@ -90,6 +90,8 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
     with garbage_collection_paused():
         for result in read_results(path, "results"):
             category_id = result.entry.get("category_id")
+            if isinstance(category_id, float) and category_id.is_integer():
+                category_id = int(category_id)  # some exports write 1.0 for 1
             if result.image_id not in places:
                 raise UserError(
                     f"{result.where}: image_id {result.image_id} is not in the dataset "
