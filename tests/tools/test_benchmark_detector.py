@@ -107,7 +107,7 @@ def test_mistakes_are_one_line(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ultralytics", None)
     same = {**base["points"][0]}
     for changes, words in [
-        ({"points": [same, same]}, "points and peers must have different names"),
+        ({"points": [same, dict(same)]}, "points and peers must have different names"),
         ({"score_thresh": 2}, "score_thresh must be in [0, 1], got 2"),
         ({"calibration_split": "train"}, "int8 and calibration_split belong together"),
         (
