@@ -18,8 +18,13 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 from torchvision.transforms.v2.functional import resize
 
+from backbones.common.errors import UserError
+
 BLOCK = 2048
 """Side of a block in pixels that are read, without its margins; longer where these are."""
+
+LONGEST_BLOCK = 2**14
+"""Pixels along a block and its margins at most, a gigabyte: scales that need more are refused."""
 
 MARGIN = 256
 """Pixels that the proposer sees around a block: what is no larger than two of them is whole in the
@@ -99,11 +104,19 @@ DetectBlocks = Callable[[Iterable[tuple[Block, Tensor]]], Iterable[tuple[Block, 
 def plan_blocks(height: int, width: int, scale: float) -> list[Block]:
     """The blocks of an image, row by row, those in its own size first.
 
+    Raises:
+        UserError: the scale is so small that a block would be too large for memory.
+
     Args:
         height: of the image in pixels.
         width: of the image in pixels.
         scale: pixels that the proposer sees for a pixel of what it is given.
     """
+    if 4 * MARGIN / scale > LONGEST_BLOCK:
+        raise UserError(
+            f"learned.scale {scale:g} is too small to go through an image of {width}x{height} "
+            f"pixels in blocks: expected {4 * MARGIN / LONGEST_BLOCK:g} or more"
+        )
     blocks, shrink, least = [], 1, 0.0
     while True:
         margin = max(1, round(MARGIN * shrink / scale))

@@ -39,7 +39,7 @@ class ModelConfig:
     """The detector: crop network, proposals, R-CNN."""
 
     variant: str = "inception_v3_79"
-    """Crop network, a name that `create_backbone` knows; the crop size follows it."""
+    """Crop network, a name that `create_backbone` knows."""
     width: float = 0.25
     """Width multiplier of the crop network: 0.25, 0.5, 0.75 or 1.0."""
     dropout: float = 0.0

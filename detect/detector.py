@@ -14,7 +14,8 @@ from torch import Tensor
 
 from backbones.common.device import upload
 from backbones.common.errors import UserError
-from backbones.common.images import IMAGE_SUFFIXES, read_image
+from backbones.common.images import IMAGE_SUFFIXES, from_pillow, read_image
+from backbones.common.listing import is_visible, with_suffix
 from detect.blocks import LARGE_PIXELS, DetectBlocks, Parts, PartsOfTensor, detect_in_blocks
 from detect.proposals import LearnedProposer, Proposals
 from detect.rcnn.checks import check_image
@@ -308,7 +309,7 @@ class Detector:
         """An image as `uint8` RGB `[3, H, W]`, on the detector's device; as `__call__`."""
         swapped = bgr and isinstance(image, np.ndarray | Tensor)
         if isinstance(image, PIL.Image.Image):
-            image = np.asarray(image.convert("RGB"))
+            image = from_pillow(image, "image")
         if isinstance(image, str | os.PathLike):
             image = read_image(image)
         elif isinstance(image, np.ndarray):
@@ -335,7 +336,9 @@ def image_files(folder: Folder) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
+    files = [path for path in files if is_visible(path.name)]
+    files = with_suffix(files, IMAGE_SUFFIXES, str(folder))
     if not files:
         raise UserError(f"{folder}: no images in this folder")
     return files

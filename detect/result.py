@@ -1,5 +1,6 @@
 """What was found in one image: plain tensors, and what is usually wanted of them."""
 
+import itertools
 import os
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence
 from pathlib import Path
@@ -122,7 +123,8 @@ class Result:
         """What is in each box, `uint8` RGB `[3, h, w]`, at least a pixel.
 
         Args:
-            folder: also written there, `CLASS/STEM_NUMBER.jpg`; made where missing.
+            folder: also written there, `CLASS/STEM_NUMBER.jpg` with the first free number; made
+                where missing.
         """
         _, height, width = self.image.shape
         crops = []
@@ -132,13 +134,14 @@ class Result:
             crops.append(self.image[:, top:bottom, left:right])
         if folder is not None:
             stem = "image" if self.name is None else Path(self.name).stem
-            for number, (crop, name) in enumerate(zip(crops, self.names, strict=True)):
-                target = make_folder(Path(folder, name.replace("/", "_")))
-                write_image(target / f"{stem}_{number}.jpg", crop.cpu())
+            for crop, name in zip(crops, self.names, strict=True):
+                own = make_folder(Path(folder, name.replace("/", "_").lstrip(".") or "_"))
+                numbered = (own / f"{stem}_{number}.jpg" for number in itertools.count())
+                write_image(next(path for path in numbered if not path.exists()), crop.cpu())
         return crops
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Entries of a file in COCO's results format."""
+    def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
+        """Entries of a file in COCO's results format, with the training data's category ids."""
         return coco_results(self._tensors, image_id, self._category_ids)
 
     def to_supervision(self) -> sv.Detections:

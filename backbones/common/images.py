@@ -117,11 +117,9 @@ class EncodedImage:
         with _image_errors(self.name), image:
             if (pixels := self._decode_plain_jpeg(reduction)) is not None:
                 return pixels
-            if image.mode.startswith("I"):
-                return _from_sixteen_bits(np.asarray(image), self.name)
             if reduction > 1:
                 image.draft(None, (image.width // reduction, image.height // reduction))
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return _rgb(ImageOps.exif_transpose(image), self.name)
 
     def _decode_plain_jpeg(self, reduction: int) -> Pixels | None:
         """The same pixels a little sooner: OpenCV hands out its array, Pillow a copy.
@@ -184,13 +182,35 @@ def _has_other_pages(image: TiffImageFile) -> bool:
 
 def _from_sixteen_bits(values: np.ndarray, name: str) -> Pixels:
     """Grey `[H, W]` from 0 to 65535 as RGB; Pillow would clip it to 255 instead of scaling it."""
+    check_white(values, name)
+    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def check_white(values: np.ndarray, name: str) -> None:
+    """Raise `ImageError` where 16-bit pixels, which are seen as 0 to 65535, would all be black."""
     highest = int(values.max())
     if 0 < highest < _DARKEST:
         raise ImageError(
             f"{name}: the 16-bit pixels end at {highest} and would be seen as black: scale them to "
             "65535, or save 8 bits"
         )
-    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def from_pillow(image: Image.Image, name: str) -> Tensor:
+    """An image of Pillow as `decode_image` gives its file: `uint8` RGB `[3, H, W]`, upright.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    with _image_errors(name):
+        _check_numbers(image, name)
+        return torch.from_numpy(_rgb(ImageOps.exif_transpose(image), name)).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image, name: str) -> Pixels:
+    if image.mode.startswith("I"):
+        return _from_sixteen_bits(np.asarray(image), name)
+    return np.array(image.convert("RGB"))
 
 
 @contextmanager

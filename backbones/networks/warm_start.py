@@ -58,7 +58,8 @@ def start_backbone(
         "started from %s: images of %d pixels, normalised by mean %s and std %s, %s",
         *(weights, spec.input_size, spec.mean, spec.std, why),
     )
-    came_from = given.receptive_field if "kind" in metadata else "299"
+    # Of a file that does not say, nobody knows it.
+    came_from = given.receptive_field if "kind" in metadata else None
     kernel = state.get(FIRST_KERNEL)
     # What has no such kernel does not fit, as is said below.
     fits = kernel is not None and kernel.shape[2:] == (3, 3)

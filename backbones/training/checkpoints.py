@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write
+from backbones.common.files import atomic_write, set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,15 @@ def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
         try:
             _check_whole(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever torch and pickle make of bytes that are not theirs
             reason = str(error).partition("\n")[0] or type(error).__name__
             logger.warning("%s: cannot read checkpoint, trying an older one: %s", path, reason)
-            damaged.append(path)
+            damaged.append((path, reason))
             continue
-        for broken in damaged:
-            broken.rename(broken.with_suffix(".damaged"))
+        for broken, reason in damaged:
+            set_aside(broken, reason)
         return state
     if damaged:
         raise UserError(

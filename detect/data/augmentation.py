@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from detect.data.window import boxes_in_window, cut_window, draw_window
 
 # Without this the import asks a server for the newest version.
@@ -48,14 +49,10 @@ class AugmentConfig:
     this fraction, the hue by up to a tenth of it."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "vertical_flip", "colour"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise UserError(f"augment.{name} must be in [0, 1], got {value}")
-        if self.window < 64:
-            raise UserError(f"augment.window must be at least 64, got {self.window}")
+        ranges = {"[0, 1]": "flip vertical_flip colour", "[64, inf)": "window"}
+        check_ranges(self, "augment.", ranges | {"(0, inf)": "scale"})
         low, high = self.scale
-        if not 0 < low <= high:
+        if low > high:
             raise UserError(
                 f"augment.scale must be (low, high) with 0 < low <= high, got {low, high}"
             )

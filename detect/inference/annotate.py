@@ -1,5 +1,6 @@
 """Run a detector over many inputs; write annotated pictures and videos, and results as JSON."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -73,8 +74,8 @@ def infer(
 
     Ctrl-C and SIGTERM end it after the image that it is at; a second Ctrl-C ends the process.
 
-    Of an image that is detected in block by block (see `detect.blocks`) no more than a block is in
-    memory and the picture is a smaller copy; of a GeoTIFF `NAME.geojson` has the boxes on the map.
+    Of an image that is read part by part (see `detect.blocks`) a few blocks for each thread are in
+    memory, and the picture is a smaller copy; of a GeoTIFF `NAME.geojson` has the boxes on the map.
 
     Args:
         detector: what to run.
@@ -173,7 +174,13 @@ def _is_large(path: Path, detector: Detector) -> bool:
         return detector.is_large(2**15, 2**15)
     except ImageError:
         return False
-    return detector.is_large(height, width)
+    # Other formats fit into memory and are read as a whole, turned and in all their kinds.
+    is_tiff = path.suffix.lower() in (".tif", ".tiff")
+    return (
+        is_tiff
+        and importlib.util.find_spec("rasterio") is not None
+        and detector.is_large(height, width)
+    )
 
 
 def _readable(paths: list[Path], report: InferenceReport) -> Iterator[tuple[Frame, Tensor]]:

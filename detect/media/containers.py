@@ -68,7 +68,7 @@ def _end_of_boxes(file: BinaryIO, file_size: int, order: str) -> int:
             if size == 1:
                 size = int.from_bytes(head[8:16], "big")
         # What others append is no box; one without a size lasts to the end.
-        if size <= 8 or not kind.isalnum():
+        if size < 8 or not kind.isalnum():
             break
         end += size
     return end

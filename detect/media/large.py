@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import ExifTags
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from backbones.common.errors import ImageError
+from backbones.common.errors import ImageError, MissingPackageError
+from backbones.common.images import check_white
 from backbones.common.packages import require
+from backbones.common.regular_files import open_file
 
 CACHE_BYTES = 2**28
 """Of decoded rows that GDAL keeps: those that the margins of neighbouring parts share."""
@@ -46,7 +50,10 @@ class LargeImage:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        require("large", "rasterio")
+        try:
+            require("large", "rasterio")
+        except MissingPackageError as error:
+            raise MissingPackageError(f"{path}: to read it part by part {error}") from error
         import rasterio
 
         self._rasterio = rasterio
@@ -75,17 +82,40 @@ class LargeImage:
                 f"{path}: pixels are {', '.join(sorted(kinds))}: expected 8- or 16-bit integers "
                 "from 0 (gdal_translate -ot Byte -scale converts)"
             )
-        if self._file.tags().get("EXIF_Orientation", "1") != "1":
-            self._file.close()
-            raise ImageError(
-                f"{path}: its EXIF tag says that it is turned, which is not done part by part: "
-                "save it upright"
-            )
         palette = rasterio.enums.ColorInterp.palette
         self._palette = None
         if self._file.colorinterp[0] == palette:
             colours = self._file.colormap(1)
             self._palette = np.array([colours[i][:3] for i in range(len(colours))], np.uint8)
+        try:
+            self._check()
+        except ImageError:
+            self._file.close()
+            raise
+
+    def _check(self) -> None:
+        """Raise `ImageError` for what reading it as a whole would show otherwise."""
+        turned = self._file.tags().get("EXIF_Orientation", "1") != "1"
+        if self._file.driver == "GTiff":
+            with open_file(self.path) as file:
+                turned = TiffImageFile(file).getexif().get(ExifTags.Base.Orientation, 1) != 1
+        if turned:
+            raise ImageError(
+                f"{self.path}: its orientation tag says that it is turned, which is not done part "
+                "by part: save it upright"
+            )
+        structure = "IMAGE_STRUCTURE"
+        space = self._file.tags(ns=structure).get("SOURCE_COLOR_SPACE", "RGB")
+        bits = self._file.tags(1, ns=structure).get("NBITS", "8")
+        if space not in ("RGB", "YCbCr") or (bits not in ("8", "16") and self._palette is None):
+            raise ImageError(
+                f"{self.path}: pixels of {bits} bits in {space}: expected 8 or 16 bits of grey or "
+                "RGB, or a palette"
+            )
+        if self._file.dtypes[0] == "uint16":
+            # Of a quarter of a million of its pixels: to see all would take as long as the work.
+            everything = (0, 0, self.width, self.height)
+            check_white(self._raw(everything, (512, 512), "nearest"), self.path)
 
     def __enter__(self) -> "LargeImage":
         return self
@@ -104,22 +134,28 @@ class LargeImage:
         Raises:
             ImageError: the file is broken there.
         """
-        x1, y1, x2, y2 = box
-        resampling = self._rasterio.enums.Resampling
-        bands = [1, 2, 3] if self._file.count >= 3 else [1]
-        try:
-            with self._settings:
-                pixels = self._file.read(
-                    bands,
-                    window=((y1, y2), (x1, x2)),
-                    out_shape=(len(bands), *size),
-                    # Of colours' numbers there is no mean.
-                    resampling=resampling.average if self._palette is None else resampling.nearest,
-                )
-        except self._rasterio.errors.RasterioError as error:
-            raise ImageError(f"{self.path}: corrupt or truncated image: {error}") from error
+        # Of colours' numbers there is no mean.
+        pixels = self._raw(box, size, "average" if self._palette is None else "nearest")
         if self._palette is not None:
             pixels = self._palette[pixels[0]].transpose(2, 0, 1)
         elif pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
         return torch.from_numpy(np.ascontiguousarray(pixels)).expand(3, -1, -1)
+
+    def _raw(
+        self, box: tuple[int, int, int, int], size: tuple[int, int], method: str
+    ) -> np.ndarray:
+        """`[1 or 3, *size]` as they are in the file."""
+        x1, y1, x2, y2 = box
+        bands = [1, 2, 3] if self._file.count >= 3 else [1]
+        try:
+            with self._settings:
+                pixels: np.ndarray = self._file.read(
+                    bands,
+                    window=((y1, y2), (x1, x2)),
+                    out_shape=(len(bands), *size),
+                    resampling=self._rasterio.enums.Resampling[method],
+                )
+        except self._rasterio.errors.RasterioError as error:
+            raise ImageError(f"{self.path}: corrupt or truncated image: {error}") from error
+        return pixels

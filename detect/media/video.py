@@ -1,7 +1,6 @@
 """Reading and writing video, with PyAV (FFmpeg's libraries in a wheel)."""
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
@@ -67,10 +66,9 @@ class VideoReader:
             lasts, stored = self._lasts(), self._stream.frames
             # A trimmed MP4 keeps frames that are not shown.
             self.num_frames = min(lasts, stored) if lasts and stored else lasts or stored
-            # An MP4 counts its frames, others say when their last one ends.
+            # An MP4 counts its frames.
             is_mp4 = "mp4" in self._container.format.name
             self._stored = stored if is_mp4 and self.num_frames == stored else 0
-            self._ends = 0.0 if is_mp4 else self._own_duration()
             self._frames = self._container.decode(self._stream)
             self._first: VideoFrame | None = None
             self.size = (self._stream.height, self._stream.width)
@@ -88,22 +86,12 @@ class VideoReader:
             return round(float(self._stream.duration * self._stream.time_base) * self.fps)
         return round((self._container.duration or 0) / av.time_base * self.fps)
 
-    def _own_duration(self) -> float:
-        """Seconds that the video lasts by its own account, 0 where it has none: what is declared
-        of the whole file may be that of a longer sound."""
-        if self._stream.duration and self._stream.time_base:
-            return float(self._stream.duration * self._stream.time_base)
-        tag = re.fullmatch(r"(\d+):(\d\d):([\d.]+)", self._stream.metadata.get("DURATION", ""))
-        if tag is None:
-            return 0.0
-        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
-
     def __iter__(self) -> Iterator[Tensor]:
         return (frame for frame, _ in self.timed())
 
     def timed(self) -> Iterator[tuple[Tensor, float]]:
         """As iterating, each frame with its time in seconds, that of the first being 0."""
-        read, damaged, start, time, longest = 0, 0, 0.0, 0.0, 1 / self.fps
+        read, damaged, start = 0, 0, 0.0
         first = () if self._first is None else (self._first,)
         try:
             with _video_errors(lambda: f"{self.path}: the video breaks off after {read} frames"):
@@ -111,9 +99,7 @@ class VideoReader:
                     pixels = torch.from_numpy(_upright(frame)).permute(2, 0, 1)
                     if read == 0:
                         start = frame.time or 0.0
-                    before = time
                     time = read / self.fps if frame.time is None else frame.time - start
-                    longest = max(longest, time - before)
                     damaged += bool(frame.is_corrupt)
                     read += 1
                     yield pixels, time
@@ -125,8 +111,6 @@ class VideoReader:
             raise UserError(f"{early} frames: the file is cut off, {missing} bytes are missing")
         if read < self._stored:
             raise UserError(f"{early} of {self._stored} frames")
-        if start + time + 1.5 * longest < self._ends:
-            raise UserError(f"{early} frames, at {start + time:.2f} of {self._ends:.2f} s")
         if read == 0:
             raise UserError(f"{self.path}: the video has no frames")
         if damaged:

@@ -81,8 +81,8 @@ class LearnedConfig:
     anchors' sizes: a crop network learns from many images at a time, and the proposer, which needs
     fewer, is what an image costs."""
     pre_nms_top_n: int = 500
-    """Proposed boxes kept on each level of the pyramid before non-maximum suppression; at least
-    twice as many as follow for model.proposals_per_image from crowded training data."""
+    """Proposed boxes kept on each level of the pyramid before non-maximum suppression; unless it is
+    set, training raises it to twice as many as model.proposals_per_image."""
     nms_thresh: float = 0.7
     """IoU above which the worse one of two proposals is suppressed, within and across levels."""
 
@@ -187,14 +187,15 @@ class LearnedProposer(Proposer):
             for size in sizes
         ]
         looks = [(image, view) for image, plan in zip(images, plans, strict=True) for view in plan]
+        limits = [math.ceil(self.rpn.top_n * self.area_in_tiles(*size)) for size in sizes]
         in_views: list[Proposals] = []
         for shape, group in groupby(looks, key=lambda look: look[1].shape):
             for batch in _batches(list(group), shape):
-                in_views += self._look(batch, None)[0]
+                # As many of a view as of its image: all of a crowd may be in one.
+                in_views += self._look(batch, None, max(limits))[0]
         rest = iter(in_views)
         found = []
-        for size, plan in zip(sizes, plans, strict=True):
-            limit = math.ceil(self.rpn.top_n * self.area_in_tiles(*size))
+        for size, plan, limit in zip(sizes, plans, limits, strict=True):
             own = list(islice(rest, len(plan)))
             found.append(join_views(own, plan, size, nms_thresh=config.nms_thresh, limit=limit))
         return found
@@ -249,7 +250,10 @@ class LearnedProposer(Proposer):
         return Proposals(boxes, torch.zeros(count))
 
     def _look(
-        self, looks: Sequence[tuple[Tensor, View]], targets: list[dict[str, Tensor]] | None
+        self,
+        looks: Sequence[tuple[Tensor, View]],
+        targets: list[dict[str, Tensor]] | None,
+        limit: int | None = None,
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
         """What is found in views, in their pixels, and with targets in these the losses."""
         batch = self._draw(looks)
@@ -259,7 +263,7 @@ class LearnedProposer(Proposer):
         # The rest stays in fp32 under autocast: bf16 has 8 bits for a coordinate.
         with torch.autocast(batch.device.type, enabled=False):
             shapes = ImageList(batch, [view.shape for _, view in looks])
-            return self.rpn(shapes, features, targets)
+            return self.rpn(shapes, features, targets, limit)
 
     def _draw(self, looks: Sequence[tuple[Tensor, View]]) -> Tensor:
         """Views in a batch of one size, with a border of mean colour or of what surrounds them.

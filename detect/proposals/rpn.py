@@ -140,8 +140,13 @@ class ProposalNetwork(RegionProposalNetwork):
         images: ImageList,
         features: dict[str, Tensor],
         targets: list[dict[str, Tensor]] | None = None,
+        limit: int | None = None,
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Proposals, on the CPU, and the losses where targets, on the CPU too, are given."""
+        """Proposals, on the CPU, and the losses where targets, on the CPU too, are given.
+
+        There are `top_n` of an image at most, in training `top_n_train`, or `limit` where it is
+        given.
+        """
         levels = list(features.values())
         logits, deltas = self.head(levels)
         anchors = self.anchor_generator(images, levels)
@@ -168,7 +173,8 @@ class ProposalNetwork(RegionProposalNetwork):
         # One copy: how many boxes are left, only the processor can know.
         scores = logits.detach()[chosen].sigmoid()
         packed = torch.cat([boxes.detach(), scores[..., None]], dim=2).cpu()
-        return self._select(packed[..., :4], packed[..., 4], images.image_sizes), losses
+        most = limit or (self.top_n_train if self.training else self.top_n)
+        return self._select(packed[..., :4], packed[..., 4], images.image_sizes, most), losses
 
     def _decode(self, deltas: Tensor, anchors: list[Tensor]) -> Tensor:
         """Boxes `[B, N, 4]` of deltas `[B, N, 4]` and B times N anchors."""
@@ -176,7 +182,7 @@ class ProposalNetwork(RegionProposalNetwork):
         return decode_boxes(torch.cat(anchors), flat, (1.0,) * 4).view_as(deltas)
 
     def _select(
-        self, boxes: Tensor, scores: Tensor, sizes: Sequence[tuple[int, int]]
+        self, boxes: Tensor, scores: Tensor, sizes: Sequence[tuple[int, int]], limit: int
     ) -> list[Proposals]:
         """The best boxes of each image after suppression across levels, and their scores.
 
@@ -184,14 +190,14 @@ class ProposalNetwork(RegionProposalNetwork):
             boxes: `[B, N, 4]`, on the CPU.
             scores: `[B, N]`, their objectness in [0, 1].
             sizes: height and width of each image.
+            limit: most of an image.
         """
-        top_n = self.top_n_train if self.training else self.top_n
         found = []
         for image_boxes, own, size in zip(boxes, scores, sizes, strict=True):
             clipped = clip_boxes_to_image(image_boxes, size)
             keep = (own >= self.score_thresh).nonzero().flatten()
             keep = keep[remove_small_boxes(clipped[keep], self.min_size)]
-            keep = keep[hard_nms(clipped[keep], own[keep], None, self.nms_thresh, limit=top_n)]
+            keep = keep[hard_nms(clipped[keep], own[keep], None, self.nms_thresh, limit=limit)]
             found.append(Proposals(clipped[keep], own[keep]))
         return found
 

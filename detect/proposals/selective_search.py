@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.common.errors import MissingPackageError, UserError
+from backbones.common.errors import MissingPackageError
 from backbones.common.files import atomic_write
 from backbones.common.ranges import check_ranges
 from detect.proposals.base import Proposals, Proposer
@@ -89,12 +89,8 @@ class SelectiveSearchProposer(Proposer):
             except (OSError, ValueError, EOFError) as error:
                 logger.warning("%s: damaged, searching again: %s", path, error)
         regions = search(pixels, self.config.mode)
-        try:
-            with atomic_write(path) as file:
-                np.save(file, regions, allow_pickle=False)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{path}: cannot write selective_search.cache: {reason}") from error
+        with atomic_write(path) as file:
+            np.save(file, regions, allow_pickle=False)
         return regions
 
 

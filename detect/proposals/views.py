@@ -205,7 +205,8 @@ def join_views(
         limit: most proposals of the image.
     """
     if len(views) == 1:
-        return in_image(found[0], views[0], size)
+        best = Proposals(found[0].boxes[:limit], found[0].scores[:limit])
+        return in_image(best, views[0], size)
     kept = [
         (view.to_image(own.boxes[keep]), own.scores[keep])
         for own, view in zip(found, views, strict=True)

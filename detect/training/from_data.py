@@ -13,9 +13,10 @@ import numpy as np
 
 from backbones.common.errors import UserError
 from backbones.networks.specs import find_spec
+from detect.auto import number
 from detect.config import ModelConfig, without_learned
 from detect.data import DetectionDataset
-from detect.proposals.learned import AnchorSizes
+from detect.proposals.learned import AnchorSizes, LearnedConfig
 from detect.proposals.views import area_in_tiles
 
 SMALL_OBJECT = 28.0
@@ -93,7 +94,10 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
         anchors = choose_anchors(objects, scale, tile)
     crowds = crowd_sizes(objects, scale, tile)
     budget, detections = choose_budget(crowds), choose_detections(crowds)
-    in_use, in_training = config.proposals_per_image, config.proposals_per_image_train
+    in_use = budget if config.proposals_per_image == "auto" else config.proposals_per_image
+    in_training = config.proposals_per_image_train
+    if in_training == "auto":
+        in_training = max(100, in_use)
     crop_size, own_detections = rcnn.crop_size, rcnn.detections_per_image
     if crop_size == "auto":
         # No smaller than the network takes: some have a stem for large images.
@@ -101,17 +105,17 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
     derived = replace(
         config,
         learned=replace(learned, scale=scale, tile_size=tile, anchor_sizes=anchors),
-        proposals_per_image=budget if in_use == "auto" else in_use,
-        proposals_per_image_train=max(100, budget) if in_training == "auto" else in_training,
+        proposals_per_image=in_use,
+        proposals_per_image_train=in_training,
         rcnn=replace(
             rcnn,
             crop_size=crop_size,
             detections_per_image=detections if own_detections == "auto" else own_detections,
         ),
     )
-    if config.proposer == "learned":
+    if config.proposer == "learned" and learned.pre_nms_top_n == LearnedConfig.pre_nms_top_n:
         # Objects of a crowd may all be of one level.
-        most = max(derived.learned.pre_nms_top_n, 2 * budget)
+        most = max(learned.pre_nms_top_n, 2 * number(in_use, "proposals_per_image"))
         derived = replace(derived, learned=replace(derived.learned, pre_nms_top_n=most))
     _log(objects, derived)
     return derived
@@ -158,9 +162,9 @@ def choose_anchors(objects: ObjectSizes, scale: float | None, tile: int) -> Anch
     """Two sizes on each of three levels, in equal ratios over the sizes of objects as seen."""
     seen = objects.sides * (tile / objects.longer if scale is None else scale)
     low, high = np.quantile(seen, [0.01, 0.99])
-    low = max(low, SMALLEST_ANCHOR)
     # What is larger than a tile is seen in a view of its own, smaller.
-    high = max(min(high, tile), ANCHOR_RANGE * low)
+    high = min(max(high, ANCHOR_RANGE * max(low, SMALLEST_ANCHOR)), tile)
+    low = max(SMALLEST_ANCHOR, min(low, high / ANCHOR_RANGE))
     sizes = [float(round(size)) for size in np.geomspace(low, high, 6)]
     return (sizes[0], sizes[1]), (sizes[2], sizes[3]), (sizes[4], sizes[5])
 

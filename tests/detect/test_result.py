@@ -66,8 +66,12 @@ def test_crops_are_the_pixels_of_the_boxes(result, image, tmp_path):
     # Less than a pixel.
     assert torch.equal(crops[2], image[:, :1, :1])
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.jpg"))
-    files = ("cat/photo_1.jpg", "dog_wolf/photo_0.jpg", "dog_wolf/photo_2.jpg")
+    files = ("cat/photo_0.jpg", "dog_wolf/photo_0.jpg", "dog_wolf/photo_1.jpg")
     assert written == [f"crops/{file}" for file in files]
+    # A second one of that name is added, and no class leads out of the folder.
+    Result(FOUND, image, ["..", ".."], [7, 9], name="other/photo.png").crop(tmp_path / "crops")
+    result.crop(tmp_path / "crops")
+    assert len(list((tmp_path / "crops").rglob("*.jpg"))) == 9
 
 
 def test_other_programs_forms(result):

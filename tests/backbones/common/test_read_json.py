@@ -49,5 +49,5 @@ def test_what_can_be_meant_is_as_it_was_written(value):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.json: cannot read results: No such file"):
         read_json(tmp_path / "none.json", "results")
-    with pytest.raises(UserError, match="cannot read results: Is a directory"):
+    with pytest.raises(UserError, match="cannot read results: is a folder"):
         read_json(tmp_path, "results")

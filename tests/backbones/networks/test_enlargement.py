@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 from helpers.trained_network import fill_statistics
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from backbones import create_backbone, save_backbone, start_backbone
@@ -38,6 +39,12 @@ def test_weights_for_299_pixels_start_the_network_for_151_exactly(tmp_path, capl
     expected = large(enlarged(image)[..., :299, :299])
     assert expected.std() > 0.01
     torch.testing.assert_close(small(image), expected, atol=1e-5, rtol=1e-4)
+    # Of weights that do not say what network they are of, nothing is folded.
+    save_file(small.state_dict(), tmp_path / "foreign.safetensors")
+    foreign = start_backbone(
+        "inception_v3_151", tmp_path / "foreign.safetensors", num_classes=7, width=0.25
+    )
+    assert torch.equal(foreign.stem.conv1.conv.weight, small.stem.conv1.conv.weight)
     # And from there on copied, as all others are.
     save_backbone(tmp_path / "small.safetensors", small)
     again = start_backbone(

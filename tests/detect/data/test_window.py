@@ -80,8 +80,8 @@ def test_a_picture_that_is_shrunk_stands_in_grey():
 
 
 def test_half_of_the_windows_hold_an_object_whole_and_the_others_lie_anywhere():
-    """One object in the corner of a large picture, where a window seldom is by chance."""
-    box = torch.tensor([[0.0, 0, 30, 30]])
+    """One object at the border of a large picture, where a window seldom is by chance."""
+    box = torch.tensor([[0.0, 2000, 30, 2030]])
     whole, starts = 0, []
     for seed in range(400):
         window = draw_window(np.random.default_rng(seed), (3000, 3000), 100, (1.0, 1.0), box)

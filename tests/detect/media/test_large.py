@@ -84,6 +84,31 @@ def test_boxes_on_the_map(pixels, tmp_path):
     assert document["crs"]["properties"]["name"] == "EPSG:32633"
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("turned.jpg", "its orientation tag says that it is turned"),
+        ("turned.tif", "its orientation tag says that it is turned"),
+        ("bits.png", "pixels of 1 bits in RGB: expected 8 or 16 bits"),
+        ("lab.tif", "pixels of 8 bits in CIELAB: expected 8 or 16 bits"),
+        ("ink.jpg", "pixels of 8 bits in CMYK: expected 8 or 16 bits"),
+        ("dark.tif", "the 16-bit pixels end at 1992 and would be seen as black"),
+    ],
+)
+def test_what_would_be_shown_otherwise_than_as_a_whole_is_refused(name, message, pixels, tmp_path):
+    image, turned = Image.fromarray(pixels), Image.Exif()
+    turned[0x0112] = 6
+    path = tmp_path / name
+    if name.startswith("turned"):
+        image.save(path, exif=turned)
+    elif name == "dark.tif":
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 8).save(path)
+    else:
+        image.convert({"bits.png": "1", "lab.tif": "LAB", "ink.jpg": "CMYK"}[name]).save(path)
+    with pytest.raises(ImageError, match=f"{name}: {message}"):
+        LargeImage(path)
+
+
 def test_what_cannot_be_read_is_named(pixels, tmp_path):
     with pytest.raises(ImageError, match=r"missing\.tif: cannot read image: no such file"):
         LargeImage(tmp_path / "missing.tif")
@@ -93,11 +118,6 @@ def test_what_cannot_be_read_is_named(pixels, tmp_path):
     write_geotiff(tmp_path / "float.tif", pixels.astype(np.float32))
     with pytest.raises(ImageError, match=r"float\.tif: pixels are float32: expected 8- or 16-bit"):
         LargeImage(tmp_path / "float.tif")
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=turned)
-    with pytest.raises(ImageError, match=r"turned\.jpg: its EXIF tag says that it is turned"):
-        LargeImage(tmp_path / "turned.jpg")
     write_geotiff(tmp_path / "cut.tif", pixels, tiled=True, blockxsize=64, blockysize=64)
     whole = (tmp_path / "cut.tif").read_bytes()
     (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])

@@ -234,6 +234,37 @@ def test_anchors_are_positive_and_negative_by_their_iou():
         assert labels[0].tolist() == theirs[0].tolist() == want
 
 
+@pytest.mark.parametrize("pairs", [1, 700, 2**24])
+def test_objects_of_a_crowd_are_assigned_in_parts_as_torchvision_does(pairs, monkeypatch):
+    monkeypatch.setattr("detect.proposals.rpn.MOST_PAIRS", pairs)
+    random = torch.Generator().manual_seed(0)
+
+    def boxes(count):
+        corners = 80 * torch.rand(count, 2, generator=random)
+        return torch.cat([corners, corners + 5 + 30 * torch.rand(count, 2, generator=random)], 1)
+
+    anchors, targets = boxes(300), [{"boxes": boxes(count)} for count in (23, 0, 7)]
+    rpn = small_learned(positive_iou=0.5, negative_iou=0.4).rpn
+    labels, matched = assign_objects(anchors, [target["boxes"] for target in targets], 0.5, 0.4)
+    expected, objects = rpn.assign_targets_to_anchors([anchors] * 3, targets)
+    for own, own_matched, want, wanted in zip(labels, matched, expected, objects, strict=True):
+        assert torch.equal(own, want)
+        assert torch.equal(own_matched[own == 1], wanted[own == 1])
+
+
+def test_all_proposals_of_an_image_may_be_of_one_view(monkeypatch):
+    """A crowd in a corner is not cut to what a tile has on average."""
+    proposer = small_learned(tile_size=96, scale=1.0, top_n=6, nms_thresh=1.0).eval()
+    picture = torch.zeros(3, 192, 192, dtype=torch.uint8)
+    asked = []
+    select = proposer.rpn._select
+    monkeypatch.setattr(proposer.rpn, "_select", lambda *a: asked.append(a[3]) or select(*a))
+    with torch.no_grad():
+        (found,) = proposer([picture])
+    assert set(asked) == {24}
+    assert len(found.boxes) == 24
+
+
 def test_boxes_before_suppression_and_the_overlap_of_what_is_left():
     """Three levels give so many each, of which only those that overlap are dropped."""
     picture = image(128, 128)
@@ -369,7 +400,7 @@ def test_precomputed_round_trip(tmp_path):
         *(
             (
                 f'[{{"image_id": 1, "bbox": [1, 2, {number}, 4], "score": 1}}]',
-                "entry 0 must have finite numbers and a bbox with area",
+                "entry 0 must have finite numbers, got",
             )
             for number in ("NaN", "1e400")
         ),

@@ -150,7 +150,7 @@ def test_a_damaged_cache_file_is_searched_again(damage, tmp_path, searches, capl
 @pytest.mark.usefixtures("contrib")
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/.*npy: cannot write selective_search.cache: "):
+    with pytest.raises(UserError, match=r"file/.*npy: cannot be written: "):
         propose(scene(), cache=str(tmp_path / "file"))
 
 

@@ -90,6 +90,25 @@ def test_middling_objects_in_large_images_are_seen_in_tiles_at_a_smaller_scale()
     assert model.learned.anchor_sizes[0][0] == 28
 
 
+def test_anchors_of_large_objects_spread_downwards_from_the_tile():
+    """Objects of 300 to 450 pixels are 120 to 180 as seen, and a tile is 256."""
+    model = derive_model(AUTO, made([300, 350, 400, 450]))
+    anchors = [size for level in model.learned.anchor_sizes for size in level]
+    assert (anchors[0], anchors[-1]) == (37, 256)
+    assert model.learned.tile_size == 256
+
+
+def test_what_follows_proposals_follows_those_that_are_named():
+    def derived(**values):
+        config = from_dict(DetectorConfig, {"model": values}).model
+        model = derive_model(config, made([20, 30]))
+        return model.proposals_per_image_train, model.learned.pre_nms_top_n
+
+    assert derived() == (100, 500)
+    assert derived(proposals_per_image=400) == (400, 800)
+    assert derived(proposals_per_image=20, learned={"pre_nms_top_n": 50}) == (100, 50)
+
+
 def test_images_are_never_enlarged():
     assert derive_model(AUTO, made([8, 10], (312, 416))).learned.tile_size == 416
     assert derive_model(AUTO, made([8, 10], (900, 900))).learned.scale == 1.0

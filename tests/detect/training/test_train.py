@@ -65,6 +65,32 @@ def test_an_example_depends_on_seed_epoch_and_index_alone(digits):
         )
 
 
+def test_examples_of_large_images_are_windows_as_many_as_cover_them(digits):
+    """The pictures have 128 pixels a side."""
+    data = dataset(digits)
+    training = TrainingSet(data, NO_AUGMENT, seed=1, canvas=50)
+    # 128² are 6.6 times 50².
+    assert len(training) == 7 * len(data)
+    examples = [training[(0, index)] for index in range(14)]
+    assert {tuple(example.image.shape) for example in examples} == {(3, 50, 50)}
+    assert [example.name for example in examples] == [data.sample(0).path] * 7 + [
+        data.sample(1).path
+    ] * 7
+    assert not torch.equal(examples[0].image, examples[1].image)
+    for example in examples:
+        assert (example.target["boxes"] >= 0).all()
+        assert (example.target["boxes"] <= 50).all()
+
+
+def test_training_at_a_scale_sees_windows(digits, tmp_path, loop):
+    config = tiny(digits, tmp_path / "run", augment=replace(NO_AUGMENT, window=64))
+    learned = replace(config.model.learned, scale=2.0, tile_size=128)
+    train_detector(replace(config, model=replace(config.model, learned=learned)))
+    batch = next(iter(loop["loader"]))
+    # 64 pixels that the proposer sees are 32 of the picture.
+    assert {tuple(image.shape) for image in batch.images} == {(3, 32, 32)}
+
+
 def count_reads(data) -> list[int]:
     """The images that a dataset reads from now on, one entry for each time."""
     reads: list[int] = []
