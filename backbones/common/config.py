@@ -50,6 +50,7 @@ def parse_config(
         for word in arguments:
             _check_value("command line", word)
             _check_value("command line", word.partition("=")[2])
+        _check_groups(config_class, arguments)
         arguments = config_file_first(spell_out(arguments, _leaf_hints(config_class)))
         parser = _parser(config_class, description)
         values = _parse(config_class, parser, arguments)
@@ -65,6 +66,19 @@ def parse_config(
         return _build(config_class, values, "")
     except UserError as error:
         exit_with_error(error)
+
+
+def _check_groups(config_class: type, arguments: Sequence[str]) -> None:
+    """Raise `UserError` where a group of keys is given a value: it would be read as a file."""
+    for name, hint in get_type_hints(config_class).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            for word in arguments:
+                if word == f"--{name}" or word.startswith(f"--{name}="):
+                    keys = [f"--{name}.{field.name}" for field in dataclasses.fields(hint)]
+                    raise UserError(
+                        f"--{name} is a group of keys and takes no value: set {', '.join(keys[:4])}"
+                        f"{' and others' * (len(keys) > 4)}, see --help"
+                    )
 
 
 def load_config(config_class: type[Config], path: str | os.PathLike[str]) -> Config:

@@ -81,7 +81,9 @@ def evaluate_coco(
             "AR": _mean(evaluation.eval["recall"][..., _ALL, 1]),
             "per_class": _by_class(dataset, evaluation, every),
         }
-        logger.warning(
+        # Of a weak detector's guesses alone there is nothing to say at each score.
+        tell = logger.warning if _crowded_images(dataset, [], max_dets) else logger.debug
+        tell(
             "AP counts the best %d detections of a class in an image, and images with more objects "
             "or detections: %d; with all detections %s",
             *(max_dets, crowded, listed(unlimited, ("AP", "AP50", "AP75"))),

@@ -1,6 +1,7 @@
 """What `infer` leaves in its folder: whole at every moment, its own, and of one run."""
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from typing import Any
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, write_errors
 from backbones.common.read_json import read_json
+
+logger = logging.getLogger(__name__)
 
 _UNFINISHED = ".infer-"
 _LISTS = ("results.json", "images.json")
@@ -37,11 +40,13 @@ def clear_earlier(output: Path, targets: Iterable[Path]) -> None:
                 f"{path}: is there already, and infer did not write it: delete it, or choose "
                 "another output"
             )
-    for name in earlier:
-        path = output / name
-        if path.is_file() and not path.is_symlink():
-            with write_errors(path):
-                path.unlink()
+    old = [output / name for name in sorted(earlier)]
+    old = [path for path in old if path.is_file() and not path.is_symlink()]
+    if old:
+        logger.info("%s: files of an earlier run that are removed: %d", output, len(old))
+    for path in old:
+        with write_errors(path):
+            path.unlink()
     for folder in output.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,6 +13,12 @@ from detect.blocks import Parts
 LONGEST = 4096
 """Pixels of the longer side of a picture that is drawn of a larger image."""
 
+FEW, SMALL = 20, 60.0
+"""Up to so many boxes each has a label; more where half of them are longer than so many pixels."""
+
+SMALLEST_TEXT = 0.35
+"""Scale of a text that can still be read, as OpenCV counts it."""
+
 CROWD = 200
 """Labels up to which each is moved to where it hides no other."""
 
@@ -33,6 +39,9 @@ def draw_detections(
     image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str]
 ) -> Tensor:
     """A copy of an image with a labelled box for every detection.
+
+    Where there are many and they are smaller than their labels would be, there is one label for
+    each class, with its number.
 
     Args:
         image: `uint8` RGB `[3, H, W]`.
@@ -55,18 +64,36 @@ def draw_detections(
     )
     # supervision draws on BGR, as OpenCV does.
     canvas = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
-    scale = max(0.35, min(image.shape[1:]) / 1200)
-    thickness = 1 if scale < 0.5 else 2
-    canvas = sv.BoxAnnotator(COLORS, thickness).annotate(canvas, boxes)
+    largest = max(SMALLEST_TEXT, min(image.shape[1:]) / 1200)
+    side = float(np.median((boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).min(axis=1)))
+    canvas = sv.BoxAnnotator(COLORS, 1 if largest < 0.5 else 2).annotate(canvas, boxes)
+    many_small = len(labels) > FEW and side < SMALL
+    if many_small:
+        boxes, captions = _legend(boxes, class_names, largest)
     canvas = sv.LabelAnnotator(
         COLORS,
-        text_scale=scale,
+        # No larger than suits the objects.
+        text_scale=largest if many_small else min(largest, max(SMALLEST_TEXT, side / 100)),
         text_padding=2,
         text_color=TEXT_COLORS,
         # Labels of a crowd find no place beside each other, and would be moved for minutes.
-        smart_position=len(labels) <= CROWD,
+        smart_position=len(labels) <= CROWD and not many_small,
     ).annotate(canvas, boxes, labels=captions)
     return torch.from_numpy(canvas[..., ::-1].copy()).permute(2, 0, 1)
+
+
+def _legend(
+    boxes: sv.Detections, class_names: Sequence[str], scale: float
+) -> tuple[sv.Detections, list[str]]:
+    """Instead of a label at each box one for each class, with its number, in the upper left."""
+    classes, counts = np.unique(boxes.class_id, return_counts=True)
+    row = 40 * scale
+    corners = np.array([[1, row * (place + 1)] for place in range(len(classes))])
+    places = sv.Detections(xyxy=np.hstack([corners, corners + 1]), class_id=classes)
+    captions = [
+        f"{class_names[index]}: {count}" for index, count in zip(classes, counts, strict=True)
+    ]
+    return places, captions
 
 
 def draw_large(image: Parts, detections: dict[str, Tensor], class_names: Sequence[str]) -> Tensor:

@@ -62,7 +62,7 @@ class ObjectSizes(NamedTuple):
 
 
 def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
-    """The model with values for its keys that are `auto`, which are logged.
+    """The model with values for its keys that are `auto`.
 
     Args:
         config: of a run.
@@ -117,7 +117,6 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
         # Objects of a crowd may all be of one level.
         most = max(learned.pre_nms_top_n, 2 * number(in_use, "proposals_per_image"))
         derived = replace(derived, learned=replace(derived.learned, pre_nms_top_n=most))
-    _log(objects, derived)
     return derived
 
 
@@ -191,7 +190,11 @@ def choose_crop_size(objects: ObjectSizes) -> int:
     return int(np.clip(8 * round(1.2 * float(np.median(objects.sides)) / 8), *CROP_SIZE))
 
 
-def _log(objects: ObjectSizes, model: ModelConfig) -> None:
+def log_sizes(train: DetectionDataset, model: ModelConfig) -> None:
+    """Say in three lines how large objects are, and how the model looks at them."""
+    objects = object_sizes(train)
+    if not len(objects.sides):
+        return
     small, half, large = np.quantile(objects.sides, [0.05, 0.5, 0.95])
     shortest, longest = objects.images.max(axis=1).min(), objects.images.max()
     logger.info(

@@ -32,7 +32,7 @@ from detect.inference.score import detect_dataset, score_detector
 from detect.proposals import load_proposals
 from detect.proposals.precomputed import proposals_for
 from detect.rcnn.model import RCNN
-from detect.training.from_data import derive_model
+from detect.training.from_data import derive_model, log_sizes
 from detect.training.training_set import DetectionBatch, TrainingSet, collate
 
 LEAST_IMAGES = 4
@@ -143,6 +143,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             *(len(train.class_names), ", ".join(train.class_names)),
             *(precision, device),
         )
+        log_sizes(train, config.model)
         warn_of_unseen_classes(train)
         state = fit(model, loader, loss_fn, config, run, validation)
         weights = run.path / ("last.safetensors" if val is None else "best.safetensors")

@@ -57,10 +57,31 @@ def test_labels_make_room_for_each_other_but_not_in_a_crowd():
 
     def changed(count):
         found = {
-            "boxes": torch.tensor([[140.0, 140, 170, 170]]).expand(count, 4),
+            "boxes": torch.tensor([[110.0, 110, 180, 180]]).expand(count, 4),
             "labels": torch.ones(count, dtype=torch.int64),
         }
         return int((draw_detections(image, found, ["car"]) != 128).any(dim=0).sum())
 
     assert changed(10) > 3 * changed(1)
     assert changed(CROWD + 1) < 1.5 * changed(1)
+
+
+def test_many_small_boxes_have_one_label_for_each_class():
+    """Whose labels would hide them."""
+    image = torch.full((3, 600, 800), 128, dtype=torch.uint8)
+    places = torch.arange(30) % 6 * 100 + 150, torch.arange(30) // 6 * 100 + 150
+    corners = torch.stack(places, dim=1).float()
+    found = {
+        "boxes": torch.cat([corners, corners + 20], dim=1),
+        "labels": torch.arange(30) % 2 + 1,
+        "scores": torch.rand(30),
+    }
+    changed = (draw_detections(image, found, ["car", "bus"]) != 128).any(dim=0)
+    # Beside the boxes there is nothing but the legend, in the upper left.
+    for x, y in corners.int().tolist():
+        assert not changed[y - 30 : y - 3, x - 10 : x + 70].any()
+    assert changed[:50, :70].any()
+    large = found | {"boxes": torch.cat([corners, corners + 80], dim=1)}
+    labelled = (draw_detections(image, large, ["car", "bus"]) != 128).any(dim=0)
+    x, y = corners.int().tolist()[0]
+    assert labelled[y - 15 : y - 3, x : x + 40].any()

@@ -13,7 +13,7 @@ from detect.build import build_detector
 from detect.config import DetectorConfig, ModelConfig
 from detect.data import DetectionDataset
 from detect.data.augmentation import AugmentConfig
-from detect.training.from_data import derive_model
+from detect.training.from_data import derive_model, log_sizes
 from detect.training.train import canvas_of
 
 AUTO = DetectorConfig().model
@@ -159,6 +159,8 @@ def test_other_proposers_take_nothing_from_the_data_but_crops():
 def test_what_is_derived_is_logged_and_can_be_built(caplog):
     with caplog.at_level(logging.INFO):
         model = derive_model(AUTO, made([36, 103, 200]))
+        log_sizes(made([36, 103, 200]), model)
+        log_sizes(made([], each=0), model)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == (
         "120 objects of 36 to 200 pixels (5 to 95 %, median 103), at most 12 in an image of 640 to "
