@@ -15,7 +15,7 @@ from torch import Tensor
 from backbones.common.device import upload
 from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES, from_pillow, read_image
-from backbones.common.listing import is_visible, with_suffix
+from backbones.common.listing import files_in
 from detect.blocks import LARGE_PIXELS, DetectBlocks, Parts, PartsOfTensor, detect_in_blocks
 from detect.proposals import LearnedProposer, Proposals
 from detect.rcnn.checks import check_image
@@ -134,14 +134,13 @@ class Detector:
         tensors = [self.as_tensor(image, bgr=bgr) for image in images]
         found = self.detect_tensors(tensors, proposals)
         return [
-            self._result(one, tensor, image, score_thresh)
+            self._result(one, tensor, _file_name(image), score_thresh)
             for one, tensor, image in zip(found, tensors, images, strict=True)
         ]
 
     def _result(
-        self, found: dict[str, Tensor], tensor: Tensor, image: Image | None, score_thresh: float
+        self, found: dict[str, Tensor], tensor: Tensor, name: str | None, score_thresh: float
     ) -> Result:
-        name = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         found = above_score(found, score_thresh)
         return Result(found, tensor, self.class_names, self.category_ids, name)
 
@@ -268,7 +267,7 @@ class Detector:
         for i, image in enumerate(images):
             tensor = self.as_tensor(image, bgr=bgr)
             check_image(tensor, f"images[{i}]")
-            name = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+            name = _file_name(image)
             yield name, tensor.clone() if isinstance(image, np.ndarray | Tensor) else tensor
 
     def detect_named(
@@ -326,6 +325,10 @@ class Detector:
         return upload(image.flip(0) if swapped else image, self.device)
 
 
+def _file_name(image: Image) -> str | None:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+
 def _is_folder(images: Any) -> TypeGuard[Folder]:
     return isinstance(images, str | os.PathLike) and os.path.isdir(images)
 
@@ -336,9 +339,7 @@ def image_files(folder: Folder) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
-    files = [path for path in files if is_visible(path.name)]
-    files = with_suffix(files, IMAGE_SUFFIXES, str(folder))
+    files = files_in(Path(folder), IMAGE_SUFFIXES, str(folder))
     if not files:
         raise UserError(f"{folder}: no images in this folder")
     return files

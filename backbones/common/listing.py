@@ -31,6 +31,21 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def files_in(folder: Path, suffixes: Collection[str], where: str | Path) -> list[Path]:
+    """The files of a folder with one of some suffixes, sorted, none that is hidden or deeper; what
+    else it holds is counted in a warning, see `with_suffix`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        found = [entry for entry in sorted(folder.iterdir()) if is_visible(entry.name)]
+    except OSError as error:
+        raise UserError(f"{where}: cannot read this folder: {error.strerror}") from error
+    files = [entry for entry in found if not entry.is_dir()]
+    return with_suffix(files, suffixes, where, len(found) - len(files))
+
+
 def is_visible(name: str) -> bool:
     """Whether a file or folder is not hidden, as those are whose names begin with a dot."""
     return not name.startswith(".")

@@ -123,6 +123,13 @@ class DetectionDataset:
         counts = labels.bincount(minlength=len(self.class_names) + 1)[1:].tolist()
         return dict(zip(self.class_names, counts, strict=True))
 
+    def objects(self) -> tuple[np.ndarray, Tensor]:
+        """Of all M objects, crowds not counted, the index of the image, `int64 [M]`, and the box,
+        `float32 [M, 4]` xyxy."""
+        owners = np.repeat(np.arange(len(self)), np.diff(self._starts))
+        counts = ~self._columns["crowd"]
+        return owners[counts.numpy()], self._columns["boxes"][counts]
+
     def sample(self, index: int) -> Sample:
         """The annotations of image `index` in `0..len-1`; no pixels are read."""
         if not 0 <= index < len(self):

@@ -133,10 +133,13 @@ def _infer(
                 report.detections += len(found["boxes"])
                 yield frame, picture
 
-        large = [path for path in source.images if _is_large(path, detector)]
-        rest = [path for path in source.images if path not in set(large)]
+        large: list[Path] = []
+        rest: list[Path] = []
+        for path in source.images:
+            (large if _is_large(path, detector) else rest).append(path)
         with TrainingProgress("images", len(source.images)) as progress:
-            for frame, picture in annotated(_readable(rest, report), len(rest)):
+            readable = _readable(rest, report, large if _reads_parts(detector) else None)
+            for frame, picture in annotated(readable, len(rest)):
                 try:
                     write_image(targets[frame.file], picture)
                 except ImageError as error:
@@ -166,27 +169,36 @@ def _infer(
         stop.leave()
 
 
+def _reads_parts(detector: Detector) -> bool:
+    """Whether an image may be so large that it is read part by part."""
+    return detector.is_large(2**15, 2**15)
+
+
 def _is_large(path: Path, detector: Detector) -> bool:
-    """Whether an image file is read part by part. What cannot be read is none; it is told later."""
+    """Whether a TIFF is read part by part. What cannot be read is none; it is told later.
+
+    Other formats are read as a whole, turned and in all their kinds, while they fit into memory.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff") or not _reads_parts(detector):
+        return False
     try:
         width, height = read_image_size(path)
     except ImageTooLargeError:
-        return detector.is_large(2**15, 2**15)
+        return True
     except ImageError:
         return False
-    # Other formats fit into memory and are read as a whole, turned and in all their kinds.
-    is_tiff = path.suffix.lower() in (".tif", ".tiff")
-    return (
-        is_tiff
-        and importlib.util.find_spec("rasterio") is not None
-        and detector.is_large(height, width)
-    )
+    return importlib.util.find_spec("rasterio") is not None and detector.is_large(height, width)
 
 
-def _readable(paths: list[Path], report: InferenceReport) -> Iterator[tuple[Frame, Tensor]]:
-    """The images that can be read; the others go into the report."""
+def _readable(
+    paths: list[Path], report: InferenceReport, large: list[Path] | None
+) -> Iterator[tuple[Frame, Tensor]]:
+    """The images that can be read; the others go into the report, or to those that are too large to
+    be read as a whole, where there is such a list."""
     for path, image in read_images(paths):
-        if isinstance(image, ImageTooLargeError):
+        if isinstance(image, ImageTooLargeError) and large is not None:
+            large.append(path)
+        elif isinstance(image, ImageTooLargeError):
             _report_error(report, f"{image}, or set model.learned.scale: it is then read in parts")
         elif isinstance(image, ImageError):
             _report_error(report, str(image))

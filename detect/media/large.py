@@ -6,7 +6,6 @@ TIFF, BigTIFF and GeoTIFF, JPEG, JPEG 2000, PNG and what else GDAL knows.
 import os
 import warnings
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -68,20 +67,10 @@ class LargeImage:
                 self._file = rasterio.open(path)
         except rasterio.errors.RasterioError as error:
             raise ImageError(f"{path}: not an image in a known format: {error}") from error
-        if self._file.subdatasets:
-            self._file.close()
-            raise ImageError(f"{path}: has several pages: save each as an image of its own")
         self.height, self.width = self._file.height, self._file.width
         self.place = None
         if self._file.crs is not None:
             self.place = Place(tuple(self._file.transform)[:6], self._file.crs.to_string())
-        kinds = set(self._file.dtypes)
-        if kinds not in ({"uint8"}, {"uint16"}):
-            self._file.close()
-            raise ImageError(
-                f"{path}: pixels are {', '.join(sorted(kinds))}: expected 8- or 16-bit integers "
-                "from 0 (gdal_translate -ot Byte -scale converts)"
-            )
         palette = rasterio.enums.ColorInterp.palette
         self._palette = None
         if self._file.colorinterp[0] == palette:
@@ -95,6 +84,14 @@ class LargeImage:
 
     def _check(self) -> None:
         """Raise `ImageError` for what reading it as a whole would show otherwise."""
+        if self._file.subdatasets:
+            raise ImageError(f"{self.path}: has several pages: save each as an image of its own")
+        kinds = set(self._file.dtypes)
+        if kinds not in ({"uint8"}, {"uint16"}):
+            raise ImageError(
+                f"{self.path}: pixels are {', '.join(sorted(kinds))}: expected 8- or 16-bit "
+                "integers from 0 (gdal_translate -ot Byte -scale converts)"
+            )
         turned = self._file.tags().get("EXIF_Orientation", "1") != "1"
         if self._file.driver == "GTiff":
             with open_file(self.path) as file:
@@ -120,12 +117,7 @@ class LargeImage:
     def __enter__(self) -> "LargeImage":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def read(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:

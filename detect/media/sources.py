@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image
-from backbones.common.listing import is_visible, with_suffix
+from backbones.common.listing import files_in, with_suffix
 from detect.media.video import VIDEO_SUFFIXES, VideoReader
 
 Item = TypeVar("Item")
@@ -57,19 +57,16 @@ def _expand(name: str) -> list[Path]:
                 f"{name}: unknown type of file, expected one of {' '.join(sorted(known))}"
             )
         return [path]
-    is_folder = path.is_dir()
+    if path.is_dir():
+        inside = files_in(path, known, name)
+        if not inside:
+            raise UserError(f"{name}: no images or videos in this folder")
+        return inside
     try:
-        if is_folder:
-            found = [entry for entry in sorted(path.iterdir()) if is_visible(entry.name)]
-        else:
-            found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
     except OSError as error:
         raise UserError(f"{name}: cannot read this folder: {error.strerror}") from error
-    files = [entry for entry in found if not entry.is_dir()]
-    folders = len(found) - len(files) if is_folder else 0
-    matches = with_suffix(files, known, name, folders)
-    if not matches and is_folder:
-        raise UserError(f"{name}: no images or videos in this folder")
+    matches = with_suffix([match for match in found if not match.is_dir()], known, name)
     if not matches:
         raise UserError(f"{name}: no such file or folder, and no image or video matches it")
     return matches

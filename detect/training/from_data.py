@@ -122,16 +122,14 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
 
 def object_sizes(dataset: DetectionDataset) -> ObjectSizes:
     """See `ObjectSizes`; boxes without area count as no objects."""
-    sides, longer, counts = [], [], []
-    for sample in dataset:
-        boxes = sample.boxes[~sample.crowd].double()
-        own = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt().numpy()
-        own = own[own > 0]
-        sides.append(own)
-        longer.append(np.full(len(own), float(max(sample.width, sample.height))))
-        counts.append(len(own))
+    owners, boxes = dataset.objects()
+    sides = (boxes[:, 2:] - boxes[:, :2]).double().prod(dim=1).sqrt().numpy()
+    owners, sides = owners[sides > 0], sides[sides > 0]
     return ObjectSizes(
-        np.concatenate(sides), np.concatenate(longer), dataset.sizes[:, ::-1], np.array(counts)
+        sides,
+        dataset.sizes.max(axis=1)[owners].astype(float),
+        dataset.sizes[:, ::-1],
+        np.bincount(owners, minlength=len(dataset)),
     )
 
 
