@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -156,7 +156,14 @@ def umask() -> int:
     return mask
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete what killed processes have left half written; none may be writing there now."""
+def remove_unfinished(folder: Path, names: Collection[str] | None = None) -> None:
+    """Delete what killed processes have left half written; none may be writing there now.
+
+    Args:
+        folder: where they wrote.
+        names: files that were to be; null takes all.
+    """
+    begins = None if names is None else {name[:100] for name in names}
     for path in folder.glob(f".*{UNFINISHED}"):
-        path.unlink(missing_ok=True)
+        if begins is None or path.name[1:].rsplit(".", 2)[0] in begins:
+            path.unlink(missing_ok=True)

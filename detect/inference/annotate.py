@@ -20,7 +20,7 @@ from backbones.common.signals import StopSignals
 from detect.detector import Detector
 from detect.evaluation import coco_results
 from detect.inference.geojson import write_geojson
-from detect.inference.outputs import GrowingList, clear_earlier, finished_as
+from detect.inference.outputs import GrowingList, clear_earlier
 from detect.media.drawing import draw_detections, draw_large
 from detect.media.large import LargeImage
 from detect.media.sources import Source, read_images
@@ -69,8 +69,8 @@ def infer(
     `results.json` with the detections in COCO's results format, and `images.json` with `images`
     (id, file, size, annotated picture or video, and of a frame its number and time in seconds) and
     `categories`, to which the results refer. An input that cannot be read, or whose picture cannot
-    be written, is reported and the rest is done. Both JSON files hold at every moment what was
-    done. What an earlier run has left in the folder is deleted.
+    be written, is reported and the rest is done. At every moment both JSON files hold what was
+    done, and a video plays up to there. What an earlier run has left in the folder is deleted.
 
     Ctrl-C and SIGTERM end it after the image that it is at; a second Ctrl-C ends the process.
 
@@ -231,10 +231,7 @@ def _annotate_video(
     """Annotate frame by frame; a video that breaks off keeps the frames before the break."""
     reader = VideoReader(path)
     broken: UserError | None = None
-    with (
-        finished_as(target) as unfinished,
-        VideoWriter(unfinished, reader.fps, reader.size) as writer,
-    ):
+    with VideoWriter(target, reader.fps, reader.size) as writer:
 
         def frames() -> Iterator[tuple[Frame, Tensor]]:
             for number, (image, time) in enumerate(reader.timed()):

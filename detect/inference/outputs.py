@@ -3,24 +3,20 @@
 import json
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, write_errors
+from backbones.common.files import atomic_write, remove_unfinished, write_errors
 from backbones.common.read_json import read_json
 
 logger = logging.getLogger(__name__)
 
-_UNFINISHED = ".infer-"
 _LISTS = ("results.json", "images.json")
 
 
-def clear_earlier(output: Path, targets: Iterable[Path]) -> None:
+def clear_earlier(output: Path, targets: Collection[Path]) -> None:
     """Delete what an earlier run left in a folder, which would pass for this one's.
 
     That is what its `images.json` lists. To be called with the folder locked.
@@ -46,8 +42,7 @@ def clear_earlier(output: Path, targets: Iterable[Path]) -> None:
     for path in old:
         with write_errors(path):
             path.unlink()
-    for folder in output.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    remove_unfinished(output, {*earlier, *(path.name for path in targets)})
 
 
 def _earlier(path: Path) -> set[str]:
@@ -65,22 +60,6 @@ def _earlier(path: Path) -> set[str]:
         for name in names
     )
     return {*names, *_LISTS} if is_own else set()
-
-
-@contextmanager
-def finished_as(path: Path) -> Iterator[Path]:
-    """Another file to write to, which gets this name when the block ends without an exception.
-
-    It lies in a folder that nobody else can have made, with a link in it.
-    """
-    with ExitStack() as stack:
-        with write_errors(path):
-            folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=path.parent))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        yield folder / path.name
-        if (folder / path.name).exists():  # a video without a frame is never made
-            with write_errors(path):
-                os.replace(folder / path.name, path)
 
 
 class GrowingList:

@@ -1,12 +1,12 @@
 """Reading and writing video, with PyAV (FFmpeg's libraries in a wheel)."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import av
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from backbones.common.errors import UserError
+from backbones.common.files import atomic_write, write_errors
 from backbones.common.regular_files import open_file
 from detect.media.containers import missing_bytes
 
@@ -26,6 +27,13 @@ _SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpe
 
 _TICKS = 90_000
 """Of a second, in which the times of written frames are counted."""
+
+# A fragment a second, the index of the first with it, so that it may say at which time it begins.
+_FRAGMENTS = {
+    "movflags": "frag_keyframe+delay_moov+default_base_moof",
+    "frag_duration": "1000000",
+    "flush_packets": "1",
+}
 
 
 class VideoReader:
@@ -138,31 +146,38 @@ def _upright(frame: VideoFrame) -> np.ndarray:
 class VideoWriter:
     """Writes an H.264 `.mp4` that browsers and players show; a context manager.
 
-    The file gets its name when the block ends without an exception; without a frame there is none.
+    The file is there from the first frame on and can be played at every moment, up to the last
+    second or so: each second is a fragment of its own until the block ends, which then become one
+    whole with an index for seeking. Without a frame there is no file.
 
     Args:
-        path: file to write.
+        path: file to write, replaced where it is there.
         fps: frames per second, on average.
         size: `(height, width)`; odd sizes lose their last row or column, as H.264 demands.
 
     Raises:
-        UserError: here and in what follows, the file cannot be written, or H.264 has no such size.
+        UserError: in what follows, the file cannot be written, or H.264 has no such size.
     """
 
     def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = self.path.with_name(f".{self.path.stem}.partial{self.path.suffix}")
+        self._rate = Fraction(fps).limit_denominator(1001)
         self._size = tuple(size)
         self._last = -1
-        with self._errors():
-            self._container = av.open(f"file:{self._partial}", "w", format="mp4")
-            rate = Fraction(fps).limit_denominator(1001)
-            self._stream = self._container.add_stream("libx264", rate)
-            self._stream.codec_context.time_base = Fraction(1, _TICKS)
-            self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in size)
-            self._stream.pix_fmt = "yuv420p"
-            self._stream.options = {"crf": "20", "preset": "veryfast"}
+        self._file: IO[bytes] | None = None
+
+    def _open(self) -> None:
+        with write_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+            # Never into what a link leads to; closed on leaving.
+            self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115
+        self._container = av.open(self._file, "w", format="mp4", options=_FRAGMENTS)
+        self._stream = self._container.add_stream("libx264", self._rate)
+        self._stream.codec_context.time_base = Fraction(1, _TICKS)
+        self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in self._size)
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"crf": "20", "preset": "veryfast"}
 
     def _errors(self) -> AbstractContextManager[None]:
         height, width = self._size
@@ -174,12 +189,14 @@ class VideoWriter:
         In seconds; one that is not later than the last is shown right after it.
         """
         self.check_size(frame)
-        height, width = self._stream.height, self._stream.width
-        pixels = frame[:, :height, :width].permute(1, 2, 0).contiguous().numpy()
-        video_frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        self._last = max(round(time * _TICKS), self._last + 1)
-        video_frame.pts, video_frame.time_base = self._last, Fraction(1, _TICKS)
         with self._errors():
+            if self._file is None:
+                self._open()
+            height, width = self._stream.height, self._stream.width
+            pixels = frame[:, :height, :width].permute(1, 2, 0).contiguous().numpy()
+            video_frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            self._last = max(round(time * _TICKS), self._last + 1)
+            video_frame.pts, video_frame.time_base = self._last, Fraction(1, _TICKS)
             for packet in self._stream.encode(video_frame):
                 self._container.mux(packet)
 
@@ -198,21 +215,37 @@ class VideoWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._file is None:
+            return
         try:
-            if kind is not None:
-                # What ended the block is what there is to say.
-                with suppress(Exception):
-                    self._container.close()
-                return
             with self._errors():
                 for packet in self._stream.encode():
                     self._container.mux(packet)
                 self._container.close()
-                # A file to which no frame was written was never made.
-                if self._partial.exists():
-                    os.replace(self._partial, self.path)
+                if self._file.tell():
+                    _join_fragments(self.path)
+        except UserError:
+            if kind is None:  # otherwise what ended the block is what there is to say
+                raise
         finally:
-            self._partial.unlink(missing_ok=True)
+            empty = not self._file.tell()
+            self._file.close()
+            if empty:
+                self.path.unlink(missing_ok=True)
+
+
+def _join_fragments(path: Path) -> None:
+    """Copy the packets of a fragmented MP4 into a plain one, which replaces it."""
+    with (
+        av.open(f"file:{path}", options=_SAFE) as source,
+        atomic_write(path) as file,
+        av.open(file, "w", format="mp4") as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:  # the last one has nothing in it
+                packet.stream = stream
+                target.mux(packet)
 
 
 def slideshow(path: str | Path, images: Iterable[Tensor], fps: float, size: tuple[int, int]) -> int:

@@ -1,6 +1,7 @@
 """Videos as cameras and editors leave them, made by patching the boxes of an MP4."""
 
 import os
+import signal
 import struct
 from fractions import Fraction
 
@@ -201,6 +202,32 @@ def test_whatever_is_wrong_with_a_video_is_one_error(video, tmp_path):
     for name in ("list.mp4", "pipe.mp4", "codec.mp4", "nowhere.mp4", "a\0.mp4"):
         with pytest.raises(UserError, match=r"\.mp4: (cannot open video|no codec)"):
             list(VideoReader(tmp_path / name))
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_video_plays_to_where_its_writer_was_ended(is_killed, tmp_path):
+    """By SIGKILL, less the last second or so; by an exception, all of it."""
+    path, written = tmp_path / "v.mp4", 100
+    child = os.fork()
+    if child == 0:
+        try:
+            with VideoWriter(path, 10, (64, 64)) as writer:
+                for number in range(written):
+                    shade = torch.full((3, 64, 64), number * 2, dtype=torch.uint8)
+                    writer.write(shade, number / 10)
+                if is_killed:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise KeyboardInterrupt
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
+    frames = list(VideoReader(path).timed())
+    assert written - 40 < len(frames) <= written
+    assert is_killed or len(frames) == written
+    for number, (frame, time) in enumerate(frames):
+        assert time == pytest.approx(number / 10, abs=2e-3)
+        assert frame.float().mean() == pytest.approx(number * 2, abs=6)
 
 
 def test_a_size_that_h264_has_not_is_one_error(tmp_path):
