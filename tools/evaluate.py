@@ -5,25 +5,7 @@ python -m tools.evaluate --weights runs/mine/best.safetensors --data.format voc 
 python -m tools.evaluate --results results.json --data.format coco --data.root DIR --split val2017
 """
 
-from backbones.common.cli import command
-from backbones.common.config import parse_config
-from detect.evaluation.coco import listed
-from detect.inference.evaluate import EvaluateConfig, evaluate
-
-
-@command
-def main() -> None:
-    """Run from the command line."""
-    config = parse_config(EvaluateConfig, description="Score detections and write a report.")
-    report = evaluate(config)
-    scores = listed(report["coco"], ("AP", "AP50", "AP75", "APs", "APm", "APl"))
-    print(f"at 100 detections: {scores}" if report["coco"]["crowded"] else scores)
-    cost = report["cost"]
-    if cost is not None and cost["seconds_per_image"] is not None:
-        crops, seconds = cost["crops_per_image"], cost["seconds_per_image"]
-        print(f"{crops:.1f} crops and {seconds:.3f} s an image, reading not counted")
-    print(f"report: {config.output}/report.html")
-
+from detect.commands.evaluate import main
 
 if __name__ == "__main__":
     main()

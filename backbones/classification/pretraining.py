@@ -1,4 +1,4 @@
-"""Training a backbone as an image classifier: what `tools/train_backbone.py` runs."""
+"""Training a backbone as an image classifier: what `train_backbone` runs."""
 
 import logging
 from collections.abc import Mapping

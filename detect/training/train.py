@@ -1,4 +1,4 @@
-"""Training a detector: what `tools/train_detector.py` runs."""
+"""Training a detector: what `detect/commands/train_detector.py` runs."""
 
 import logging
 import math

@@ -22,12 +22,12 @@ from detect.benchmarks.crop_networks import (
     propose_splits,
 )
 from detect.checkpoint import load_detector
+from detect.commands import propose
 from detect.data import load_coco, make_digits
 from detect.deployment.detector import deploy_detector
 from detect.evaluation import evaluate_coco
 from detect.proposals import load_proposals
 from tools import compare_crops as tool
-from tools import propose
 
 VARIANTS = ["inception_v3_79", "inception_v3_79_naive", "inception_v3"]
 

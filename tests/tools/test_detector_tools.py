@@ -20,13 +20,14 @@ from backbones.common.errors import UserError
 from backbones.common.images import write_image
 from backbones.networks.weights import load_weights, save_weights
 from detect.checkpoint import load_detector
+from detect.commands import infer, train_detector
 from detect.data import load_coco, make_digits
 from detect.inference.annotate import _targets
 from detect.inference.annotate import infer as infer_inputs
 from detect.inference.score import Cost, detect_dataset
 from detect.media.sources import Source
 from detect.media.video import VideoReader, slideshow
-from tools import demo, infer, make_video, train_detector
+from tools import demo, make_video
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from helpers.untrained_detector import save_untrained
 from backbones.common.images import write_image
 from detect.build import build_detector
 from detect.checkpoint import save_detector
+from detect.commands import evaluate, propose
 from detect.config import ModelConfig
 from detect.data import load_coco, make_digits
 from detect.evaluation import evaluate_coco, to_coco_images, to_coco_results
 from detect.proposals import LearnedConfig
-from tools import evaluate, propose
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from backbones.networks.checkpoint import load_backbone, save_backbone
 from backbones.training.checkpoints import save_checkpoint
 from backbones.training.recipe import OptimConfig, classification_loss
 from backbones.training.step import StepConfig, TrainStep
-from tools import evaluate_backbone
+from detect.commands import evaluate_backbone
 
 NAMES = ["dark", "light", "middle"]
 

@@ -9,10 +9,10 @@ from helpers.trained_network import normalised_otherwise, trained
 from backbones import save_backbone
 from backbones.networks.normalization import normalize
 from detect import RCNN, RCNNConfig, load_detector, save_detector
+from detect.commands import export
 from detect.config import ModelConfig
 from detect.proposals import GridProposer
 from detect.proposals.grid import GridConfig
-from tools import export
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -16,10 +16,10 @@ from helpers.tool_runs import run
 from backbones.classification import pretraining
 from backbones.training.checkpoints import load_last_checkpoint
 from backbones.training.step import StepConfig
+from detect.commands import train_detector
 from detect.config import DetectorConfig
 from detect.data import make_digits
 from detect.training import train
-from tools import train_detector
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from backbones.classification.pretraining import PretrainConfig
 from backbones.common.config import parse_config
 from backbones.training.curves import read_curves
 from backbones.training.recipe import OptimConfig
-from tools import evaluate_backbone, train_backbone
+from detect.commands import evaluate_backbone, train_backbone
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.width", "0.25", "--batch_size", "4", "--workers", "0", "--device", "cpu"]

@@ -1,0 +1,1 @@
+"""What a user runs, a module with a `main` for each command."""
