@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-large fuzz gpu lint install clean
+.PHONY: demo test test-large fuzz soak gpu lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test   lint, type-check and test"
 	@echo "make test-large  data sets of full size: minutes, 4 GB of memory, 1 GB of disk"
 	@echo "make fuzz   5,000 broken files of every kind: SEED=1 COUNT=5000, some minutes"
+	@echo "make soak   long runs and random kills, most of an hour: MINUTES=20 PICTURES=20000 KILLS=10"
 	@echo "make gpu    correctness, speed and training on a GPU, in some eight minutes"
 	@echo "make lint   lint and type-check only"
 	@echo "make clean  remove .venv; data and runs stay"
@@ -46,6 +47,9 @@ test-large: .venv/installed
 
 fuzz: .venv/installed
 	$(BIN)/pytest -m fuzz -s tests/fuzz
+
+soak: .venv/installed
+	$(BIN)/pytest -m soak -s tests/soak
 
 gpu: .venv/installed
 	$(BIN)/python -m tools.gpu_check
