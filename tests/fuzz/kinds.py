@@ -8,13 +8,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import av
 import numpy as np
+import rasterio
 import torch
 import yaml
 from fuzz.mutants import header_mutant, mutant, word_mutant
 from helpers.shard_server import pairs, write_shard
 from helpers.untrained_detector import save_untrained
 from PIL import Image
+from rasterio import Affine
 
 from backbones import load_backbone, save_backbone
 from backbones.common.config import load_config, save_config
@@ -26,6 +29,9 @@ from detect.checkpoint import load_detector
 from detect.config import DetectorConfig
 from detect.data import DetectionDataset, load_coco, load_voc, load_yolo
 from detect.evaluation import load_results
+from detect.inference.outputs import clear_earlier
+from detect.media.large import LargeImage
+from detect.media.video import VideoReader
 from detect.proposals import load_proposals
 
 
@@ -50,7 +56,8 @@ class Kind:
 
 def make_kinds(root: Path) -> list[Kind]:
     """All kinds, each with its good files in a folder below `root`."""
-    return [*_images(root), *_annotations(root), *_settings(root), *_tensors(root)]
+    of_media = (*_images(root), *_videos(root), _large(root))
+    return [*of_media, *_annotations(root), *_outputs(root), *_settings(root), *_tensors(root)]
 
 
 def _images(root: Path) -> list[Kind]:
@@ -69,6 +76,58 @@ def _images(root: Path) -> list[Kind]:
 
         kinds.append(Kind(suffix, file, mutant, read))
     return kinds
+
+
+def _videos(root: Path) -> list[Kind]:
+    noise = np.random.default_rng(1)
+    kinds = []
+    for suffix, codec in (("mp4", "libx264"), ("mkv", "libx264"), ("avi", "mpeg4")):
+        file = root / f"a.{suffix}"
+        with av.open(str(file), "w") as container:
+            stream = container.add_stream(codec, rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for _ in range(6):
+                pixels = noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+
+        def read(file: Path = file) -> Any:
+            return [(frame.float(), time) for frame, time in VideoReader(file).timed()]
+
+        kinds.append(Kind(suffix, file, mutant, read))
+    return kinds
+
+
+def _large(root: Path) -> Kind:
+    """A TIFF in tiles, with a place on the map, read part by part."""
+    file = root / "large.tif"
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 96, 128), dtype=np.uint8)
+    place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 4e5, 0, -0.5, 5e6)}
+    shape = {"width": 128, "height": 96, "count": 3, "dtype": "uint8"}
+    tiles = {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"}
+    with rasterio.open(file, "w", driver="GTiff", **shape, **tiles, **place) as image:
+        image.write(pixels)
+
+    def read() -> Any:
+        with LargeImage(file) as image:
+            return image.read((0, 0, image.width, image.height), (image.height, image.width))
+
+    return Kind("large", file, mutant, read)
+
+
+def _outputs(root: Path) -> list[Kind]:
+    """The list by which `infer` knows what is its own."""
+    file = root / "out/images.json"
+    file.parent.mkdir()
+    file.write_text('{"images": [{"id": 1, "annotated": "a.jpg", "geojson": "a.geojson"}]}')
+
+    def read() -> None:
+        try:
+            clear_earlier(file.parent, [])
+        finally:
+            assert list(file.parent.iterdir()) in ([], [file])
+
+    return [Kind("images.json", file, word_mutant, read)]
 
 
 def _annotations(root: Path) -> list[Kind]:
