@@ -68,6 +68,14 @@ class Detector:
         """Where the model is, and images go."""
         return self.model.cls_score.weight.device
 
+    @property
+    def best_score_thresh(self) -> float:
+        """The score from which detections had the best F1 on validation data; 0.5 without these."""
+        value = (self.metadata.get("metrics") or {}).get("score_thresh", 0.5)
+        if not isinstance(value, float) or not 0 <= value <= 1:
+            raise UserError(f"score_thresh among the metrics must be in [0, 1], got {value!r}")
+        return value
+
     @torch.inference_mode()
     def __call__(
         self,

@@ -22,7 +22,7 @@ def check_ranges(config: Any, group: str, ranges: Mapping[str, str]) -> None:
             if numbers and all(one in (None, "auto") or _is_in(one, interval) for one in numbers):
                 continue
             hint = str(config.__dataclass_fields__[key].type)
-            others = " or null" * ("None" in hint) + " or auto" * ("'auto'" in hint)
+            others = " or null" * ("None" in hint) + " or auto" * ("auto" in hint.lower())
             got = list(value) if isinstance(value, tuple) else value
             raise UserError(f"{group}{key} must be {_in_words(interval)}{others}, got {got}")
 

@@ -51,7 +51,8 @@ def evaluate_coco(
 
     Returns:
         `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl` (objects below 32², to 96², and above), `AR100`
-        (named for `max_dets`), each in 0..1, and `per_class`: `AP` by class name. A score that
+        (named for `max_dets`), each in 0..1, `per_class` and `per_class_50`: `AP` and `AP50` by
+        class name. A score that
         does not exist, because no object of that kind is in the ground truth, is None
         (pycocotools' -1). Where an image has more than `max_dets` objects or detections of a class,
         which cannot all count, also `crowded`: `images` of that kind, and `AP`, `AP50`, `AP75`,
@@ -98,6 +99,7 @@ def evaluate_coco(
         f"AR{max_dets}": _mean(recall),
         "crowded": unlimited,
         "per_class": _by_class(dataset, evaluation, precision[..., _ALL]),
+        "per_class_50": _by_class(dataset, evaluation, precision[_IOU50, ..., _ALL]),
     }
 
 

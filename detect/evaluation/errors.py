@@ -28,7 +28,8 @@ FOREGROUND_IOU = 0.5
 BACKGROUND_IOU = 0.1
 """Up to this IoU a box has nothing to do with an object."""
 
-_HIT, _IGNORED = -1, -2
+HIT, IGNORED = -1, -2
+"""What a detection is that is no error."""
 
 _MEANING = [KINDS.index("classification"), KINDS.index("localisation")]
 """Kinds of errors that mean an object: they would hit it, were they put right."""
@@ -51,13 +52,21 @@ class ErrorReport:
 
 
 @dataclass
-class _Marked:
-    """All detections of a dataset, and its objects; images are told apart by the objects' index."""
+class MarkedDetections:
+    """All detections of a dataset, and its objects; images are told apart by the objects' index.
+
+    Attributes:
+        labels: `[D]`.
+        scores: `[D]`.
+        kinds: `[D]`, an index into `KINDS`, or `HIT` or `IGNORED`.
+        objects: `[D]`, the object hit or meant, -1 for none.
+        object_labels: `[G]`, crowds left out.
+    """
 
     labels: np.ndarray
     scores: np.ndarray
-    kinds: np.ndarray  # index into KINDS, or _HIT or _IGNORED
-    objects: np.ndarray  # the object hit or meant, -1 for none
+    kinds: np.ndarray
+    objects: np.ndarray
     object_labels: np.ndarray
 
 
@@ -73,8 +82,7 @@ def error_report(dataset: DetectionDataset, detections: Sequence[Mapping[str, An
     Raises:
         ValueError: there is not one dict for each image.
     """
-    check_one_per_image(dataset, detections)
-    marked = _mark(dataset, detections)
+    marked = mark_detections(dataset, detections)
     counts = {kind: int((marked.kinds == i).sum()) for i, kind in enumerate(KINDS)}
     counts["missed"] = int(_missed(marked).sum())
 
@@ -124,11 +132,19 @@ def confusion_matrix(
 def count_wrong(found: Mapping[str, Tensor], sample: Sample) -> tuple[int, int]:
     """Of one image, how many detections hit no object of their class, and how many are not hit."""
     _, _, kinds, _ = _mark_image(sample, found, 0)
-    hits = int((kinds == _HIT).sum())
+    hits = int((kinds == HIT).sum())
     return int((kinds >= 0).sum()), int((~sample.crowd).sum()) - hits
 
 
-def _mark(dataset: DetectionDataset, detections: Sequence[Mapping[str, Tensor]]) -> _Marked:
+def mark_detections(
+    dataset: DetectionDataset, detections: Sequence[Mapping[str, Tensor]]
+) -> MarkedDetections:
+    """What each detection is at IoU 0.5; see `MarkedDetections`.
+
+    Raises:
+        ValueError: there is not one dict for each image.
+    """
+    check_one_per_image(dataset, detections)
     columns: list[tuple[np.ndarray, ...]] = []
     object_labels: list[np.ndarray] = []
     first = 0
@@ -137,7 +153,7 @@ def _mark(dataset: DetectionDataset, detections: Sequence[Mapping[str, Tensor]])
         object_labels.append(sample.labels[~sample.crowd].numpy())
         first += len(object_labels[-1])
     labels, scores, kinds, objects = (np.concatenate(c) for c in zip(*columns, strict=True))
-    return _Marked(labels, scores, kinds, objects, np.concatenate(object_labels))
+    return MarkedDetections(labels, scores, kinds, objects, np.concatenate(object_labels))
 
 
 def _mark_image(
@@ -158,12 +174,12 @@ def _mark_image(
         for i, row in enumerate(torch.where(same, iou, -1.0)):
             best = int(torch.where(free, row, -1.0).argmax())
             if free[best] and row[best] >= FOREGROUND_IOU:
-                kinds[i], objects[i] = _HIT, first + best
+                kinds[i], objects[i] = HIT, first + best
                 free[best] = False
-        for i in np.flatnonzero(kinds != _HIT).tolist():
+        for i in np.flatnonzero(kinds != HIT).tolist():
             kind, meant = _kind(iou[i], same[i])
             kinds[i], objects[i] = KINDS.index(kind), -1 if meant < 0 else first + meant
-    kinds[(kinds != _HIT) & _in_crowd(boxes, labels, sample).numpy()] = _IGNORED
+    kinds[(kinds != HIT) & _in_crowd(boxes, labels, sample).numpy()] = IGNORED
     scores = found["scores"][order].cpu().double().numpy()
     return labels.numpy(), scores, kinds, objects
 
@@ -197,22 +213,22 @@ def _in_crowd(boxes: Tensor, labels: Tensor, sample: Sample) -> Tensor:
     return inside.any(dim=1)
 
 
-def _missed(marked: _Marked) -> np.ndarray:
+def _missed(marked: MarkedDetections) -> np.ndarray:
     """Objects that nothing hits and that no classification or localisation error means: `[G]`."""
-    accounted = np.isin(marked.kinds, [_HIT, *_MEANING])
+    accounted = np.isin(marked.kinds, [HIT, *_MEANING])
     missed = np.ones(len(marked.object_labels), bool)
     missed[marked.objects[accounted]] = False
     return missed
 
 
-def _owners(marked: _Marked) -> np.ndarray:
+def _owners(marked: MarkedDetections) -> np.ndarray:
     """Which errors become a hit when put right: `bool [D]`.
 
     Of all that mean one object, of both kinds, that of the highest score; none where the object is
     hit already. The others are in the way however well they are put right.
     """
     taken = np.zeros(len(marked.object_labels), bool)
-    taken[marked.objects[marked.kinds == _HIT]] = True
+    taken[marked.objects[marked.kinds == HIT]] = True
     meaning = np.flatnonzero(np.isin(marked.kinds, _MEANING))
     owners = np.zeros(len(marked.kinds), bool)
     for i in meaning[np.argsort(-marked.scores[meaning], kind="stable")]:
@@ -221,31 +237,31 @@ def _owners(marked: _Marked) -> np.ndarray:
     return owners
 
 
-def _put_right(marked: _Marked, kind: str) -> _Marked:
+def _put_right(marked: MarkedDetections, kind: str) -> MarkedDetections:
     """The same results without the errors of one kind."""
     if kind == "missed":
         # Of the objects only labels are asked for from here on, so their numbers may go stale.
         return replace(marked, object_labels=marked.object_labels[~_missed(marked)])
     wrong = marked.kinds == KINDS.index(kind)
     hits = wrong & _owners(marked)
-    kinds = np.where(hits, _HIT, np.where(wrong, _IGNORED, marked.kinds))
+    kinds = np.where(hits, HIT, np.where(wrong, IGNORED, marked.kinds))
     labels = marked.labels.copy()
     labels[hits] = marked.object_labels[marked.objects[hits]]
     return replace(marked, labels=labels, kinds=kinds)
 
 
-def _mean_ap(marked: _Marked, classes: Sequence[int]) -> float | None:
+def _mean_ap(marked: MarkedDetections, classes: Sequence[int]) -> float | None:
     """Of classes that have objects; where a fix takes the last of one away, what is found of it is
     wrong, and its AP 0 as in TIDE. A class of neither does not count."""
     values = []
     for label in classes:
         total = int((marked.object_labels == label).sum())
-        rows = (marked.labels == label) & (marked.kinds != _IGNORED)
+        rows = (marked.labels == label) & (marked.kinds != IGNORED)
         if total == 0:
             values += [0.0] * bool(rows.any())
             continue
         order = np.argsort(-marked.scores[rows], kind="stable")
-        values.append(_average_precision((marked.kinds[rows] == _HIT)[order], total))
+        values.append(_average_precision((marked.kinds[rows] == HIT)[order], total))
     return float(np.mean(values)) if values else None
 
 

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from detect.data import DetectionDataset
 from detect.evaluation.coco import FINE_SIZES, evaluate_by_size, evaluate_coco, precision_curves
 from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
 from detect.evaluation.recall import IOU_THRESHOLDS, proposal_recall, recall_by_size
+from detect.evaluation.thresholds import THRESHOLDS, ThresholdCurves, threshold_curves
 from detect.evaluation.voc import evaluate_voc
 from detect.media.drawing import draw_detections, gallery
 from detect.rcnn.postprocess import above_score
@@ -60,12 +62,14 @@ def write_report(
         What `report.json` holds.
     """
     scores = evaluate_coco(dataset, detections)
+    curves = threshold_curves(dataset, detections)
     counts = np.bincount(
         np.concatenate([sample.labels[~sample.crowd].numpy() for sample in dataset]),
         minlength=len(dataset.class_names) + 1,
     )
     report: dict[str, Any] = {
         "title": title,
+        "date": date.today().isoformat(),
         "images": len(dataset),
         "objects": dict(zip(dataset.class_names, counts[1:].tolist(), strict=True)),
         "cost": None if cost is None else dict(cost),
@@ -81,6 +85,8 @@ def write_report(
         else _by_size(dataset, detections, regions, seen),
         "errors": asdict(error_report(dataset, detections)),
         "score_thresh": score_thresh,
+        "at_score_thresh": curves.at(score_thresh),
+        "best_F1": curves.best_point(),
         "confusion": {
             "names": ["background", *dataset.class_names],
             "counts": confusion_matrix(dataset, detections, score_thresh).tolist(),
@@ -96,6 +102,7 @@ def write_report(
         report,
         class_names=dataset.class_names,
         curves_svg=_draw_precision_curves(report["precision_at_recall"]),
+        thresholds_svg=_draw_thresholds(curves, score_thresh),
         recall_svg=_draw_proposal_recall(report["proposals"] or ()),
         gallery=_worst_images(dataset, detections, score_thresh),
     )
@@ -134,6 +141,27 @@ def _draw_precision_curves(curves: Mapping[str, list[float] | None]) -> str:
     return _as_svg(plot)
 
 
+def _draw_thresholds(curves: ThresholdCurves, score_thresh: float) -> str:
+    """An SVG element: F1 by class, and the mean of precision, recall and F1."""
+    plot = new_plot(9, 4)
+    left, right = plot.subplots(1, 2, sharey=True)
+    for name, curve in list(zip(curves.names, curves.f1, strict=True))[:10]:
+        left.plot(THRESHOLDS, curve, label=f"\u200b{literal(name)}")
+    if curves.names:
+        # Where a class has no detection left, its precision is not known.
+        known = np.ma.masked_invalid(curves.precision).mean(axis=0)
+        right.plot(THRESHOLDS, known, label="precision")
+        right.plot(THRESHOLDS, curves.recall.mean(axis=0), label="recall")
+        for panel in (left, right):
+            panel.plot(THRESHOLDS, curves.f1.mean(axis=0), "k--", label="mean F1")
+            panel.legend(frameon=False, fontsize="small")
+    for panel, title in ((left, "F1 of each class"), (right, "mean of the classes")):
+        panel.axvline(score_thresh, color="0.7", linewidth=1)
+        panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score threshold", title=title)
+        _plain(panel)
+    return _as_svg(plot)
+
+
 def _draw_proposal_recall(rows: Sequence[Mapping[str, Any]]) -> str:
     """An SVG element."""
     plot, panel = _new_panel()
@@ -153,9 +181,13 @@ def _new_panel() -> tuple[Any, Any]:
     """A plot and its only panel."""
     plot = new_plot(6, 4)
     panel = plot.subplots()
+    _plain(panel)
+    return plot, panel
+
+
+def _plain(panel: Any) -> None:
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
-    return plot, panel
 
 
 def _as_svg(plot: Any) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
+from detect.auto import Auto
 from detect.deployment.detector import DetectorPrecision, Engine
 
 
@@ -30,7 +31,7 @@ class InferenceConfig(DeploymentConfig):
 
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
-    score_thresh: float = 0.5
+    score_thresh: float | Auto = "auto"
     """Score in 0..1 below which detections are not shown."""
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, make_folder
+from detect.auto import Auto
 from detect.checkpoint import load_detector
 from detect.data import DetectionDataset
 from detect.data.open import (
@@ -49,8 +50,10 @@ class EvaluateConfig(InferenceConfig):
     output: str = "runs/evaluate"
     """Folder for report.html and report.json, and where a detector was run for its results.json
     with images.json, which says what the image ids are."""
-    score_thresh: float = 0.5
-    """Score in 0..1 from which detections enter the confusion matrix and the pictures."""
+    score_thresh: float | Auto = "auto"
+    """Score in 0..1 from which detections count for precision, recall and F1 by class, the
+    confusion matrix and the pictures. `auto`: what had the best F1 on the detector's own validation
+    data, 0.5 where that is not known."""
     calibration_split: str | None = None
     """Split of which some images set the ranges of `int8`; not the one that is scored."""
 
@@ -115,6 +118,7 @@ def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
         seen = [proposer.seen_scale(height, width) for width, height in dataset.sizes.tolist()]
     return _report(
         *(config, dataset, detections, folder, weights, how),
+        best_score_thresh=detector.best_score_thresh,
         cost=asdict(cost),
         regions=regions,
         seen=seen,
@@ -146,11 +150,12 @@ def _report(
     folder: Path,
     what: str,
     how: str = "",
+    best_score_thresh: float = 0.5,
     **of_detector: Any,
 ) -> dict[str, Any]:
     return write_report(
         *(dataset, detections, folder),
         title=f"{what} on {config.data.root}, {config.split}{how}",
-        score_thresh=config.score_thresh,
+        score_thresh=best_score_thresh if config.score_thresh == "auto" else config.score_thresh,
         **of_detector,
     )

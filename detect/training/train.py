@@ -28,6 +28,7 @@ from detect.data.open import build_dataset, check_same_classes, warn_without_obj
 from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco
+from detect.evaluation.thresholds import threshold_curves
 from detect.inference.score import detect_dataset, score_detector
 from detect.proposals import load_proposals
 from detect.proposals.precomputed import proposals_for
@@ -119,8 +120,11 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         detector = deploy_detector(detector, in_use)
         found = detect_dataset(detector, val, proposals).detections
         # All have everything that was found; one need score it.
-        scores = distributed.call_on_main(lambda: evaluate_coco(val, found))
-        return {name: scores[name] for name in ("AP", "AP50", "AP75") if scores[name] is not None}
+        scores = distributed.call_on_main(
+            lambda: evaluate_coco(val, found) | threshold_curves(val, found).best_point()
+        )
+        names = ("AP", "AP50", "AP75", "F1", "score_thresh")
+        return {name: scores[name] for name in names if scores[name] is not None}
 
     def save(path: Path, model: nn.Module, metrics: dict[str, float]) -> None:
         assert isinstance(model, RCNN)

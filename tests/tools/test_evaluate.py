@@ -107,7 +107,7 @@ def test_more_objects_than_coco_counts_are_said(tmp_path, monkeypatch, capsys, c
     assert content["confusion"]["counts"][1][1] == 300
     page = " ".join((tmp_path / "out" / "report.html").read_text().split())
     assert "COCO's at 100 detections of a class in an image, and 1 of the images" in page
-    assert "<th>AP at 100 detections<th>AP</thead>" in page
+    assert "<th>AP at 100 detections<th>AP<th>AP50 at 100 detections<th>precision" in page
     assert "<tr><td>cell<td>300<td>0.337<td>1.000" in page
 
 
