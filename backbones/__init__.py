@@ -5,6 +5,7 @@
 """
 
 from backbones.common.errors import UserError
+from backbones.networks import timm_registry  # noqa: F401 - timm knows the variants by it
 from backbones.networks.checkpoint import load_backbone, save_backbone
 from backbones.networks.conversion import from_torchvision, to_torchvision
 from backbones.networks.inception import InceptionOutput, InceptionV3, create_backbone

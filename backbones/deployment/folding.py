@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones.deployment.surgery import copy_layers
 from backbones.networks.blocks import ConvNormAct, PooledConvNormAct
-from backbones.networks.inception import InceptionV3
+from backbones.networks.inception import InceptionV3, check_standard
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,10 @@ def fold_batch_norm(model: InceptionV3) -> InceptionV3:
     rounding of its precision. It cannot be trained, and its tensors have other names.
 
     Raises:
-        ValueError: `model` is in training mode: its outputs would depend on the batch.
+        ValueError: `model` is in training mode: its outputs would depend on the batch. Or it is no
+            standard network, see `check_standard`.
     """
+    check_standard(model)
     if model.training:
         raise ValueError("only a network in evaluation mode has an inference form: call .eval()")
     # All tensors but the classifier's are replaced below.

@@ -9,17 +9,16 @@ from torch import nn
 
 from backbones.common.errors import UserError
 from backbones.networks.inception import InceptionV3
+from backbones.networks.timm_methods import PARTS
 
 Frozen = Literal["none", "stem", "stage_a", "stage_b", "stage_c"]
-
-_PARTS = ("stem", "stage_a", "reduction_a", "stage_b", "reduction_b", "stage_c")
 
 
 def freeze_blocks(network: InceptionV3, last: Frozen) -> None:
     """Freeze the parameters from the stem to `last`, which is frozen too; see `keep_frozen`."""
     if last == "none":
         return
-    for part in _PARTS[: _PARTS.index(last) + 1]:
+    for part in PARTS[: PARTS.index(last) + 1]:
         network.get_submodule(part).requires_grad_(False)
 
 
@@ -28,7 +27,7 @@ def keep_frozen(network: InceptionV3) -> None:
 
     To be called after `network.train()`, which puts all parts into training mode.
     """
-    for part in map(network.get_submodule, _PARTS):
+    for part in map(network.get_submodule, PARTS):
         if not any(parameter.requires_grad for parameter in part.parameters()):
             part.eval()
 
@@ -49,9 +48,7 @@ def layer_scales(model: nn.Module, decay: float) -> dict[int, float]:
     network = getattr(model, "backbone", model)
     if not isinstance(network, InceptionV3):
         raise UserError(f"optim.layer_decay is for Inception networks, not {type(model).__name__}")
-    blocks: list[nn.Module] = []
-    for name, part in ((name, network.get_submodule(name)) for name in _PARTS):
-        blocks += list(part.children()) if name.startswith("stage") else [part]
+    blocks = [network.get_submodule(name) for name in network.block_names()]
     return {
         id(parameter): decay ** (len(blocks) - place)
         for place, block in enumerate(blocks)

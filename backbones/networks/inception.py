@@ -1,19 +1,14 @@
-"""Inception-v3 and v2 at every receptive field, by name and through timm.
+"""Inception-v3 and v2 at every receptive field, by name.
 
 "Rethinking the Inception Architecture for Computer Vision", Szegedy et al., CVPR 2016,
 https://arxiv.org/abs/1512.00567.
-
-Importing this module registers the variants with `timm.create_model`, but for `inception_v3`: that
-name is timm's own, for the same network with torchvision's parameter names (see
-`backbones.networks.conversion.from_torchvision`), and stays so.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Sequential
 
 from backbones.common.errors import UserError
 from backbones.networks.blocks import (
@@ -26,8 +21,9 @@ from backbones.networks.blocks import (
     init_weights,
 )
 from backbones.networks.normalization import Normalization
-from backbones.networks.specs import SPECS, BackboneSpec, find_spec
+from backbones.networks.specs import SPECS, BackboneSpec, GlobalPool, find_spec
 from backbones.networks.stems import Stem, stage_geometry, stem_taps
+from backbones.networks.timm_methods import TimmMethods
 
 __all__ = ["WIDTHS", "AuxKind", "InceptionOutput", "InceptionV3", "create_backbone"]
 
@@ -50,7 +46,7 @@ class InceptionOutput(NamedTuple):
     aux_logits: Tensor
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(TimmMethods):
     """Inception-v3, or v2, with the stem that `spec` asks for.
 
     Args:
@@ -62,6 +58,8 @@ class InceptionV3(nn.Module):
             `batch_norm` (the paper's Inception-v3) and not with `plain` (the rows before in the
             paper's Table 3); its convolution always is.
         dropout: probability in `[0, 1)` of dropping a pooled feature in training.
+        in_chans: channels of the images.
+        global_pool: what makes numbers of the last map, see `reset_classifier`.
 
     Raises:
         ValueError: an argument out of range (a `UserError`, which is a `ValueError`, where it is
@@ -75,8 +73,12 @@ class InceptionV3(nn.Module):
         width: float = 1.0,
         aux: AuxKind = "none",
         dropout: float = 0.0,
+        in_chans: int = 3,
+        global_pool: GlobalPool = "avg",
     ) -> None:
         super().__init__()
+        if in_chans < 1:
+            raise ValueError(f"in_chans must be at least 1, got {in_chans}")
         if width not in WIDTHS:
             raise UserError(f"width must be one of {WIDTHS}, got {width}")
         if aux not in ("none", "plain", "batch_norm"):
@@ -87,20 +89,20 @@ class InceptionV3(nn.Module):
         if not 0 <= dropout < 1:
             raise UserError(f"dropout must be in [0, 1), got {dropout}")
         self.spec = spec
-        self.num_classes = num_classes
         self.width = width
         self.aux: AuxKind = aux
         self.dropout = dropout
+        self.in_chans = in_chans
 
         self.normalization = Normalization(spec.mean, spec.std)
-        self.stem = Stem(spec, width)
+        self.stem = Stem(spec, width, in_chans)
         channels = self.stem.out_channels
         blocks_a: list[InceptionA] = []
         # Table 1 enters the A blocks with 288 channels; the published network grows to them.
         for pool_features in (64, 64, 64) if spec.layout == "table1" else (32, 64, 64):
             blocks_a.append(InceptionA(channels, pool_features, width))
             channels = blocks_a[-1].out_channels
-        self.stage_a = nn.Sequential(*blocks_a)
+        self.stage_a = Sequential(*blocks_a)
         self.reduction_a = ReductionA(channels, width)
 
         channels = self.reduction_a.out_channels
@@ -108,14 +110,14 @@ class InceptionV3(nn.Module):
         for channels_7x7 in _CHANNELS_7X7[spec.layout]:
             blocks_b.append(InceptionB(channels, channels_7x7, width))
             channels = blocks_b[-1].out_channels
-        self.stage_b = nn.Sequential(*blocks_b)
+        self.stage_b = Sequential(*blocks_b)
         self.reduction_b = ReductionB(channels, width)
 
         c1 = InceptionC(self.reduction_b.out_channels, width)
         c2 = InceptionC(c1.out_channels, width)
-        self.stage_c = nn.Sequential(c1, c2)
-        self.num_features: int = c2.out_channels
-        self.fc: nn.Module = _classifier(self.num_features, num_classes)
+        self.stage_c = Sequential(c1, c2)
+        self.num_features = c2.out_channels
+        self.set_head(num_classes, global_pool)
         self.aux_head: AuxiliaryHead | None = None
         if aux != "none":
             self.aux_head = AuxiliaryHead(channels, num_classes, aux == "batch_norm", width)
@@ -126,7 +128,7 @@ class InceptionV3(nn.Module):
             ("stage_a", "stage_b", "stage_c"),
             strict=True,
         )
-        self.feature_info: list[dict[str, Any]] = [
+        self.feature_info = [
             {
                 "num_chs": getattr(self.stem, layer.name).conv.out_channels,
                 "reduction": stride,
@@ -150,14 +152,14 @@ class InceptionV3(nn.Module):
         """Classify images.
 
         Args:
-            x: float images `[N, 3, H, W]` normalised by `spec.mean` and `spec.std`, or `uint8` RGB
-                images, which are normalised here.
+            x: float images `[N, in_chans, H, W]` normalised by `spec.mean` and `spec.std`, or
+                `uint8` RGB images, which are normalised here.
 
         Returns:
             Logits `[N, num_classes]`; in training with an auxiliary head, an `InceptionOutput`.
 
         Raises:
-            ValueError: not a batch of RGB images, or smaller than `spec.min_size`.
+            ValueError: not a batch of such images, or smaller than `spec.min_size`.
         """
         _, b, c = self.forward_stages(x)
         logits = self.forward_head(c)
@@ -169,39 +171,16 @@ class InceptionV3(nn.Module):
         """The map after the C blocks, `[N, num_features, h, w]`; `x` as in `forward`."""
         return self.forward_stages(x)[-1]
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Pool, drop and classify a map `[N, num_features, h, w]` into `[N, num_classes]`."""
-        x = x.mean((2, 3))
-        return self.fc(nn.functional.dropout(x, self.dropout, self.training))
-
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The maps after the A, B and C blocks; `stems.stage_geometry` places them."""
-        check_images(x, self.spec)
-        if x.dtype == torch.uint8:
-            x = self.normalization(x)
-        a = self.stage_a(self.stem(x))
-        b = self.stage_b(self.reduction_a(a))
-        return [a, b, self.stage_c(self.reduction_b(b))]
+        a = self.through(self.stage_a, self.through(self.stem, self.prepare(x)))
+        b = self.through(self.stage_b, self.through(self.reduction_a, a))
+        return [a, b, self.through(self.stage_c, self.through(self.reduction_b, b))]
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer: a `Linear`, or an `Identity` without classes."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifier for `num_classes` on; the auxiliary head gets one too.
-
-        With 0 the auxiliary head comes off altogether, as it has nothing left to predict.
-        """
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
-        like = next(self.parameters())
-        self.num_classes = num_classes
-        self.fc = _classifier(self.num_features, num_classes).to(like).train(self.training)
-        init_weights(self.fc)
-        if num_classes == 0:
-            self.aux, self.aux_head = "none", None
-        if self.aux_head is not None:
-            self.aux_head.reset_classifier(num_classes)
+    def prepare(self, x: Tensor) -> Tensor:
+        """Check images, and normalise those that are `uint8`; as in `forward`."""
+        check_images(x, self.spec, self.in_chans)
+        return self.normalization(x) if x.dtype == torch.uint8 else x
 
 
 def create_backbone(
@@ -228,13 +207,33 @@ def create_backbone(
     return InceptionV3(find_spec(name), num_classes, width, aux, dropout)
 
 
-def check_images(x: Tensor, spec: BackboneSpec) -> None:
-    """Raise `ValueError` unless `x` is a batch of RGB images that the variant can take."""
-    is_kind = x.is_floating_point() or x.dtype == torch.uint8
-    if x.ndim != 4 or x.shape[1] != 3 or not is_kind:
+def check_standard(network: InceptionV3) -> None:
+    """Raise `UserError` for what files, exports, inference forms and detectors have no room for."""
+    pool = network.global_pool.pool_type.removeprefix("fast")
+    found = [f"in_chans {network.in_chans}"] if network.in_chans != 3 else []
+    found += [f"global_pool {pool!r}"] if pool != "avg" else []
+    found += ["layers taken off"] if type(network.stage_c) is not Sequential else []
+    if found:
+        raise UserError(
+            f"{network.spec.name} has {' and '.join(found)}: checkpoints, exports, inference forms "
+            "and detectors are of whole networks with 3 channels and global_pool 'avg'; PyTorch "
+            "keeps this one with torch.save(network.state_dict(), file)"
+        )
+
+
+def check_images(x: Tensor, spec: BackboneSpec, in_chans: int = 3) -> None:
+    """Raise `ValueError` unless `x` is a batch of images that the variant can take.
+
+    Args:
+        x: float images `[N, in_chans, H, W]`, or `uint8` ones where `in_chans` is 3.
+        spec: the variant.
+        in_chans: channels that its stem takes.
+    """
+    is_kind = x.is_floating_point() or (x.dtype == torch.uint8 and in_chans == 3)
+    if x.ndim != 4 or x.shape[1] != in_chans or not is_kind:
+        kinds = "uint8 or normalised float" if in_chans == 3 else "normalised float"
         raise ValueError(
-            f"{spec.name} takes uint8 or normalised float images [N, 3, H, W], "
-            f"got {x.dtype} {list(x.shape)}"
+            f"{spec.name} takes {kinds} images [N, {in_chans}, H, W], got {x.dtype} {list(x.shape)}"
         )
     height, width = x.shape[-2:]
     if min(height, width) < spec.min_size:
@@ -253,54 +252,3 @@ def _suggest_variant(spec: BackboneSpec, size: int) -> str:
         return f"{smallest.name} takes the smallest images, {least}x{least}"
     best = max(fitting, key=lambda s: s.min_size)
     return f"{best.name} takes {best.min_size}x{best.min_size} and more"
-
-
-def _classifier(in_features: int, num_classes: int) -> nn.Module:
-    return nn.Linear(in_features, num_classes) if num_classes else nn.Identity()
-
-
-def _timm_entry_point(spec: BackboneSpec) -> Callable[..., nn.Module]:
-    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if kwargs.get("in_chans", 3) != 3:
-            raise ValueError(f"{spec.name} takes 3 channels, got in_chans={kwargs['in_chans']}")
-        if "drop_rate" in kwargs:  # timm's word for it
-            kwargs["dropout"] = kwargs.pop("drop_rate")
-        levels = len(stem_taps(spec)) + len(stage_geometry(spec))
-        return build_model_with_cfg(
-            InceptionV3,
-            spec.name,
-            pretrained,
-            feature_cfg={"feature_cls": "hook", "out_indices": tuple(range(levels))},
-            kwargs_filter=("in_chans",),
-            spec=spec,
-            **kwargs,
-        )
-
-    build.__name__ = build.__qualname__ = spec.name
-    build.__doc__ = f"Build `{spec.name}` for `timm.create_model`."
-    return build
-
-
-# timm looks this name up in the module of a registered function.
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "url": "",
-            "num_classes": 1000,
-            "input_size": (3, spec.input_size, spec.input_size),
-            "min_input_size": (3, spec.min_size, spec.min_size),
-            "pool_size": (spec.grids[-1], spec.grids[-1]),
-            "crop_pct": spec.crop_fraction,
-            "interpolation": spec.interpolation,
-            "mean": spec.mean,
-            "std": spec.std,
-            "first_conv": "stem.conv1.conv",
-            "classifier": "fc",
-        }
-        for name, spec in SPECS.items()
-    }
-)
-for _name, _spec in SPECS.items():
-    if not is_model(_name):
-        # The function must be found in this module: timm adds its name to `__all__`.
-        globals()[_name] = register_model(_timm_entry_point(_spec))

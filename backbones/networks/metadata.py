@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from backbones.common.errors import MissingPackageError, UserError
-from backbones.networks.inception import InceptionV3
+from backbones.networks.inception import InceptionV3, check_standard
 from backbones.networks.specs import BackboneSpec, find_spec
 from backbones.networks.stems import stage_grids
 from backbones.networks.weights import load_weights
@@ -25,7 +25,12 @@ _PACKAGE = "lowres-rcnn"
 
 
 def describe(network: InceptionV3) -> dict[str, Any]:
-    """What a user of the network must know to feed it, and what wrote this."""
+    """What a user of the network must know to feed it, and what wrote this.
+
+    Raises:
+        UserError: files have no room for the network, see `check_standard`.
+    """
+    check_standard(network)
     spec = network.spec
     return {
         "variant": spec.name,

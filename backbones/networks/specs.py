@@ -8,6 +8,7 @@ from backbones.common.errors import UserError
 
 Layout = Literal["released", "table1", "v2"]
 ReceptiveField = Literal["299", "151", "79", "79_naive"]
+GlobalPool = Literal["avg", "max", "avgmax", "catavgmax", ""]
 
 
 MAX_INPUT_SIZE = 2048

@@ -66,14 +66,14 @@ def stem_layers(spec: BackboneSpec) -> tuple[StemLayer, ...]:
 
 
 class Stem(nn.Sequential):
-    """The variant's stem: `[N, 3, H, W] -> [N, out_channels, h, w]`, h×w being the A blocks' grid.
+    """The variant's stem: `[N, in_chans, H, W] -> [N, out_channels, h, w]`, on the A blocks' grid.
 
     A left-out pool holds no parameters, so receptive fields of one layout share all names.
     """
 
-    def __init__(self, spec: BackboneSpec, width: float = 1.0) -> None:
+    def __init__(self, spec: BackboneSpec, width: float = 1.0, in_chans: int = 3) -> None:
         super().__init__()
-        channels = 3
+        channels = in_chans
         for layer in stem_layers(spec):
             if layer.channels is None:
                 self.add_module(layer.name, nn.MaxPool2d(layer.kernel_size, layer.stride))

@@ -15,7 +15,7 @@ from torchvision.ops import clip_boxes_to_image
 from backbones.common.device import upload
 from backbones.common.errors import UserError
 from backbones.networks.finetuning import keep_frozen
-from backbones.networks.inception import InceptionV3
+from backbones.networks.inception import InceptionV3, check_standard
 from detect.auto import number
 from detect.boxes.coding import decode_boxes, encode_boxes, of_class
 from detect.proposals.base import Proposals, Proposer
@@ -47,7 +47,8 @@ class RCNN(nn.Module):
         crop_size: S, from `config` or the backbone.
 
     Raises:
-        UserError: `config.crop_size` is too small for the backbone.
+        UserError: `config.crop_size` is too small for the backbone, or this is no standard network,
+            see `backbones.networks.inception.check_standard`.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RCNN(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        check_standard(backbone)
         backbone.reset_classifier(0)
         self.backbone = backbone
         self.proposer = proposer

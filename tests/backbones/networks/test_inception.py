@@ -2,11 +2,8 @@ import math
 import re
 
 import pytest
-import timm
 import torch
-from timm.data import resolve_data_config
 
-import backbones
 from backbones import SPECS, InceptionOutput, UserError, create_backbone
 from backbones.networks.inception import WIDTHS
 from backbones.networks.normalization import normalize
@@ -201,36 +198,3 @@ def test_feature_info_describes_the_maps(name):
         assert height == pytest.approx(640 / info["reduction"], abs=9)
     reductions = [info["reduction"] for info in model.feature_info]
     assert reductions == sorted(set(reductions))
-
-
-@pytest.mark.parametrize("name", [name for name in SPECS if name != "inception_v3"])
-def test_timm_builds_every_variant(name):
-    spec = SPECS[name]
-    model = timm.create_model(name, num_classes=7, width=0.25, drop_rate=0.1)
-    assert isinstance(model, backbones.InceptionV3)
-    assert (model.num_classes, model.dropout) == (7, 0.1)
-    config = resolve_data_config({}, model=model)
-    assert config["input_size"] == (3, spec.input_size, spec.input_size)
-    assert (config["mean"], config["std"]) == (spec.mean, spec.std)
-
-    extractor = timm.create_model(name, num_classes=7, width=0.25, features_only=True).eval()
-    size = spec.min_size
-    with torch.no_grad():
-        maps = extractor(torch.rand(1, 3, size, size))
-    assert [m.shape[1] for m in maps] == extractor.feature_info.channels()
-    assert [m.shape[-1] for m in maps][-3:] == [7, 3, 1]
-
-
-def test_timm_keeps_its_own_inception_v3():
-    with torch.device("meta"):
-        assert type(timm.create_model("inception_v3")).__module__ == "timm.models.inception_v3"
-
-
-def test_timm_features_at_chosen_levels():
-    model = timm.create_model("inception_v3_79", width=0.25, features_only=True, out_indices=(1, 3))
-    assert model.feature_info.reduction() == [2, 8]
-
-
-def test_timm_refuses_other_channels():
-    with pytest.raises(ValueError, match="takes 3 channels, got in_chans=1"):
-        timm.create_model("inception_v3_79", in_chans=1)

@@ -48,7 +48,7 @@ def test_min_size_is_minimal(name, monkeypatch):
     stages = model.forward_stages(torch.empty(1, 3, size, size, device="meta"))
     assert [s.shape[-1] for s in stages] == [7, 3, 1]
     # Without the check of the size, one pixel less leaves nothing for the C blocks.
-    monkeypatch.setattr("backbones.networks.inception.check_images", lambda x, spec: None)
+    monkeypatch.setattr("backbones.networks.inception.check_images", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"too small|Kernel size"):
         model(torch.empty(1, 3, size, size - 1, device="meta"))
 
