@@ -7,10 +7,21 @@ background and 1..K are the classes. Other formats are converted when annotation
 results are written, nowhere else.
 """
 
+from detect.build import build_detector
 from detect.checkpoint import load_detector, save_detector
+from detect.config import ModelConfig
 from detect.detector import Detector
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.model import RCNN
 from detect.result import Result
 
-__all__ = ["RCNN", "Detector", "RCNNConfig", "Result", "load_detector", "save_detector"]
+__all__ = [
+    "RCNN",
+    "Detector",
+    "ModelConfig",
+    "RCNNConfig",
+    "Result",
+    "build_detector",
+    "load_detector",
+    "save_detector",
+]

@@ -63,6 +63,16 @@ class Detector:
         self.metadata = dict(metadata or {})
         self._warned = False
 
+    def __repr__(self) -> str:
+        names, model = self.class_names, self.model
+        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        proposer = "no proposer" if model.proposer is None else type(model.proposer).__name__
+        return (
+            f"Detector({model.backbone.spec.name} on {self.device}, crops of {model.crop_size} "
+            f"pixels, {proposer}, scores from {model.config.score_thresh}, "
+            f"{len(names)} classes: {listed})"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the model is, and images go."""

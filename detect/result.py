@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageShow
 import supervision as sv
 from torch import Tensor
 
-from backbones.common.errors import MissingPackageError
+from backbones.common.errors import MissingPackageError, UserError
 from backbones.common.files import make_folder
 from backbones.common.images import write_image
 from detect.evaluation.results import coco_results
@@ -111,9 +112,21 @@ class Result:
         """A copy of the image with labelled boxes, `uint8` RGB `[3, H, W]`."""
         return draw_detections(self.image.cpu(), self._tensors, self._class_names)
 
+    def _picture(self) -> PIL.Image.Image:
+        return PIL.Image.fromarray(self.plot().permute(1, 2, 0).numpy())
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook draws of a result that ends a cell."""
+        return self._picture()._repr_png_()
+
     def show(self) -> None:
-        """Show `plot()` in a notebook or a window."""
-        PIL.Image.fromarray(self.plot().permute(1, 2, 0).numpy()).show()
+        """Show `plot()` in a window; a notebook draws a result that ends a cell by itself.
+
+        Raises:
+            UserError: no program here shows pictures, as on a server.
+        """
+        if not PIL.ImageShow.show(self._picture()):
+            raise UserError("no program here shows pictures: write one with result.save(file)")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `plot()` as an image file, in the format that the suffix names."""

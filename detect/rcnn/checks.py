@@ -25,6 +25,26 @@ def check_image(image: Tensor, name: str) -> None:
         )
 
 
+def as_pixels(images: Sequence[Tensor]) -> list[Tensor]:
+    """Images of torchvision's detectors, floats in `[0, 1]`, as `uint8`, which others stay.
+
+    Raises:
+        ValueError: values outside `[0, 1]`, or what `check_images` refuses; it names the image.
+    """
+    pixels = list(images)
+    for i, image in enumerate(pixels):
+        if image.is_floating_point() and image.numel():
+            low, high = (value.item() for value in image.aminmax())
+            if not (low >= 0 and high <= 1):  # NaN is neither
+                raise ValueError(
+                    f"images[{i}] must be uint8, or float in [0, 1] and not normalised by a mean, "
+                    f"got {image.dtype} from {low:g} to {high:g}"
+                )
+            pixels[i] = (255 * image).round().to(torch.uint8)
+    check_images(pixels)
+    return pixels
+
+
 def check_targets(
     images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], num_classes: int
 ) -> None:

@@ -19,7 +19,7 @@ from backbones.networks.inception import InceptionV3, check_standard
 from detect.auto import number
 from detect.boxes.coding import decode_boxes, encode_boxes, of_class
 from detect.proposals.base import Proposals, Proposer
-from detect.rcnn.checks import check_images, check_targets
+from detect.rcnn.checks import as_pixels, check_images, check_targets
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.crops import check_boxes, crop_regions, split_evenly
 from detect.rcnn.minibatch import SampledCrops, add_candidates, sample_crops
@@ -34,8 +34,8 @@ class RCNN(nn.Module):
     """Propose regions, crop them, classify the crops, refine their boxes.
 
     torchvision's detection contract: `losses = model(images, targets)` in training mode,
-    `detections = model(images)` in eval mode. Unlike torchvision's, images are `uint8` and
-    `num_classes` does not count the background.
+    `detections = model(images)` in eval mode. Unlike torchvision's, images are best given as
+    `uint8`, which floats are made, and `num_classes` does not count the background.
 
     Args:
         backbone: the crop network; its classifier is taken off.
@@ -102,9 +102,10 @@ class RCNN(nn.Module):
         waited for at each step to know how many there are. Targets and proposals are best there.
 
         Args:
-            images: B tensors `uint8` RGB `[3, H_i, W_i]`, on the model's device.
+            images: B tensors RGB `[3, H_i, W_i]`, on the model's device, `uint8` or float in
+                `[0, 1]`.
             targets: in training, B dicts with `boxes` `float32 [G_i, 4]` xyxy in pixels and
-                `labels` `int64 [G_i]` in `1..K`; G_i may be 0.
+                `labels` `int64 [G_i]` in `1..K`; G_i may be 0. What else is in them is not read.
             proposals: use these instead of the proposer's.
 
         Returns:
@@ -113,14 +114,15 @@ class RCNN(nn.Module):
             the images.
 
         Raises:
-            ValueError: images that are not `uint8 [3, H, W]`, targets missing or malformed (the
-                message names image and box), or no proposals from anywhere.
+            ValueError: other images, targets missing or malformed (the message names image and
+                box), or no proposals from anywhere.
         """
-        check_images(images)
+        images = as_pixels(images)
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode; call model.eval() for use")
-            targets = [{key: value.cpu() for key, value in one.items()} for one in targets]
+            wanted = ("boxes", "labels")
+            targets = [{key: one[key].cpu() for key in wanted if key in one} for one in targets]
             check_targets(images, targets, self.num_classes)
             return self._losses(images, targets, proposals)
         device = images[0].device

@@ -1,11 +1,14 @@
+import io
+
 import numpy as np
 import PIL.Image
+import PIL.ImageShow
 import pytest
 import torch
 from helpers.untrained_detector import save_untrained
 
 from backbones.common.errors import UserError
-from backbones.common.images import read_image, write_image
+from backbones.common.images import from_pillow, read_image, write_image
 from detect import Result, load_detector
 
 FOUND = {
@@ -57,6 +60,24 @@ def test_plot_and_save_leave_the_image_alone(result, image, tmp_path):
     result.save(tmp_path / "found.png")
     assert torch.equal(read_image(tmp_path / "found.png"), plot)
     assert torch.equal(image, before)
+
+
+def test_a_notebook_draws_it_and_a_server_says_that_it_shows_nothing(result, monkeypatch):
+    shown = []
+    drawn = PIL.Image.open(io.BytesIO(result._repr_png_()))
+    assert torch.equal(from_pillow(drawn, "drawn"), result.plot())
+    monkeypatch.setattr(PIL.ImageShow, "_viewers", [])
+    with pytest.raises(UserError, match=r"no program here shows pictures: .*result.save\(file\)"):
+        result.show()
+
+    class Viewer(PIL.ImageShow.Viewer):
+        def show_image(self, image, **options):
+            shown.append(image.size)
+            return 1
+
+    PIL.ImageShow.register(Viewer)
+    result.show()
+    assert shown == [(100, 80)]
 
 
 def test_crops_are_the_pixels_of_the_boxes(result, image, tmp_path):

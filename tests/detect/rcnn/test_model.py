@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import to_dtype
 
 from backbones import create_backbone
 from backbones.common.errors import UserError
@@ -106,6 +107,27 @@ def test_training_contract():
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_floats_and_targets_of_torchvisions_datasets():
+    proposals = [some_proposals([5.0, 5, 40, 40], [20, 20, 70, 80])]
+    pixels, wanted = image(), target([10.0, 10, 40, 50], labels=[2])
+    floats = to_dtype(pixels, torch.float32, scale=True)
+    model = detector(score_thresh=0.0)
+    results = []
+    for one, more in ((pixels, {}), (floats, {"image_id": 7, "masks": None})):
+        torch.manual_seed(0)
+        losses = model.train()([one], [{**wanted, **more}], proposals)
+        with torch.no_grad():
+            results.append({**losses, **model.eval()([one], proposals=proposals)[0]})
+        model = detector(score_thresh=0.0)
+    for key, value in results[0].items():
+        assert torch.equal(value, results[1][key]), key
+    for wrong, said in ((2 * floats - 1, "from -1 to 1"), (255 * floats, "from 0 to 255")):
+        with pytest.raises(ValueError, match=rf"images\[1\] must be uint8, or float .* {said}"):
+            model.eval()([pixels, wrong], proposals=2 * proposals)
+    with pytest.raises(ValueError, match="from nan to nan"):
+        model.eval()([torch.full((3, 9, 9), math.nan)], proposals=proposals)
 
 
 def test_eval_contract_with_images_of_several_sizes_and_none_proposed():
@@ -284,7 +306,9 @@ def test_malformed_targets_are_named(bad, message):
 def test_malformed_images_are_named():
     model = detector(GridProposer(GridConfig())).eval()
     with pytest.raises(ValueError, match=r"images\[0\] must be uint8 RGB \[3, H, W\], got"):
-        model([torch.zeros(3, 8, 8)])
+        model([torch.zeros(3, 8, 8, dtype=torch.int16)])
+    with pytest.raises(ValueError, match=r"images\[0\] must be uint8 RGB .* \[1, 8, 8\]"):
+        model([torch.zeros(1, 8, 8)])
     with pytest.raises(ValueError, match="at least one image"):
         model([])
     with pytest.raises(ValueError, match="no proposer of its own"):
