@@ -28,7 +28,6 @@ class TimmMethods(nn.Module):
 
     Attributes:
         num_features: channels of the last map.
-        head_hidden_size: numbers that the classifier takes, which some poolings double.
         feature_info: for each map that can be taken, `module`, `num_chs` and `reduction`, from
             the first to the last.
         global_pool: what makes numbers of the last map, `[N, C, h, w] -> [N, head_hidden_size]`.
@@ -50,7 +49,7 @@ class TimmMethods(nn.Module):
 
     @property
     def head_hidden_size(self) -> int:
-        """Numbers of an image that the classifier takes."""
+        """Numbers of an image that the classifier takes; some poolings double those of the map."""
         return self.num_features * self.global_pool.feat_mult()
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -68,11 +67,7 @@ class TimmMethods(nn.Module):
         return self.fc
 
     def set_head(self, num_classes: int, global_pool: str) -> None:
-        """Put a pooling and a fresh classifier on.
-
-        Raises:
-            ValueError: an unknown pooling, or classes without one.
-        """
+        """Put on a pooling and a classifier as PyTorch makes it; raises as `reset_classifier`."""
         if global_pool not in get_args(GlobalPool):
             raise ValueError(
                 f"global_pool must be one of {get_args(GlobalPool)}, got {global_pool!r}"
@@ -87,7 +82,6 @@ class TimmMethods(nn.Module):
         kind = f"fast{global_pool}" if global_pool else ""
         self.global_pool = SelectAdaptivePool2d(pool_type=kind, flatten=bool(global_pool))
         self.fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
-        init_weights(self.fc)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh classifier for `num_classes` on; the auxiliary head gets one too.
@@ -107,7 +101,7 @@ class TimmMethods(nn.Module):
         pool = self.global_pool.pool_type.removeprefix("fast")
         like = next(self.parameters())
         self.set_head(num_classes, pool if global_pool is None else global_pool)
-        self.fc.to(like).train(self.training)
+        init_weights(self.fc.to(like).train(self.training))
         if num_classes == 0:
             self.aux, self.aux_head = "none", None
         if self.aux_head is not None:
@@ -131,10 +125,7 @@ class TimmMethods(nn.Module):
             norm: of no effect, as there is no last normalisation.
             stop_early: compute nothing after the last of these; the last map is then that one.
             output_fmt: `NCHW`.
-            intermediates_only: leave the last map out.
-
-        Returns:
-            The last map and the list of the others, first to last, or this list alone.
+            intermediates_only: return the list of these alone, without the last map before it.
 
         Raises:
             ValueError: images that `forward` refuses, or another format.
@@ -186,11 +177,7 @@ class TimmMethods(nn.Module):
         return [*stem, *PARTS[1:]]
 
     def block_names(self, coarse: bool = False) -> list[str]:
-        """Modules from the stem to the last block, the stem counting as one.
-
-        Args:
-            coarse: stages are not divided into their blocks.
-        """
+        """The stem, each block and each reduction, first to last; `coarse` keeps stages whole."""
         names: list[str] = []
         for name in PARTS:
             blocks = self.get_submodule(name).named_children() if name.startswith("stage") else ()
@@ -198,11 +185,7 @@ class TimmMethods(nn.Module):
         return names
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """The place of a parameter's block by the parameter's name, for learning rates by layer.
-
-        Args:
-            coarse: as in `block_names`, of which it is the index; heads come after all.
-        """
+        """Gives by a parameter's name its index in `block_names`, or infinity for heads."""
         blocks = self.block_names(coarse)
         return lambda name: next(
             (i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), math.inf
