@@ -18,7 +18,7 @@ from backbones.networks.metadata import (
     spec_from_metadata,
 )
 from backbones.networks.state_dicts import check_fit, with_counters
-from backbones.networks.weights import save_weights
+from backbones.networks.weights import find_weights, save_weights
 from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.detector import Detector
@@ -91,14 +91,7 @@ def load_detector(
             own configuration or the settings.
         MissingPackageError: it needs an optional package that is not there.
     """
-    if Path(path).is_dir():
-        names = ("best.safetensors", "last.safetensors")
-        files = [Path(path, name) for name in names if Path(path, name).exists()]
-        if not files:
-            raise UserError(f"{path}: neither {names[0]} nor {names[1]} is in this run folder")
-        path = files[0]
-    elif not Path(path).exists():
-        raise UserError(f"{path}: not found: expected a run folder or a .safetensors file")
+    path = find_weights(path)
     state, metadata = read_checkpoint(path, "detector")
     with broken_metadata(path):
         config_dict = dict(metadata["config"])
@@ -110,7 +103,9 @@ def load_detector(
         if {type(number) for number in category_ids} != {int}:
             raise TypeError("category_ids must be whole numbers")
         # The weights are in this very file; the backbone they once started from need not exist.
-        started_anew = {"weights": None, "freeze": "none"}
+        started_anew: dict[str, Any] = {"weights": None, "init": None, "freeze": "none"}
+        if "learned" in config_dict:
+            started_anew["learned"] = config_dict["learned"] | {"weights": None}
         trained_as = from_dict(ModelConfig, config_dict | started_anew)
         spec = spec_from_metadata(metadata)
         if spec.name != trained_as.variant:

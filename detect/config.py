@@ -45,8 +45,13 @@ class ModelConfig:
     dropout: float = 0.0
     """Share of the features that dropout leaves out before the crop network's classifier."""
     weights: str | None = None
-    """Backbone checkpoint (.safetensors) that the crop network starts from, and whose normalisation
-    the detector takes; null starts at random."""
+    """Weights that the crop network starts from, and whose normalisation the detector takes: a
+    backbone's file or run folder, a state dict of torchvision or timm, or a name,
+    `torchvision:IMAGENET1K_V1`, `timm:NAME`, `hf-hub:OWNER/NAME`; null starts at random."""
+    init: str | None = None
+    """Trained detector, file or run folder, that all networks start from, the proposer's too.
+    Classes are matched by name, and keys that are auto are as there but for the numbers of
+    proposals and detections; null starts each network by itself."""
     freeze: Frozen = "none"
     """Parts of the crop network that keep the weights and statistics they start from: all blocks up
     to and including this one. `stage_c` trains what lies on top alone."""
@@ -76,9 +81,16 @@ class ModelConfig:
     """Crops, matching and post-processing of the detector."""
 
     def __post_init__(self) -> None:
-        if self.freeze != "none" and self.weights is None:
+        if self.init is not None:
+            for key, value in (("", self.weights), ("learned.", self.learned.weights)):
+                if value is not None:
+                    raise UserError(
+                        f"model.{key}weights {value} would replace weights of model.init "
+                        f"{self.init}: set one of them to null"
+                    )
+        elif self.freeze != "none" and self.weights is None:
             raise UserError(
-                f"model.freeze {self.freeze} would keep random weights: set model.weights"
+                f"model.freeze {self.freeze} would keep random weights: set model.weights or init"
             )
         unused = {
             "learned": self.learned not in (LearnedConfig(), LEARNED_FROM_DATA),

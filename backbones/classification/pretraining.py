@@ -54,8 +54,10 @@ class NetworkConfig:
     dropout: float = 0.2
     """Share of the features that dropout leaves out before the classifier."""
     weights: str | None = None
-    """Checkpoint (.safetensors) of any variant that the network starts from, whose normalisation is
-    taken too, and its image size where it is the same variant; null starts at random."""
+    """Weights of any variant that the network starts from, whose normalisation is taken too, and
+    the image size where it is the same variant: a backbone's file or run folder, a state dict of
+    torchvision or timm, or a name, `torchvision:IMAGENET1K_V1`, `timm:NAME`, `hf-hub:OWNER/NAME`;
+    null starts at random."""
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested dicts, as `to_dict` gives them, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def save_config(path: str | os.PathLike[str], config: Any) -> None:
     """Write a configuration as YAML that `--config` reads back."""
     with atomic_write(path, "w") as file:

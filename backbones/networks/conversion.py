@@ -31,6 +31,12 @@ _TORCHVISION_MODULES = {
 }
 
 
+def is_torchvision(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether some of the names are torchvision's and timm's."""
+    theirs = {name for name in _TORCHVISION_MODULES.values() if name != "fc"}
+    return any(name.partition(".")[0] in theirs for name in state_dict)
+
+
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename weights of torchvision's or timm's `inception_v3` for variants of layout `released`.
 

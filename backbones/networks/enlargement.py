@@ -1,7 +1,13 @@
-"""A network for large images as one for images of half their side, without forgetting anything."""
+"""A network for large images as one for smaller ones, with what it learned from the large."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from backbones.networks.specs import BackboneSpec
+
+STEM_KERNELS = tuple(f"stem.conv{number}.conv.weight" for number in (1, 2, 3))
 
 
 def fold_enlargement(kernel: Tensor) -> Tensor:
@@ -18,7 +24,69 @@ def fold_enlargement(kernel: Tensor) -> Tensor:
     Returns:
         `[out, in, 3, 3]`; the last row and column are zero.
     """
-    for axis in (2, 3):
-        first, second, third = kernel.unbind(axis)
-        kernel = torch.stack([first + second, third, torch.zeros_like(third)], dim=axis)
-    return kernel
+    return _along_both_axes(kernel, [[1, 1, 0], [0, 0, 1], [0, 0, 0]])
+
+
+def average_phases(kernel: Tensor, *, first: bool = False) -> Tensor:
+    """A kernel that gives for a pixel the mean of what `kernel` gives where there are four.
+
+    Of an image of four times the sides, the first convolution of `inception_v3` (stride 2) and the
+    two after it give two values along each axis for a pixel of the small image. The stem of
+    `inception_v3_79` has one: their mean, as far as a linear layer goes.
+
+    Args:
+        kernel: `[out, in, 3, 3]`.
+        first: it is the first convolution's, which sees pixels; those after it see means.
+
+    Returns:
+        `[out, in, 3, 3]`; the last row and column are zero.
+    """
+    return _along_both_axes(
+        kernel,
+        [[1, 1, 0.5], [0, 0, 0.5], [0, 0, 0]] if first else [[1, 0.5, 0], [0, 0.5, 1], [0, 0, 0]],
+    )
+
+
+def start_stem(
+    state: Mapping[str, Tensor], given: BackboneSpec, wanted: BackboneSpec
+) -> tuple[dict[str, Tensor], str | None]:
+    """Weights of a network for 299 pixels as those that another receptive field starts from.
+
+    Args:
+        state: of the network `given`.
+        given: whose weights they are.
+        wanted: the network that starts from them.
+
+    Returns:
+        The weights, with the stem's first kernels made for `wanted`, and what has been done to
+        them, or None: between other receptive fields, or of a stem that is none of 3×3 kernels,
+        they are as they were.
+    """
+    kernels = {name: state[name] for name in STEM_KERNELS if name in state}
+    if given.receptive_field != "299" or not all(
+        kernel.ndim == 4 and kernel.shape[2:] == (3, 3) for kernel in kernels.values()
+    ):
+        return dict(state), None
+    first = STEM_KERNELS[0]
+    if wanted.receptive_field == "151" and first in kernels:
+        folded = {first: fold_enlargement(kernels[first])}
+        return {
+            **state,
+            **folded,
+        }, "it sees images as the network for 299 pixels sees them enlarged"
+    if wanted.receptive_field == "79" and kernels:
+        averaged = {
+            name: average_phases(kernel, first=name == first) for name, kernel in kernels.items()
+        }
+        return {**state, **averaged}, (
+            "it sees images nearly as the network for 299 pixels sees them enlarged: its stem "
+            "has the mean of what that one's has"
+        )
+    return dict(state), None
+
+
+def _along_both_axes(kernel: Tensor, mixing: list[list[float]]) -> Tensor:
+    """New taps, each a sum of the old ones with the factors of its row, along either axis."""
+    kernel = kernel if kernel.dtype == torch.float64 else kernel.float()  # files may hold halves
+    matrix = torch.tensor(mixing, dtype=kernel.dtype, device=kernel.device)
+    return torch.einsum("oihw,yh,xw->oiyx", kernel, matrix, matrix)

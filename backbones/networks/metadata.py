@@ -104,8 +104,8 @@ def spec_from_metadata(metadata: Mapping[str, Any]) -> BackboneSpec:
     """
     spec = replace(
         find_spec(metadata["variant"]),
-        mean=_triple(metadata["mean"]),
-        std=_triple(metadata["std"]),
+        mean=triple(metadata["mean"]),
+        std=triple(metadata["std"]),
         input_size=metadata["input_size"],
     )
     return replace(spec, grids=stage_grids(spec, spec.input_size))
@@ -138,6 +138,7 @@ def _release(text: Any) -> tuple[int, int] | None:
     return None if numbers is None else (int(numbers[1]), int(numbers[2]))
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
+def triple(values: Any) -> tuple[float, float, float]:
+    """Three numbers, of red, green and blue; raises `TypeError` or `ValueError` for others."""
     r, g, b = (float(value) for value in values)
     return r, g, b

@@ -2,20 +2,21 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.networks.blocks import init_weights
-from backbones.networks.enlargement import fold_enlargement
+from backbones.networks.enlargement import start_stem
 from backbones.networks.inception import AuxKind, InceptionV3
-from backbones.networks.metadata import broken_metadata, read_checkpoint, spec_from_metadata
+from backbones.networks.pretrained import read_weights
 from backbones.networks.specs import find_spec
 from backbones.networks.state_dicts import check_fit, with_counters
 
-FIRST_KERNEL = "stem.conv1.conv.weight"
+MOST_NAMED = 4
+"""Layers of a block that a line of the log names."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,11 @@ def start_backbone(
 
     Args:
         name, num_classes, width, aux, dropout: as of `create_backbone`.
-        weights: a backbone, see `warm_start` for which ones fit. Its mean and standard deviation
-            become the network's, and its input size where it is the same variant; a file of
-            another program, which says nothing of them, is taken to be for the variant's own. A
-            network for 151 pixels that starts from one for 299 has its first kernel folded, see
-            `fold_enlargement`.
+        weights: a backbone, see `read_weights` for where it may come from and `warm_start` for
+            which ones fit. Its mean and standard deviation become the network's, and its input size
+            where it is the same variant of ours; a file of another program, which says nothing of
+            them, is taken to be for the variant's own, and may have gaps. A network for 151 or 79
+            pixels that starts from one for 299 has its first kernels made for it, see `start_stem`.
 
     Raises:
         UserError: an unknown variant, a setting out of range, or a file that cannot be read or
@@ -46,35 +47,29 @@ def start_backbone(
     spec = find_spec(name)
     if weights is None:
         return InceptionV3(spec, num_classes, width, aux, dropout)
-    state, metadata = read_checkpoint(weights, "backbone", or_foreign=True)
-    if "kind" in metadata:
-        with broken_metadata(weights):
-            given = spec_from_metadata(metadata)
-        spec = given if given.name == name else replace(spec, mean=given.mean, std=given.std)
-        why = "as the weights were trained"
-    else:
-        why = "as is usual for this network, for the weights do not say"
+    state, given, own, reason = read_weights(weights)
+    if given is not None:
+        same = own and given.name == name
+        spec = given if same else replace(spec, mean=given.mean, std=given.std)
     logger.info(
         "started from %s: images of %d pixels, normalised by mean %s and std %s, %s",
-        *(weights, spec.input_size, spec.mean, spec.std, why),
+        *(weights, spec.input_size, spec.mean, spec.std, reason),
     )
-    # Of a file that does not say, nobody knows it.
-    came_from = given.receptive_field if "kind" in metadata else None
-    kernel = state.get(FIRST_KERNEL)
-    # What has no such kernel does not fit, as is said below.
-    fits = kernel is not None and kernel.shape[2:] == (3, 3)
-    if fits and (came_from, spec.receptive_field) == ("299", "151"):
-        state = {**state, FIRST_KERNEL: fold_enlargement(state[FIRST_KERNEL])}
-        logger.info("it sees images as the network for 299 pixels sees them enlarged")
+    if given is not None:
+        state, done = start_stem(state, given, spec)
+        if done is not None:
+            logger.info(done)
     model = InceptionV3(spec, num_classes, width, aux, dropout)
     try:
-        warm_start(model, state)
+        warm_start(model, state, gaps=not own)
     except UserError as error:
         raise UserError(f"{weights}: {error}") from error
     return model
 
 
-def warm_start(model: InceptionV3, state_dict: Mapping[str, Tensor]) -> list[str]:
+def warm_start(
+    model: InceptionV3, state_dict: Mapping[str, Tensor], *, gaps: bool = False
+) -> list[str]:
     """Load another network's weights: any variant of the same layout and width, any classes.
 
     A classifier (main or auxiliary) for another number of classes, or none at all, leaves `model`
@@ -84,9 +79,10 @@ def warm_start(model: InceptionV3, state_dict: Mapping[str, Tensor]) -> list[str
         model: loaded in place; keeps its device, its precision, and its `spec`: images must be
             normalised as for the given weights, which `start_backbone` sees to.
         state_dict: from `model.state_dict()`, `load_weights` or `from_torchvision`.
+        gaps: of the rest of the network too, tensors may be missing: `model` keeps its own there.
 
     Returns:
-        Names of the freshly initialised tensors, which are also logged.
+        Names of the tensors that are not from the given weights, which are also logged.
 
     Raises:
         UserError: any other difference, naming the first tensors with both shapes. `model` is
@@ -96,6 +92,10 @@ def warm_start(model: InceptionV3, state_dict: Mapping[str, Tensor]) -> list[str
     fresh = _heads_to_replace(own, state_dict)
     body = {name: tensor for name, tensor in state_dict.items() if not name.startswith(fresh)}
     expected = {name: tensor for name, tensor in own.items() if not name.startswith(fresh)}
+    missing = []
+    if gaps and not expected.keys().isdisjoint(body):
+        missing = [name for name in expected if name not in with_counters(body)]
+        expected = {name: tensor for name, tensor in expected.items() if name not in missing}
     spec = model.spec
     network = f"{spec.name} (layout {spec.layout}, width {model.width})"
     check_fit(expected, body, f"these weights do not fit {network}")
@@ -110,9 +110,24 @@ def warm_start(model: InceptionV3, state_dict: Mapping[str, Tensor]) -> list[str
     names = [name for name in own if name.startswith(fresh)]
     if names:
         logger.warning("not in the given weights, freshly initialised: %s", ", ".join(names))
+    if missing:
+        logger.warning("the given weights have gaps, started at random: %s", _by_block(missing))
     if unused := [name for name in state_dict if name not in own]:
         logger.info("given weights without a place in the network: %s", ", ".join(unused))
-    return names
+    return [*names, *missing]
+
+
+def _by_block(names: Sequence[str]) -> str:
+    """Tensors as layers under their block: `stage_c.0 (branch1x1, branch3x3_1), stem (conv2)`."""
+    layers: dict[str, dict[str, None]] = {}
+    for name in names:
+        part, *rest = name.split(".")
+        block = f"{part}.{rest.pop(0)}" if part.startswith("stage") else part
+        layers.setdefault(block, {})[rest[0]] = None
+    return ", ".join(
+        f"{block} ({', '.join(own) if len(own) <= MOST_NAMED else f'{len(own)} layers'})"
+        for block, own in layers.items()
+    )
 
 
 def _heads_to_replace(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:

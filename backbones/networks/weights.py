@@ -54,14 +54,38 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         # Cloned, as the file may be a memory map that changes under the tensors' feet.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         metadata = _metadata(file)
+    check_finite(path, tensors)
+    return tensors, metadata
+
+
+def check_finite(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` for NaN or infinity in tensors that come from `where`."""
     for name, tensor in tensors.items():
         # In fp32, for the narrowest types have no test of their own.
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise UserError(
-                f"{path}: tensor {name} holds NaN or infinity: take weights of an earlier "
+                f"{where}: tensor {name} holds NaN or infinity: take weights of an earlier "
                 "epoch, or train anew with a lower learning rate"
             )
-    return tensors, metadata
+
+
+def find_weights(path: str | os.PathLike[str]) -> Path:
+    """The file itself, or of a run folder `best.safetensors`, or where nothing chose
+    `last.safetensors`.
+
+    Raises:
+        UserError: there is no such file, or neither in the folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = ("best.safetensors", "last.safetensors")
+        files = [path / name for name in names if (path / name).exists()]
+        if not files:
+            raise UserError(f"{path}: neither {names[0]} nor {names[1]} is in this run folder")
+        return files[0]
+    if not path.exists():
+        raise UserError(f"{path}: not found: expected a run folder or a .safetensors file")
+    return path
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import IO, Any
 from torch.utils.tensorboard import SummaryWriter
 
 from backbones.common import distributed
-from backbones.common.config import from_dict, read_yaml, save_config, to_dict
+from backbones.common.config import flatten, from_dict, read_yaml, save_config, to_dict
 from backbones.common.errors import UserError
 from backbones.common.files import (
     atomic_write,
@@ -225,7 +225,7 @@ def _refuse(
     where: str = "its last checkpoint",
 ) -> None:
     whole = to_dict(from_dict(type(config), before, where=where))
-    before, now = _flatten(whole), _flatten(to_dict(config))
+    before, now = flatten(whole), flatten(to_dict(config))
     changed = [
         f"{key} was {before.get(key)} and is {now.get(key)} now"
         for key in sorted(before.keys() | now.keys())
@@ -265,13 +265,3 @@ class _LogFile(logging.StreamHandler):
             error = sys.exc_info()[1]
             sys.stderr.write(f"{self.stream.name}: cannot be written: {error}\n")
         self._has_failed = True
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

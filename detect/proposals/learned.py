@@ -21,8 +21,9 @@ from backbones.common.device import constant
 from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
 from backbones.networks.inception import InceptionV3
-from backbones.networks.specs import SPECS
+from backbones.networks.specs import SPECS, BackboneSpec
 from backbones.networks.stems import stage_geometry
+from backbones.networks.warm_start import start_backbone
 from detect.auto import Auto, number
 from detect.proposals.base import Proposals, Proposer
 from detect.proposals.rpn import ProposalHead, ProposalNetwork, TrunkAnchors
@@ -56,6 +57,9 @@ class LearnedConfig:
 
     width: float = 0.25
     """Width multiplier of the proposer's trunk: 0.25, 0.5, 0.75 or 1.0."""
+    weights: str | None = None
+    """Weights that the proposer's trunk starts from, as of `model.weights`, and for images
+    normalised alike; null starts at random."""
     scale: float | Auto | None = None
     """Pixels that the proposer sees for a pixel of the image. What is then larger than a tile is
     looked at in overlapping tiles, and smaller as a whole. Null looks at each image once as a
@@ -145,8 +149,7 @@ class LearnedProposer(Proposer):
         self.scale = number(config.scale, "learned.scale")
         self.tile_size = number(config.tile_size, "learned.tile_size")
         self.anchor_sizes = number(config.anchor_sizes, "learned.anchor_sizes")
-        spec = replace(TRUNK, mean=mean, std=std)
-        self.trunk = InceptionV3(spec, num_classes=0, width=config.width)
+        self.trunk = _start_trunk(config, replace(TRUNK, mean=mean, std=std))
         strides, offsets = zip(*stage_geometry(self.trunk.spec), strict=True)
         # The stem's convolutions have no padding: without a border, the first cell of the last
         # level would look at pixel 37 and objects at the edge would have no anchor.
@@ -283,6 +286,19 @@ class LearnedProposer(Proposer):
         for canvas, (image, view) in zip(batch, looks, strict=True):
             draw_view(image, view, canvas, border)
         return batch
+
+
+def _start_trunk(config: LearnedConfig, spec: BackboneSpec) -> InceptionV3:
+    if config.weights is None:
+        return InceptionV3(spec, num_classes=0, width=config.width)
+    trunk = start_backbone(spec.name, config.weights, num_classes=0, width=config.width)
+    if (trunk.spec.mean, trunk.spec.std) != (spec.mean, spec.std):
+        raise UserError(
+            f"model.learned.weights {config.weights}: for images normalised by mean "
+            f"{trunk.spec.mean} and std {trunk.spec.std}, where the crop network has {spec.mean} "
+            f"and {spec.std}: start both from weights that are for the same"
+        )
+    return trunk
 
 
 def _batches(

@@ -33,6 +33,7 @@ from detect.inference.score import detect_dataset, score_detector
 from detect.proposals import load_proposals
 from detect.proposals.precomputed import proposals_for
 from detect.rcnn.model import RCNN
+from detect.training.fine_tuning import build_from, follow_start, load_start
 from detect.training.from_data import derive_model, log_sizes
 from detect.training.training_set import DetectionBatch, TrainingSet, collate
 
@@ -82,13 +83,18 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             if warn_without_objects(dataset, str(split)) and dataset is val:
                 logger.warning("no epoch can be the best by it: the last one is kept")
                 val = None
-    config = replace(config, model=derive_model(config.model, train))
+    start = load_start(config.model)
+    model_config = config.model if start is None else follow_start(config.model, start)
+    config = replace(config, model=derive_model(model_config, train))
     proposals = None
     if config.model.precomputed is not None:
         datasets = [dataset for dataset in (train, val, test) if dataset is not None]
         proposals = proposals_for(load_proposals(config.model.precomputed), datasets)
     torch.manual_seed(derive_seed(config.seed))
-    model = build_detector(config.model, len(train.class_names))
+    if start is None:
+        model = build_detector(config.model, len(train.class_names))
+    else:
+        model = build_from(config.model, train.class_names, start)
     # channels_last: convolutions on both CPU and GPU are faster in it.
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
