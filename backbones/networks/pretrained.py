@@ -4,8 +4,8 @@ Public weights are those of torchvision's and timm's `inception_v3`, which those
 keep and check.
 """
 
+import logging
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -68,8 +68,9 @@ def read_weights(weights: str | os.PathLike[str]) -> GivenWeights:
     """
     scheme, _, name = os.fspath(weights).partition(":")
     if scheme in _NAMED:
-        # Once for all processes of a machine, which then find it there.
-        distributed.call_on_main(partial(_discard, _NAMED[scheme], name))
+        if distributed.world_size() > 1:
+            # Once for all processes of a machine, which then find it there.
+            distributed.call_on_main(partial(_discard, _NAMED[scheme], name))
         state, spec = _NAMED[scheme](name)
         return _public(str(weights), state, spec)
     file, metadata = find_weights(weights), dict[str, Any]()
@@ -105,7 +106,7 @@ def _public(where: str | Path, state: dict[str, Tensor], spec: BackboneSpec | No
 def _read_pickled(file: Path) -> dict[str, Tensor]:
     try:
         state = load_state_dict(str(file), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of a broken file torch raises about anything
         raise UserError(
             f"{file}: not a state dict that can be read without executing what is in it: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -182,6 +183,11 @@ def _from_hub(name: str) -> tuple[dict[str, Tensor], BackboneSpec]:
 @contextmanager
 def _download(name: str, instead: str) -> Iterator[None]:
     """Turn what a download raises into one line, which says what to get by hand instead."""
+    # Each of some ten attempts would be two lines.
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx", "httpx2")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     except Exception as error:  # which ones, changes with the library's own HTTP client
@@ -190,6 +196,9 @@ def _download(name: str, instead: str) -> Iterator[None]:
             f"{name}: cannot be downloaded, or what was is damaged ({reason}): try again, or "
             f"download {instead}"
         ) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _discard(function: Callable[[str], Any], name: str) -> None:
