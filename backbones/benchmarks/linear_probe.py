@@ -24,6 +24,7 @@ from backbones.networks.enlargement import STEM_KERNELS, fold_enlargement, start
 from backbones.networks.inception import InceptionV3
 from backbones.networks.pretrained import read_weights
 from backbones.networks.specs import SPECS
+from backbones.networks.statistics import match_enlarged
 from backbones.networks.warm_start import warm_start
 
 SIZE = 79
@@ -45,9 +46,9 @@ class ProbeConfig:
     """Weights for 299 pixels, by name or file, as of `train_backbone --model.weights`."""
     root: str = "data/imagenet"
     """Images, as of `train_backbone --data.root`: `train` fits the classifier, `val` scores it."""
-    classes: int = 50
+    classes: int = 45
     """The first so many classes."""
-    per_class: int = 60
+    per_class: int = 50
     """Training images of a class, drawn by the seed."""
     seed: int = 0
     """Of the training images, and of what starts at random."""
@@ -135,11 +136,14 @@ def _starts(config: ProbeConfig) -> dict[str, tuple[InceptionV3, View]]:
         return network(name, start_stem(state, spec, SPECS[name])[0])
 
     folded = {**state, first: fold_enlargement(state[first])}
+    averaged, started = adapted("inception_v3_79"), adapted("inception_v3_79")
+    match_enlarged(started, state, spec)
     return {
         "random": (network("inception_v3_79", None), _as_it_is),
         "copied": (network("inception_v3_79", state), _as_it_is),
         "first kernel folded": (network("inception_v3_79", folded), _as_it_is),
-        "phases averaged": (adapted("inception_v3_79"), _as_it_is),
+        "phases averaged": (averaged, _as_it_is),
+        "phases averaged, normalisation matched": (started, _as_it_is),
         "`inception_v3_151`, image twice as large": (adapted("inception_v3_151"), _repeated),
         "`inception_v3`, image resized to 299": (network("inception_v3", state), _resized),
     }

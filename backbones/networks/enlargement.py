@@ -79,8 +79,8 @@ def start_stem(
             name: average_phases(kernel, first=name == first) for name, kernel in kernels.items()
         }
         return {**state, **averaged}, (
-            "it sees images nearly as the network for 299 pixels sees them enlarged: its stem "
-            "has the mean of what that one's has"
+            "it sees images nearly as the network for 299 pixels sees them enlarged: its stem's "
+            "kernels are averaged, and normalisation is matched on photographs"
         )
     return dict(state), None
 

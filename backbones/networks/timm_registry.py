@@ -4,27 +4,49 @@ Importing this module registers them, but for `inception_v3`: that name is timm'
 network with torchvision's parameter names (see `backbones.networks.conversion`), and stays so.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import Tensor, nn
+from torchvision.models import Inception_V3_Weights
 
-from backbones.networks.conversion import from_torchvision
+from backbones.networks.conversion import from_torchvision, is_torchvision
+from backbones.networks.enlargement import start_stem
 from backbones.networks.inception import InceptionV3
 from backbones.networks.specs import SPECS, BackboneSpec
+from backbones.networks.statistics import match_enlarged
 from backbones.networks.stems import stage_geometry, stem_taps
 
 __all__: list[str] = []  # timm adds to it
 
 
-def _fitting(state: Mapping[str, Tensor], model: InceptionV3) -> Mapping[str, Tensor]:
-    """Weights, also timm's and torchvision's, without an auxiliary head that `model` has not."""
-    if "Conv2d_1a_3x3.conv.weight" in state:
-        state = from_torchvision(state)
-    if model.aux_head is not None:
+def _start(state: dict[str, Tensor], model: InceptionV3) -> dict[str, Tensor]:
+    """What `model` starts from, without an auxiliary head that is not its own.
+
+    Weights of torchvision's and timm's `inception_v3` are fitted to a stem without strides; see
+    `backbones.networks.enlargement`.
+    """
+    own = model.state_dict()
+    of_public = is_torchvision(state)
+    state = from_torchvision(state) if of_public else state
+    state = {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith("aux_head.") or (name in own and own[name].shape == tensor.shape)
+    }
+    if not of_public:
         return state
-    return {name: tensor for name, tensor in state.items() if not name.startswith("aux_head.")}
+    given = SPECS["inception_v3"]
+    made, _ = start_stem(state, given, model.spec)
+    if model.spec.receptive_field == "79" and model.in_chans == 3:
+        heads = ("fc.", "aux_head.")
+        body = {name: tensor for name, tensor in made.items() if not name.startswith(heads)}
+        model.load_state_dict(body, strict=False)
+        match_enlarged(model, state, given)
+        made |= {name: own[name] for name in made if "running" in name}
+    return made
 
 
 def _entry_point(spec: BackboneSpec) -> Callable[..., nn.Module]:
@@ -32,13 +54,17 @@ def _entry_point(spec: BackboneSpec) -> Callable[..., nn.Module]:
         if "drop_rate" in kwargs:  # timm's word for it
             kwargs["dropout"] = kwargs.pop("drop_rate")
         levels = len(stem_taps(spec)) + len(stage_geometry(spec))
+        # What a caller says of other weights than the usual ones.
+        configs = (kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay"))
+        said = {key: one[key] for one in configs if isinstance(one, dict) for key in one}
+        image: dict[str, Any] = {key: tuple(said[key]) for key in ("mean", "std") if key in said}
         return build_model_with_cfg(
             InceptionV3,
             spec.name,
             pretrained,
             feature_cfg={"feature_cls": "hook", "out_indices": tuple(range(levels))},
-            pretrained_filter_fn=_fitting,
-            spec=spec,
+            pretrained_filter_fn=_start,
+            spec=replace(spec, **image),
             **kwargs,
         )
 
@@ -51,7 +77,7 @@ def _entry_point(spec: BackboneSpec) -> Callable[..., nn.Module]:
 default_cfgs = generate_default_cfgs(
     {
         name: {
-            "url": "",
+            "url": Inception_V3_Weights.IMAGENET1K_V1.url if spec.layout == "released" else "",
             "num_classes": 1000,
             "input_size": (3, spec.input_size, spec.input_size),
             "min_input_size": (3, spec.min_size, spec.min_size),

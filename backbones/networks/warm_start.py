@@ -14,6 +14,7 @@ from backbones.networks.inception import AuxKind, InceptionV3
 from backbones.networks.pretrained import read_weights
 from backbones.networks.specs import find_spec
 from backbones.networks.state_dicts import check_fit, with_counters
+from backbones.networks.statistics import match_enlarged
 
 MOST_NAMED = 4
 """Layers of a block that a line of the log names."""
@@ -55,15 +56,17 @@ def start_backbone(
         "started from %s: images of %d pixels, normalised by mean %s and std %s, %s",
         *(weights, spec.input_size, spec.mean, spec.std, reason),
     )
-    if given is not None:
-        state, done = start_stem(state, given, spec)
-        if done is not None:
-            logger.info(done)
     model = InceptionV3(spec, num_classes, width, aux, dropout)
+    made, done = (state, None) if given is None else start_stem(state, given, spec)
     try:
-        warm_start(model, state, gaps=not own)
+        warm_start(model, made, gaps=not own)
     except UserError as error:
         raise UserError(f"{weights}: {error}") from error
+    if done is not None:
+        logger.info(done)
+        if spec.receptive_field == "79":
+            assert given is not None
+            match_enlarged(model, state, given)
     return model
 
 

@@ -5,6 +5,7 @@ from helpers.config_keys import CHECKPOINTS, OPTIM, STEP, check_keys_are_tested
 from detect.config import DetectorConfig
 
 AUGMENTATION = "detect/data/test_augmentation.py::"
+FINE_TUNING = "detect/training/test_fine_tuning.py::"
 BUILD = "detect/test_build.py::"
 CROPS = "detect/rcnn/test_model.py::test_crops_are_cut_with_the_configurations_context_and_mode"
 LOOP = "detect/training/test_train.py::test_the_loop_is_given_what_the_configuration_says"
@@ -39,9 +40,11 @@ TESTS = {
     "model.width": NETWORK,
     "model.dropout": NETWORK,
     "model.weights": BUILD + "test_it_starts_from_the_files_weights",
+    "model.init": FINE_TUNING + "test_what_is_kept_is_kept_bit_for_bit",
     "model.freeze": BUILD + "test_frozen_parts_learn_nothing",
     "model.proposer": BUILD + "test_each_proposer_is_built_with_its_own_settings",
     "model.learned.width": PROPOSALS + "test_width_and_channels_are_the_networks",
+    "model.learned.weights": FINE_TUNING + "test_the_proposers_trunk_alone",
     "model.learned.scale": PROPOSALS + "test_with_a_scale_larger_images_are_looked_at_in_tiles",
     "model.learned.tile_size": PROPOSALS + "test_without_a_scale_the_longer_side_is_a_tiles",
     "model.learned.channels": PROPOSALS + "test_width_and_channels_are_the_networks",

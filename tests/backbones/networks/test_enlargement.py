@@ -2,12 +2,13 @@ import logging
 
 import pytest
 import torch
-from helpers.trained_network import fill_statistics
+from helpers.trained_network import fill_statistics, randomise, small
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from backbones import create_backbone, save_backbone, start_backbone
-from backbones.networks.enlargement import fold_enlargement
+from backbones.networks.enlargement import average_phases, fold_enlargement
+from backbones.networks.statistics import photographs
 
 
 def enlarged(images: torch.Tensor) -> torch.Tensor:
@@ -51,3 +52,50 @@ def test_weights_for_299_pixels_start_the_network_for_151_exactly(tmp_path, capl
         "inception_v3_151", tmp_path / "small.safetensors", num_classes=7, width=0.25
     )
     assert torch.equal(again.stem.conv1.conv.weight, small.stem.conv1.conv.weight)
+
+
+def phases_averaged(values: torch.Tensor) -> torch.Tensor:
+    """The means of two by two places."""
+    return F.avg_pool2d(values, 2)
+
+
+def test_an_averaged_kernel_gives_the_mean_of_what_an_enlarged_image_has_there():
+    image, first, second = (
+        torch.randn(shape, dtype=torch.double)
+        for shape in ((2, 3, 12, 12), (4, 3, 3, 3), (5, 4, 3, 3))
+    )
+    expected = phases_averaged(F.conv2d(enlarged(enlarged(image)), first, stride=2))
+    found = F.conv2d(image, average_phases(first, first=True))
+    places = found.shape[-1]
+    torch.testing.assert_close(found, expected[..., :places, :places])
+    expected = phases_averaged(F.conv2d(enlarged(found), second))
+    torch.testing.assert_close(F.conv2d(found, average_phases(second)), expected[..., :8, :8])
+
+
+@torch.no_grad()
+def test_layers_for_79_pixels_are_as_strong_as_those_for_299_on_the_enlarged_image(
+    tmp_path, caplog
+):
+    """In mean and deviation of each channel, where the statistics in the file are for neither."""
+    save_backbone(tmp_path / "large.safetensors", randomise(small("inception_v3"), seed=0))
+    images = photographs(79)
+    assert images.float().std() > 30
+    moments = {}
+    for name, seen in (("inception_v3_79", images), ("inception_v3_151", enlarged(images))):
+        with caplog.at_level(logging.INFO):
+            model = start_backbone(name, tmp_path / "large.safetensors", num_classes=0, width=0.25)
+        assert model.training
+        left = moments[name] = []
+        for layer in model.eval().modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.register_forward_hook(
+                    lambda layer, given, out, left=left: left.extend(
+                        (out.mean((0, 2, 3)), out.std((0, 2, 3)))
+                    )
+                )
+        model.forward_features(seen)
+    assert "kernels are averaged, and normalisation is matched" in caplog.text
+    small_net, large_net = moments.values()
+    assert len(small_net) == len(large_net) == 2 * 94
+    for own, like in zip(small_net, large_net, strict=True):
+        torch.testing.assert_close(own, like, atol=0.01, rtol=0.01)

@@ -9,13 +9,13 @@ import time
 import huggingface_hub
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torchvision
 from helpers.trained_network import assert_same_tensors, randomise, small
 from helpers.weights_server import weights_server
 
-from backbones import SPECS, UserError, save_backbone, start_backbone, to_torchvision
-from backbones.networks.enlargement import start_stem
+from backbones import UserError, save_backbone, start_backbone, to_torchvision
 from backbones.networks.normalization import normalize
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,10 +69,11 @@ def test_files_and_folders(network, theirs, tmp_path):
 
 def test_weights_of_299_pixels_by_their_names_start_a_stem_for_fewer(network, theirs, tmp_path):
     safetensors.torch.save_file(theirs, tmp_path / "b.safetensors")
+    save_backbone(tmp_path / "own.safetensors", network[0])
     for name in ("inception_v3_79", "inception_v3_151"):
-        expected, done = start_stem(network[1], SPECS["inception_v3"], SPECS[name])
-        assert done
-        assert_same_tensors(start(tmp_path / "b.safetensors", name).state_dict(), expected)
+        own = start(tmp_path / "own.safetensors", name).state_dict()
+        assert not torch.equal(own["stem.conv1.conv.weight"], network[1]["stem.conv1.conv.weight"])
+        assert_same_tensors(start(tmp_path / "b.safetensors", name).state_dict(), own)
 
 
 def test_gaps_are_listed_by_block_and_start_at_random(theirs, tmp_path, caplog):
@@ -232,3 +233,26 @@ def test_without_a_network_the_line_says_what_to_download(hub, torchvisions):
     for name in names:
         with pytest.raises(UserError, match=f"{name}: cannot be downloaded.* or download "):
             start(name)
+
+
+def test_timm_starts_our_variants_from_torchvisions_weights(hub, torchvisions, network, tmp_path):
+    """By its own download, of the address that our entry has, and with the stem made for it."""
+    assert timm.get_pretrained_cfg("inception_v3_79").url.startswith("https://download.pytorch.org")
+    made = {
+        classes: timm.create_model(
+            "inception_v3_79",
+            pretrained=True,
+            num_classes=classes,
+            width=0.25,
+            pretrained_cfg_overlay={"url": f"{hub.url}/{torchvisions}", "num_classes": 10} | image,
+        )
+        for classes, image in ((10, {}), (3, {"mean": IMAGENET[0], "std": IMAGENET[1]}))
+    }
+    expected = start("torchvision:IMAGENET1K_V1", "inception_v3_79").state_dict()
+    assert_same_tensors(made[10].state_dict(), expected)
+    assert (made[3].spec.mean, made[3].spec.std) == IMAGENET
+    fresh = made[3].state_dict()
+    # Statistics are matched on photographs, which it sees normalised otherwise.
+    others = {name for name in expected if not torch.equal(expected[name], fresh[name])}
+    others = {name for name in others if "running" not in name}
+    assert others == {"fc.weight", "fc.bias"}
