@@ -26,6 +26,12 @@ class DataConfig(DatasetConfig):
     test: str | None = None
     """Split scored once, after training; null for none."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val is None:
+            # None is to be made: the training images are all trained on.
+            object.__setattr__(self, "val_share", 0.0)
+
 
 LEARNED_FROM_DATA = LearnedConfig(scale="auto", tile_size="auto", anchor_sizes="auto")
 

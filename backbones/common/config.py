@@ -35,7 +35,8 @@ def parse_config(
 
     `--config FILE.yaml` is applied first wherever it stands, then `--key value` and
     `--group.key value` in their order. A list of strings may be written as several values,
-    `--inputs a.jpg b.jpg`, and a key that is true or false without its `true`. A run that is
+    `--inputs a.jpg b.jpg`, a key that is true or false without its `true`, and a group whose class
+    has `SHORT` with one value for all of its keys there. A run that is
     resumed, `--run RUN --resume`, has its own `RUN/config.yaml` where no other is named. `--help`
     explains every key from the string below the dataclass field. A mistake prints one line to
     stderr that names the key and what was expected, and exits with code 2.
@@ -50,7 +51,7 @@ def parse_config(
         for word in arguments:
             _check_value("command line", word)
             _check_value("command line", word.partition("=")[2])
-        _check_groups(config_class, arguments)
+        arguments = _in_groups(config_class, arguments)
         arguments = config_file_first(spell_out(arguments, _leaf_hints(config_class)))
         parser = _parser(config_class, description)
         values = _parse(config_class, parser, arguments)
@@ -68,17 +69,36 @@ def parse_config(
         exit_with_error(error)
 
 
-def _check_groups(config_class: type, arguments: Sequence[str]) -> None:
-    """Raise `UserError` where a group of keys is given a value: it would be read as a file."""
+def _in_groups(config_class: type, arguments: Sequence[str]) -> list[str]:
+    """Spell out groups that take a value, `--data PATH` as `--data.root PATH` and what it implies.
+
+    What it implies stands first, so that the keys themselves win.
+
+    Raises:
+        UserError: another group is given a value, which would be read as a file.
+    """
+    written = list(arguments)
     for name, hint in get_type_hints(config_class).items():
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            for word in arguments:
-                if word == f"--{name}" or word.startswith(f"--{name}="):
-                    keys = [f"--{name}.{field.name}" for field in dataclasses.fields(hint)]
-                    raise UserError(
-                        f"--{name} is a group of keys and takes no value: set {', '.join(keys[:4])}"
-                        f"{' and others' * (len(keys) > 4)}, see --help"
-                    )
+        if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+            continue
+        place = next((i for i, w in enumerate(written) if w.split("=")[0] == f"--{name}"), None)
+        if place is None:
+            continue
+        short: Mapping[str, str | None] = getattr(hint, "SHORT", {})
+        if not short:
+            keys = [f"--{name}.{field.name}" for field in dataclasses.fields(hint)]
+            raise UserError(
+                f"--{name} is a group of keys and takes no value: set {', '.join(keys[:4])}"
+                f"{' and others' * (len(keys) > 4)}, see --help"
+            )
+        word, _, value = written.pop(place).partition("=")
+        if not value:
+            if place == len(written) or written[place].startswith("--"):
+                raise UserError(f"{word}: expected a value after it")
+            value = written.pop(place)
+        given = [(key, value if implied is None else implied) for key, implied in short.items()]
+        written = [f"--{name}.{key}={text}" for key, text in given] + written
+    return written
 
 
 def load_config(config_class: type[Config], path: str | os.PathLike[str]) -> Config:

@@ -45,10 +45,14 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
     Metadata that is not JSON, as other programs write it, comes back as the string it is.
 
+    Args:
+        path: the file, or a run folder, see `find_weights`.
+
     Raises:
         UserError: the file is missing, damaged, not safetensors, or a tensor in it holds NaN or
             infinity; the message names it.
     """
+    path = find_weights(path)
     with _opened(path) as file:
         _check_digest(path, (file.metadata() or {}).get("digest"))
         # Cloned, as the file may be a memory map that changes under the tensors' feet.
@@ -69,42 +73,40 @@ def check_finite(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
             )
 
 
-def find_weights(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or of a run folder `best.safetensors`, or where nothing chose
-    `last.safetensors`.
-
-    Raises:
-        UserError: there is no such file, or neither in the folder.
-    """
-    path = Path(path)
-    if path.is_dir():
-        names = ("best.safetensors", "last.safetensors")
-        files = [path / name for name in names if (path / name).exists()]
-        if not files:
-            raise UserError(f"{path}: neither {names[0]} nor {names[1]} is in this run folder")
-        return files[0]
-    if not path.exists():
-        raise UserError(f"{path}: not found: expected a run folder or a .safetensors file")
-    return path
-
-
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata alone, as `load_weights` gives it: reads a few kilobytes.
 
     Raises:
         UserError: as `load_weights`.
     """
-    with _opened(path) as file:
+    with _opened(find_weights(path)) as file:
         return _metadata(file)
+
+
+def find_weights(path: str | os.PathLike[str]) -> Path:
+    """The file itself, or of a run folder `best.safetensors`, or where nothing chose
+    `last.safetensors`.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise UserError(f"{path}: no such file: expected a .safetensors file or a run folder")
+        return path
+    names = ("best.safetensors", "last.safetensors")
+    files = [path / name for name in names if (path / name).exists()]
+    if not files:
+        there = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "none"
+        raise UserError(
+            f"{path}: neither {names[0]} nor {names[1]} is in this run folder ({there})"
+        )
+    return files[0]
 
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    if not Path(path).is_file():
-        if Path(path).is_dir():
-            found = ", ".join(sorted(file.name for file in Path(path).glob("*.safetensors")))
-            raise UserError(f"{path}: this is a folder: name the file in it ({found or 'none'})")
-        raise UserError(f"{path}: no such file: expected a .safetensors file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file

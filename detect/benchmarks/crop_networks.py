@@ -26,7 +26,7 @@ from detect.auto import number
 from detect.checkpoint import load_detector
 from detect.config import DetectorConfig, ModelConfig, without_learned
 from detect.data import DetectionDataset
-from detect.data.open import build_dataset, check_same_classes
+from detect.data.open import build_datasets, check_same_classes
 from detect.detector import Detector
 from detect.evaluation import load_results
 from detect.evaluation.coco import evaluate_by_size
@@ -96,7 +96,8 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     # Unknown names should be found before hours of training.
     costs = {name: multiply_adds(name, config.model.width) for name in config.variants}
     splits = (config.data.train, config.data.val, config.data.test)
-    datasets = {name: build_dataset(config.data, name) for name in splits if name is not None}
+    names = [name for name in splits if name is not None]
+    datasets = dict(zip(names, build_datasets(config.data, names), strict=True))
     check_image_ids(datasets)
     if (folder / "config.yaml").exists():
         if not config.resume:

@@ -9,7 +9,7 @@ from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
 from backbones.deployment.onnx import export_backbone
-from backbones.networks.weights import load_metadata
+from backbones.networks.weights import find_weights, load_metadata
 from detect.checkpoint import load_detector
 from detect.deployment.onnx import export_crop_network
 
@@ -19,7 +19,7 @@ class ExportConfig:
     """What to export where."""
 
     weights: str
-    """Checkpoint (.safetensors) that train_backbone or train_detector wrote."""
+    """Checkpoint (.safetensors) that train_backbone or train_detector wrote, or its run folder."""
     output: str | None = None
     """ONNX file to write; null writes beside the weights, with the suffix .onnx."""
 
@@ -32,7 +32,7 @@ class ExportConfig:
 def main() -> None:
     """Run from the command line."""
     config = parse_config(ExportConfig, description="Write a trained network as ONNX.")
-    weights = Path(config.weights)
+    weights = find_weights(config.weights)
     output = weights.with_suffix(".onnx") if config.output is None else Path(config.output)
     make_folder(output.parent)
     metadata = load_metadata(weights)

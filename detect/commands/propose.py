@@ -9,7 +9,7 @@ from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
 from detect.checkpoint import load_detector
-from detect.data.open import DatasetConfig, build_dataset, check_same_classes, dataset_for
+from detect.data.open import DatasetConfig, build_datasets, check_same_classes, dataset_for
 from detect.deployment.detector import deploy_detector
 from detect.inference.propose import check_image_ids, propose_dataset
 from detect.proposals import Proposals, save_proposals
@@ -22,7 +22,7 @@ class ProposeConfig:
     weights: str
     """Detector whose proposals are written, a checkpoint (.safetensors) or a run folder."""
     data: DatasetConfig = field(default_factory=DatasetConfig)
-    """Images that are looked at."""
+    """Images that are looked at; without any, those of the training of `weights`."""
     splits: tuple[str, ...] = ("train", "val")
     """Parts of the dataset that are looked at, as a list: `"[train, val]"`."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -46,8 +46,8 @@ def main() -> None:
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")
-    data = dataset_for(config.data, detector.class_names)
-    datasets = {split: build_dataset(data, split) for split in config.splits}
+    data = dataset_for(config.data, detector.class_names, detector.metadata.get("training"))
+    datasets = dict(zip(config.splits, build_datasets(data, config.splits), strict=True))
     for split, dataset in datasets.items():
         check_same_classes(detector.class_names, detector.category_ids, dataset, split)
     check_image_ids(datasets)

@@ -12,6 +12,10 @@ logger = logging.getLogger(__name__)
 CLIP_WARNING_PIXELS = 1.0
 """Boxes that reach further out of their image than this are worth a warning; less is rounding."""
 
+FAR = 0.1
+"""Share of its image's side by which a box reaches beyond it, from which its numbers may stand in
+another order."""
+
 SLIVER = 0.01
 """A box with no more pixels than this inside of its image, along either axis, lies outside: less is
 rounding too, and nothing after the next change of the image."""
@@ -44,19 +48,29 @@ def clean_boxes(
             f"{source}: expected boxes in pixels, got none beyond the first pixel of its image: "
             "are these fractions of the image's sides?"
         )
+    ends = np.tile(sizes, 2)
     empty = _has_no_area(boxes, empty_side)
-    low, high = boxes.min(axis=1, initial=0), (boxes - np.tile(sizes, 2)).max(axis=1, initial=0)
-    clipped = boxes.clip(0, np.tile(sizes, 2)).astype(np.float32)
-    outside = _has_no_area(clipped, SLIVER) & ~empty
-    reaches = np.maximum(-low, high) > CLIP_WARNING_PIXELS
+    fractions = (boxes.max(axis=1, initial=0) <= 1) & ~empty
+    reach = np.maximum(-boxes, boxes - ends)
+    clipped = boxes.clip(0, ends).astype(np.float32)
+    outside = _has_no_area(clipped, SLIVER) & ~empty & ~fractions
+    dropped = empty | fractions | outside
+    far = (reach > FAR * ends).any(axis=1) & ~dropped | outside
+    as_corners = boxes - np.pad(boxes[:, :2], ((0, 0), (2, 0)))
 
     for which, what in (
         (empty, "boxes dropped for having no area"),
+        (fractions, "boxes dropped for lying in the first pixel (fractions of the image's sides?)"),
         (outside, "boxes dropped for lying outside their image"),
-        (reaches & ~empty & ~outside, "boxes clipped for reaching beyond their image"),
+        (
+            (reach > CLIP_WARNING_PIXELS).any(axis=1) & ~dropped,
+            "boxes clipped for reaching beyond their image",
+        ),
+        (far & _is_inside(boxes[:, [1, 0, 3, 2]], ends), "of these would fit if x and y changed"),
+        (far & _is_inside(as_corners, ends), "of these would fit as corners, not width and height"),
     ):
         warn_of_boxes(which, what, source, name)
-    return clipped, ~(empty | outside)
+    return clipped, ~dropped
 
 
 def order_corners(boxes: np.ndarray, source: str, name: Callable[[int], str]) -> np.ndarray:
@@ -72,6 +86,12 @@ def warn_of_boxes(which: np.ndarray, what: str, source: str, name: Callable[[int
     if which.any():
         first = name(int(which.argmax()))
         logger.warning("%s: %s: %d, first %s", source, what, which.sum(), first)
+
+
+def _is_inside(boxes: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Whether boxes `[M, 4]`, corners in order, lie in images that end at `ends` `[M, 4]`."""
+    inside = (boxes >= -CLIP_WARNING_PIXELS) & (boxes <= ends + CLIP_WARNING_PIXELS)
+    return inside.all(axis=1) & ~_has_no_area(boxes, 0.0)
 
 
 def _has_no_area(boxes: np.ndarray, empty_side: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
 from backbones.common.read_json import read_json
 from detect.data.cleaning import clean_boxes, order_corners
-from detect.data.paths import refuse_paths_outside
+from detect.data.paths import is_file_name, refuse_paths_outside
 from detect.data.sample import DetectionDataset
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ _UNUSED = ("segmentation", "keypoints", "license", "coco_url", "flickr_url", "da
 
 
 def load_coco(
-    annotations: str | os.PathLike[str], images: str | os.PathLike[str]
+    annotations: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
 ) -> DetectionDataset:
     """Read a COCO annotation file; labels follow the order of the category ids, however sparse.
 
@@ -35,20 +37,23 @@ def load_coco(
 
     Args:
         annotations: the JSON file.
-        images: folder that `file_name` is relative to.
+        images: folder that `file_name` is relative to, or several, of which it is the one with the
+            most of some of the files.
 
     Raises:
         UserError: a file or key is missing, or a value is not what it should be; the message names
             the file and the entry.
     """
     source = str(annotations)
-    if not Path(images).is_dir():
-        raise UserError(f"{images}: no such folder, expected the images of {source}")
+    folders = [images] if isinstance(images, str | os.PathLike) else list(images)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"{folder}: no such folder, expected the images of {source}")
     with garbage_collection_paused():
-        return _load(source, images)
+        return _load(source, folders)
 
 
-def _load(source: str, images: str | os.PathLike[str]) -> DetectionDataset:
+def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDataset:
     document = _read_json(source)
     rows = _entries(document, "annotations", source)
     category_ids, class_names = _categories(document, rows, source)
@@ -67,6 +72,8 @@ def _load(source: str, images: str | os.PathLike[str]) -> DetectionDataset:
         if min(size) < 1 or max(size) >= 2**31:
             raise UserError(f"{where}: expected a positive width and height, got {size}")
         sizes.append(size)
+    some = [file for file in files[:: len(files) // 20 + 1] if is_file_name(file)]
+    images = max(folders, key=lambda one: sum(Path(one, file).exists() for file in some))
     refuse_paths_outside(images, files, lambda number: f"{source}: images[{number}]")
     index_of = {image_id: index for index, image_id in enumerate(image_ids)}
     if len(index_of) < len(image_ids):

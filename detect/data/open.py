@@ -1,40 +1,87 @@
 """From a configuration to a dataset, and whether its classes are those that a detector knows."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
+from backbones.common.config import from_dict
 from backbones.common.errors import UserError
-from detect.data import DetectionDataset, load_coco, load_voc, load_yolo, make_digits
+from backbones.common.ranges import check_ranges
+from detect.data import DetectionDataset, make_digits
+from detect.data.layouts import Layout, recognise
+from detect.data.splits import hold_out, scene_of
 
 logger = logging.getLogger(__name__)
 
-DatasetFormat = Literal["coco", "voc", "yolo", "digits"]
+DatasetFormat = Literal["auto", "coco", "voc", "yolo", "digits"]
+Config = TypeVar("Config", bound="DatasetConfig")
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Which images and boxes; `format` and `root` must be named before anything is loaded."""
+    """Which images and boxes; `root` must be named before anything is loaded."""
 
-    format: DatasetFormat | None = None
-    """Layout of the dataset, to be named: `coco` (ROOT/annotations/[instances_]SPLIT.json, images
-    in ROOT/SPLIT or ROOT/images/SPLIT), `voc` (ROOT with Annotations, ImageSets/Main and
-    JPEGImages), `yolo` (ROOT/data.yaml, images and labels in the folders that it names), `digits`
-    (handwritten digits on photographs, generated into ROOT when it is not there)."""
+    SHORT: ClassVar[dict[str, str | None]] = {"root": None, "format": "auto"}
+    """What `--data PATH` sets: the path, and that it is to be recognised."""
+
+    format: DatasetFormat = "auto"
+    """Layout of the dataset: `auto` recognises it, see docs/data.md; `coco`, `voc` and `yolo` look
+    for that alone, `digits` are handwritten ones on photographs, generated into ROOT when they are
+    not there."""
     root: str | None = None
-    """Folder of the dataset, to be named."""
+    """Folder of the dataset, to be named, or the file that says what is in it; `--data PATH` for
+    short."""
     class_names: tuple[str, ...] | None = None
     """Classes in the order of their labels, for data in VOC's layout only; null takes VOC's 20
-    where the annotations have no others, else the names in them."""
+    where its lists of splits are there and the annotations have no others, else the names found."""
+    val_share: float = 0.2
+    """Share of the training images that are held out as `val` where the data have no such split, in
+    whole scenes as far as file names tell; 0 makes none."""
+    split_seed: int = 0
+    """Another one holds out other images."""
 
     def __post_init__(self) -> None:
-        if self.class_names is not None and self.format != "voc":
-            raise UserError(
-                f"data.class_names is for data.format voc, got {self.format}: other annotations "
-                "name their classes"
-            )
+        check_ranges(self, "data.", {"[0, 1)": "val_share"})
+        if self.class_names is not None and self.format not in ("auto", "voc"):
+            _refuse_class_names(self.format)
+
+
+def _refuse_class_names(format: str) -> None:
+    raise UserError(
+        f"data.class_names is for data.format voc, got {format}: other annotations name their "
+        "classes"
+    )
+
+
+def resolve_data(config: Config) -> Config:
+    """The configuration with the path from the root and the format that `auto` finds, said in a
+    line; as it stands it may be kept for later.
+
+    Raises:
+        UserError: no dataset is named, or what is there is not recognised.
+    """
+    layout = _layout(config)
+    format = config.format if config.format == "digits" else layout.format
+    logger.info("%s: %s, splits: %s", config.root, layout.words, layout.listed())
+    return replace(config, root=os.path.abspath(str(config.root)), format=format)
+
+
+def has_split(config: DatasetConfig, split: str) -> bool:
+    """Whether the data have a split, made ones not counted; raises as `resolve_data`."""
+    return _layout(config).find(split) is not None
+
+
+def split_names(config: DatasetConfig) -> list[str]:
+    """`train`, `val` and `test`, as far as the data have them or `val` is made; without any of
+    these all that there are. Raises as `resolve_data`."""
+    layout = _layout(config)
+    names = [name for name in ("train", "val", "test") if layout.find(name) is not None]
+    if names[:1] == ["train"] and "val" not in names and config.val_share:
+        names.insert(1, "val")
+    return names or list(layout.splits)
 
 
 def build_dataset(config: DatasetConfig, split: str) -> DetectionDataset:
@@ -43,29 +90,70 @@ def build_dataset(config: DatasetConfig, split: str) -> DetectionDataset:
     Raises:
         UserError: no dataset is named, a file is missing or malformed, or the split is empty.
     """
-    if config.format is None or config.root is None:
+    return build_datasets(config, [split])[0]
+
+
+def build_datasets(config: DatasetConfig, splits: Sequence[str]) -> list[DetectionDataset]:
+    """Load several splits, each file once; raises as `build_dataset`."""
+    layout = _layout(config)
+    of_train = layout.find("train")
+    # Without a split to choose the best epoch by, one is made of the training images.
+    makes_val = bool(config.val_share) and of_train is not None and layout.find("val") is None
+    loaded: dict[str, DetectionDataset] = {}
+    parts: dict[str, DetectionDataset] = {}
+    found = []
+    for split in splits:
+        name = of_train if split == "val" and makes_val else layout.find(split)
+        if name is None:
+            raise UserError(f"{config.root}: no split {split}; there are: {layout.listed()}")
+        if name not in loaded:
+            loaded[name] = layout.splits[name]()
+        dataset = loaded[name]
+        if makes_val and split in ("train", "val"):
+            if not parts:
+                parts = _divide(dataset, config)
+            dataset = parts[split]
+        found.append(dataset)
+    whole = {layout.find(split) for split in splits if split not in ("train", "val")}
+    if parts and of_train in whole:
+        raise UserError(f"{config.root}: val is held out of {of_train}: name that one train")
+    return found
+
+
+def _layout(config: DatasetConfig) -> Layout:
+    if config.root is None:
         raise UserError(
-            "name the dataset by --data.format (coco, voc, yolo or digits) and --data.root, or by "
-            "--config FILE.yaml"
+            "name the dataset by --data PATH, or by --data.root and --data.format (auto, coco, "
+            "voc, yolo or digits), or by --config FILE.yaml"
         )
     root = Path(config.root)
-    if config.format == "voc":
-        return load_voc(root, split, class_names=config.class_names)
-    if config.format == "yolo":
-        return load_yolo(root, split)
     if config.format == "digits":
         make_digits(root)
-    annotations = _first_existing(
-        root / "annotations" / f"instances_{split}.json", root / "annotations" / f"{split}.json"
+    format = "coco" if config.format == "digits" else config.format
+    layout = recognise(root, format, config.class_names)
+    if config.class_names is not None and layout.format != "voc":
+        _refuse_class_names(layout.format)
+    return layout
+
+
+def _divide(dataset: DetectionDataset, config: DatasetConfig) -> dict[str, DetectionDataset]:
+    """`train` and `val` of a split that is both, said in a line."""
+    root = str(config.root)
+    paths = [os.path.relpath(path, root) for path in dataset.paths]
+    if len(set(paths)) < 2:
+        raise UserError(
+            f"{root}: one image cannot be divided into train and val: set data.val null"
+        )
+    held = hold_out(paths, config.val_share, config.split_seed)
+    scenes = len({scene_of(path) for path in paths})
+    what = f"{scenes} scenes by their file names, each as a whole"
+    if scenes in (1, len(paths)):
+        what = "one by one, as file names tell of no scenes"
+    logger.info(
+        "%s: no split val: of %d images %d are held out by seed %d (%s)",
+        *(root, len(paths), held.sum(), config.split_seed, what),
     )
-    return load_coco(annotations, _first_existing(root / split, root / "images" / split))
-
-
-def _first_existing(first: Path, second: Path) -> Path:
-    for path in (first, second):
-        if path.exists():
-            return path
-    raise UserError(f"{first}: not found, and neither is {second}: check data.root and the split")
+    return {"train": dataset.subset((~held).nonzero()[0]), "val": dataset.subset(held.nonzero()[0])}
 
 
 def check_same_classes(
@@ -95,9 +183,28 @@ def warn_without_objects(dataset: DetectionDataset, split: str) -> bool:
     return is_without
 
 
-def dataset_for(data: DatasetConfig, class_names: Sequence[str]) -> DatasetConfig:
-    """The dataset to use a detector of these classes on; in VOC's layout it has them if no others
-    were named, so that it need not show all of them."""
+def dataset_for(
+    data: DatasetConfig, class_names: Sequence[str], training: Mapping[str, Any] | None = None
+) -> DatasetConfig:
+    """The dataset to use a detector of these classes on, resolved.
+
+    In VOC's layout it has them if no others were named, so that it need not show all of them.
+
+    Args:
+        data: as it was named; without a root that of the training is taken.
+        class_names: of the detector.
+        training: the configuration that the detector's file holds.
+
+    Raises:
+        UserError: as `resolve_data`.
+    """
+    own = (training or {}).get("data")
+    if data.root is None and isinstance(own, Mapping) and own.get("root") is not None:
+        known = {field.name for field in fields(DatasetConfig)}
+        kept = {key: value for key, value in own.items() if key in known}
+        data = from_dict(DatasetConfig, kept, where="data of the training")
+        logger.info("the data of the training: %s", data.root)
+    data = resolve_data(data)
     if data.format == "voc" and data.class_names is None:
         return replace(data, class_names=tuple(class_names))
     return data

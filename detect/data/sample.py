@@ -117,18 +117,35 @@ class DetectionDataset:
         """All samples in order."""
         return map(self.sample, range(len(self)))
 
+    def subset(self, indices: np.ndarray) -> "DetectionDataset":
+        """Some of the images, `int64 [I']`, in their order, with all classes and the same ids."""
+        place = np.full(len(self), -1)
+        place[indices] = np.arange(len(indices))
+        owners = place[np.repeat(np.arange(len(self)), np.diff(self._starts))]
+        keep = owners >= 0
+        return DetectionDataset(
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+            image_ids=[self.image_ids[index] for index in indices],
+            paths=[self.paths[index] for index in indices],
+            sizes=self.sizes[indices],
+            image_index=owners[keep],
+            **{name: values.numpy()[keep] for name, values in self._columns.items()},
+        )
+
     def objects_by_class(self) -> dict[str, int]:
         """How many objects of each class there are, crowds not counted."""
         labels = self._columns["labels"][~self._columns["crowd"]]
         counts = labels.bincount(minlength=len(self.class_names) + 1)[1:].tolist()
         return dict(zip(self.class_names, counts, strict=True))
 
-    def objects(self) -> tuple[np.ndarray, Tensor]:
-        """Of all M objects, crowds not counted, the index of the image, `int64 [M]`, and the box,
-        `float32 [M, 4]` xyxy."""
+    def objects(self) -> tuple[np.ndarray, Tensor, Tensor]:
+        """Of all M objects, crowds not counted, the index of the image, `int64 [M]`, the box,
+        `float32 [M, 4]` xyxy, and the label, `int64 [M]`."""
         owners = np.repeat(np.arange(len(self)), np.diff(self._starts))
         counts = ~self._columns["crowd"]
-        return owners[counts.numpy()], self._columns["boxes"][counts]
+        boxes, labels = self._columns["boxes"], self._columns["labels"]
+        return owners[counts.numpy()], boxes[counts], labels[counts]
 
     def sample(self, index: int) -> Sample:
         """The annotations of image `index` in `0..len-1`; no pixels are read."""

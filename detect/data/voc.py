@@ -1,12 +1,13 @@
 """Datasets in Pascal VOC's layout: one XML file an image, splits as lists of names."""
 
+import logging
 import os
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from backbones.common.errors import UserError
-from backbones.common.images import IMAGE_SUFFIXES
+from backbones.common.images import IMAGE_SUFFIXES, read_image_size
 from backbones.common.listing import visible_files
 from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, order_corners
 from detect.data.paths import refuse_paths_outside
 from detect.data.sample import DetectionDataset
+
+logger = logging.getLogger(__name__)
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -53,30 +56,93 @@ def load_voc(
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         if not (root / folder).is_dir():
             raise UserError(f"{root / folder}: no such folder, expected in Pascal VOC's layout")
-    pages_of = {
-        _name(path, root / "Annotations"): path
-        for path in visible_files(root / "Annotations")
-        if path.suffix == ".xml"
-    }
-    all_names = sorted(pages_of)
-    ids = {name: number for number, name in enumerate(all_names, start=1)}
+    pages_of = {name: found[0] for name, found in _by_name(root / "Annotations", {".xml"}).items()}
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
-    names = _read_split(split_file, ids)
-    files = defaultdict(list)
-    for path in visible_files(root / "JPEGImages"):
-        files[_name(path, root / "JPEGImages")].append(path)
-
+    names = _read_split(split_file, pages_of)
+    all_names = sorted(pages_of)
     to_read = all_names if class_names is None else names
     pages = {name: _read_annotation(pages_of[name]) for name in to_read}
+    files = _by_name(root / "JPEGImages")
+    paths = {
+        name: _image_of(name, files.get(name, []), pages[name], root / "JPEGImages")
+        for name in names
+    }
     if class_names is None:
         class_names = _classes_of(pages.values())
-    label_of = {name: label for label, name in enumerate(class_names, start=1)}
+        class_names = VOC_CLASSES if set(class_names) <= set(VOC_CLASSES) else class_names
+    refuse_paths_outside(
+        root / "JPEGImages",
+        [os.path.relpath(path, root / "JPEGImages") for path in paths.values()],
+        lambda index: str(split_file),
+    )
+    ids = {name: number for number, name in enumerate(all_names, start=1)}
+    return _dataset(str(root), {name: ids[name] for name in names}, pages, paths, class_names)
 
+
+def load_voc_pairs(
+    pages: Path, images: Path, below: str = "", class_names: Sequence[str] | None = None
+) -> DetectionDataset:
+    """Read all images of a folder, each with the annotation of its name if it has one.
+
+    As `load_voc`, but without lists of splits, as labelImg and exports of Roboflow have it. Images
+    without an annotation have no objects; these, and annotations without an image, are counted in a
+    line each.
+
+    Args:
+        pages: folder of the XML files; files may lie deeper, in both folders alike.
+        images: folder of the images, which may be the same.
+        below: beginning of the names that are taken, `train/` for one.
+        class_names: of labels `1..K`; None takes the names in all annotations, sorted.
+
+    Raises:
+        UserError: a file is malformed, there is no image, or a class is not in `class_names`.
+    """
+    pages_of = {name: found[0] for name, found in _by_name(pages, {".xml"}).items()}
+    files = _by_name(images, IMAGE_SUFFIXES)
+    all_names = sorted(files)
+    ids = {name: number for number, name in enumerate(all_names, start=1) if name.startswith(below)}
+    if not ids:
+        raise UserError(f"{images / below}: there is no image file")
+    for names, what in (
+        (ids.keys() - pages_of.keys(), "images without an annotation, taken as without objects"),
+        ({n for n in pages_of if n.startswith(below)} - files.keys(), "annotations without image"),
+    ):
+        if names:
+            logger.warning("%s: %s: %d, first %s", images, what, len(names), min(names))
+    to_read = all_names if class_names is None else list(ids)
+    read = {name: _read_annotation(pages_of[name]) for name in to_read if name in pages_of}
+    if class_names is None:
+        class_names = _classes_of(read.values())
+        if not class_names:
+            raise UserError(f"{pages}: no annotation has an object")
+    nothing = _Annotation((0, 0), "", [])
+    paths = {name: _image_of(name, files[name], read.get(name, nothing), images) for name in ids}
+    for name, path in paths.items():
+        if name not in read:
+            read[name] = replace(nothing, size=read_image_size(path))
+    refuse_paths_outside(
+        images,
+        [os.path.relpath(path, images) for path in paths.values()],
+        lambda index: str(images),
+    )
+    return _dataset(str(pages), ids, read, paths, class_names)
+
+
+def _dataset(
+    source: str,
+    ids: Mapping[str, int],
+    pages: "Mapping[str, _Annotation]",
+    paths: Mapping[str, Path],
+    class_names: Sequence[str],
+) -> DetectionDataset:
+    """Of the names in `ids`, in their order."""
+    names = list(ids)
+    label_of = {name: label for label, name in enumerate(class_names, start=1)}
     objects = [(index, item) for index, name in enumerate(names) for item in pages[name].objects]
     for index, item in objects:
         if item.name not in label_of:
             raise UserError(
-                f"{pages_of[names[index]]}: class {item.name!r} is not among "
+                f"{pages[names[index]].path}: class {item.name!r} is not among "
                 f"{', '.join(class_names)}"
             )
     image_index = np.array([index for index, _ in objects], np.int64)
@@ -87,24 +153,18 @@ def load_voc(
         return f"{item.name} in {names[index]}.xml"
 
     boxes = np.array([item.box for _, item in objects], np.float64).reshape(-1, 4)
-    boxes = order_corners(boxes, str(root), name_of)
+    boxes = order_corners(boxes, source, name_of)
     boxes, keep = clean_boxes(
         boxes_from_voc(torch.from_numpy(boxes)).numpy(),
-        *(sizes[image_index], str(root), name_of),
+        *(sizes[image_index], source, name_of),
         # Read strictly, xmin = xmax is one pixel; in practice it is a click that was never dragged.
         empty_side=1.0,
-    )
-    paths = [_image_of(name, files[name], pages[name], root / "JPEGImages") for name in names]
-    refuse_paths_outside(
-        root / "JPEGImages",
-        [os.path.relpath(path, root / "JPEGImages") for path in paths],
-        lambda index: str(split_file),
     )
     return DetectionDataset(
         class_names=class_names,
         category_ids=range(1, len(class_names) + 1),
-        image_ids=[ids[name] for name in names],
-        paths=[str(path) for path in paths],
+        image_ids=list(ids.values()),
+        paths=[str(paths[name]) for name in names],
         sizes=sizes,
         image_index=image_index[keep],
         boxes=boxes[keep],
@@ -139,6 +199,7 @@ class _Annotation:
     size: tuple[int, int]
     file_name: str
     objects: list[_Object]
+    path: Path | None = None
 
 
 class _PlainTreeBuilder(ET.TreeBuilder):
@@ -167,7 +228,7 @@ def _read_annotation(path: Path) -> _Annotation:
         difficult = element.findtext("difficult", "0").strip() == "1"
         objects.append(_Object(_text(element, "name", path), box, difficult))
     file_name = (root.findtext("filename") or "").strip()
-    return _Annotation((int(width), int(height)), file_name, objects)
+    return _Annotation((int(width), int(height)), file_name, objects, path)
 
 
 def _text(element: ET.Element, key: str, path: Path) -> str:
@@ -185,7 +246,7 @@ def _number(element: ET.Element, key: str, path: Path) -> float:
     return float(text)
 
 
-def _read_split(path: Path, known: Mapping[str, int]) -> list[str]:
+def _read_split(path: Path, known: Container[str]) -> list[str]:
     """The annotations in `known` that a split lists, a name a line, in the file's order.
 
     Names may have spaces. Lists for one class have a flag behind each, -1, 0 or 1.
@@ -221,9 +282,13 @@ def _read_split(path: Path, known: Mapping[str, int]) -> list[str]:
     return names
 
 
-def _name(path: Path, folder: Path) -> str:
-    """What splits call a file: its path in the folder, without suffix."""
-    return _composed(path.relative_to(folder).with_suffix("").as_posix())
+def _by_name(folder: Path, suffixes: Collection[str] | None = None) -> dict[str, list[Path]]:
+    """Files by what splits call them, their path in the folder without suffix; None takes any."""
+    found = defaultdict(list)
+    for path in visible_files(folder):
+        if suffixes is None or path.suffix.lower() in suffixes:
+            found[_composed(path.relative_to(folder).with_suffix("").as_posix())].append(path)
+    return dict(found)
 
 
 def _composed(name: str) -> str:
@@ -255,5 +320,4 @@ def _image_of(name: str, files: Sequence[Path], page: _Annotation, folder: Path)
 
 
 def _classes_of(annotations: Iterable[_Annotation]) -> tuple[str, ...]:
-    found = {item.name for annotation in annotations for item in annotation.objects}
-    return VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
+    return tuple(sorted({item.name for page in annotations for item in page.objects}))

@@ -17,6 +17,7 @@ from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes
 from detect.data.paths import is_file_name, is_inside, refuse_paths_outside
 from detect.data.sample import DetectionDataset
+from detect.data.splits import usual_split
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +27,22 @@ SPLITS = ("train", "val", "test")
 def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     """Read one split of a dataset with a `data.yaml`, as Ultralytics and exports for it write it.
 
+    Without one the names of the classes stand in `obj.names`, as CVAT writes it beside lists of
+    image files `train.txt` and others, or in `classes.txt` beside `images/` and `labels/`, as Label
+    Studio does, all of which is the split `train`; labelImg has images and labels beside that file.
+
     A row of a label file is `class x y width height` in fractions of the upright image, centre
     first, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the box around it is taken. Images
-    without a label file, or with an empty one, have no objects. Label files without an image are
-    counted in a warning. Boxes without area or outside their image are dropped and those reaching
-    beyond it are clipped, each with one warning that counts them; repeated rows count once.
+    without a label file, or with an empty one, have no objects. The former, and label files without
+    an image, are counted in a line each. Boxes without area or outside their image are dropped and
+    those reaching beyond it are clipped, each with one warning that counts them; repeated rows
+    count once.
 
     `category_ids` are the class numbers of the file, from 0. `image_id` is the place of an image
     among those of all splits, from 1, and so unique across them.
 
     Args:
-        root: the folder of `data.yaml`, or that file.
+        root: the folder of `data.yaml`, or that file, or another with the names of the classes.
         split: `train`, `val` or `test`, a key of it.
 
     Raises:
@@ -44,15 +50,17 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
             is out of range; the message names file and line.
     """
     source = Path(root)
-    if source.suffix not in (".yaml", ".yml"):
+    if source.is_dir() or source.suffix not in (".yaml", ".yml", ".names", ".txt"):
         source = source / "data.yaml"
-    document = read_yaml(source)
+    document = read_document(source)
     names = _class_names(document.get("names"), source)
     if not isinstance(document.get(split), str | list):
         there = ", ".join(key for key in SPLITS if isinstance(document.get(key), str | list))
         raise UserError(f"{source}: no split {split}; there are: {there or 'none'}")
     images_of = {
-        key: list(_images(document, key, source)) for key in SPLITS if document.get(key) is not None
+        key: list(_images(document, key, source))
+        for key in SPLITS
+        if key == split or (document.get(key) is not None and is_there(document, key, source))
     }
     images = images_of[split]
     if not images:
@@ -89,6 +97,28 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     )
 
 
+def read_document(source: Path) -> dict[str, Any]:
+    """`data.yaml`, or what it would hold where the classes stand in `obj.names` or `classes.txt`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if source.suffix in (".yaml", ".yml"):
+        return read_yaml(source)
+    document: dict[str, Any] = {"names": "\n".join(_lines(source)).strip().splitlines()}
+    if source.suffix == ".names":
+        lists = {usual_split(path.stem): path.name for path in sorted(source.parent.glob("*.txt"))}
+        return document | {key: lists[key] for key in SPLITS if key in lists}
+    return document | {"train": "images" if (source.parent / "images").is_dir() else "."}
+
+
+def is_there(document: dict[str, Any], split: str, source: Path) -> bool:
+    """Whether files of a split exist: exports name `test` whether there is one or not."""
+    entries = document.get(split)
+    entries = entries if isinstance(entries, list) else [entries]
+    return any(_find(str(entry), _roots(document, source)) is not None for entry in entries)
+
+
 def _class_names(value: Any, source: Path) -> dict[int, str]:
     """Names by class number, in the order of the numbers; `names` is a list or a mapping."""
     items = dict(enumerate(value)) if isinstance(value, list) else value
@@ -105,8 +135,7 @@ def _class_names(value: Any, source: Path) -> dict[int, str]:
 
 def _images(document: dict[str, Any], split: str, source: Path) -> Iterator[Path]:
     """Image files of a split, whose entry is a folder, a text file of paths, or a list of these."""
-    base = source.parent / str(document.get("path") or "")
-    roots = [base, source.parent]
+    roots = _roots(document, source)
     entries = document[split]
     where = f"{source}: {split}"
     for entry in entries if isinstance(entries, list) else [entries]:
@@ -121,18 +150,30 @@ def _images(document: dict[str, Any], split: str, source: Path) -> Iterator[Path
             yield from found
         else:
             for line in filter(None, _lines(place)):
-                path = _existing(line, (place.parent, base), str(place))
+                path = _existing(line, (place.parent, roots[0]), str(place))
                 _check_inside(os.path.realpath(path), map(os.path.realpath, roots), str(place))
                 yield path
 
 
+def _roots(document: dict[str, Any], source: Path) -> list[Path]:
+    """Folders that entries may be relative to."""
+    return [source.parent / str(document.get("path") or ""), source.parent]
+
+
 def _existing(name: str, folders: Sequence[Path], where: str) -> Path:
-    # Exports name `../train/images` from a folder that was meant to lie one deeper.
+    found = _find(name, folders)
+    if found is None:
+        raise UserError(f"{where}: {folders[0] / name!s}: not found")
+    return found
+
+
+def _find(name: str, folders: Sequence[Path]) -> Path | None:
+    # Exports name `../train/images` from a folder that was meant to lie one deeper, CVAT's `data/`.
     for folder in folders if is_file_name(name) else ():
-        for candidate in (folder / name, folder / name.removeprefix("../")):
-            if candidate.exists():
-                return candidate
-    raise UserError(f"{where}: {folders[0] / name!s}: not found")
+        for candidate in (name, name.removeprefix("../"), name.removeprefix("data/")):
+            if (folder / candidate).exists():
+                return folder / candidate
+    return None
 
 
 def _check_inside(path: str, roots: Iterable[str], where: str) -> None:
@@ -144,11 +185,13 @@ def _check_inside(path: str, roots: Iterable[str], where: str) -> None:
 
 
 def _labels_path(image: Path) -> Path:
-    """`.../images/a/b.jpg` -> `.../labels/a/b.txt`; beside the image where no `images` is above."""
-    parts = list(image.parts)
+    """`.../images/a/b.jpg` -> `.../labels/a/b.txt`; beside the image where no `images` is above, or
+    the file is there alone."""
+    beside, parts = image.with_suffix(".txt"), list(image.parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 2 - parts[:-1][::-1].index("images")] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    path = Path(*parts).with_suffix(".txt")
+    return path if os.path.lexists(path) or not os.path.lexists(beside) else beside
 
 
 def _read_labels(
@@ -204,11 +247,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def _warn_of_orphans(images: Sequence[Path]) -> None:
-    """Count the label files of these images' folders that have no image."""
-    expected = {_labels_path(path) for path in images}
+    """Count images without a label file, and label files of their folders that have no image."""
+    expected = {_labels_path(path): path for path in images}
+    without = [path for labels, path in expected.items() if not os.path.lexists(labels)]
+    if without:
+        what = "images without a label file, taken as without objects"
+        logger.warning("%s: %d, first %s", what, len(without), without[0])
     folders = {path.parent for path in expected}
     there = {path for folder in folders for path in folder.glob("*.txt")}
     # Label tools put the names of the classes among the labels.
-    orphans = sorted(path for path in there - expected if path.name != "classes.txt")
+    orphans = sorted(path for path in there - expected.keys() if path.name != "classes.txt")
     if orphans:
         logger.warning("label files without an image: %d, first %s", len(orphans), orphans[0])

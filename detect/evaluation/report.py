@@ -1,18 +1,14 @@
 """A report on one evaluation: scores as JSON, and one HTML page that needs nothing beside it."""
 
-import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
 from torch import Tensor
 
 from backbones.common.errors import ImageError
@@ -21,6 +17,7 @@ from backbones.common.plots import literal, new_plot
 from detect.data import DetectionDataset
 from detect.evaluation.coco import FINE_SIZES, evaluate_by_size, evaluate_coco, precision_curves
 from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
+from detect.evaluation.page import PICTURE_SIDE, data_url, write_page
 from detect.evaluation.recall import IOU_THRESHOLDS, proposal_recall, recall_by_size
 from detect.evaluation.thresholds import THRESHOLDS, ThresholdCurves, threshold_curves
 from detect.evaluation.voc import evaluate_voc
@@ -29,9 +26,6 @@ from detect.rcnn.postprocess import above_score
 
 WORST_IMAGES = 8
 """Pictures in the gallery."""
-
-PICTURE_SIDE = 480
-"""Longest side in pixels of a picture in the report."""
 
 
 def write_report(
@@ -96,18 +90,16 @@ def write_report(
     }
     with atomic_write(folder / "report.json", "w") as file:
         json.dump(report, file, indent=2)
-    template = files("detect.evaluation").joinpath("report.html.jinja").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = environment.from_string(template).render(
-        report,
+    write_page(
+        folder / "report.html",
+        "report.html.jinja",
+        **report,
         class_names=dataset.class_names,
         curves_svg=_draw_precision_curves(report["precision_at_recall"]),
         thresholds_svg=_draw_thresholds(curves, score_thresh),
         recall_svg=_draw_proposal_recall(report["proposals"] or ()),
         gallery=_worst_images(dataset, detections, score_thresh),
     )
-    with atomic_write(folder / "report.html", "w") as file:
-        file.write(page)
     return report
 
 
@@ -220,15 +212,10 @@ def _worst_images(
         else:
             truth = {"boxes": sample.boxes, "labels": sample.labels}
             pair = [draw_detections(image, d, dataset.class_names) for d in (truth, kept)]
-            shown.append(entry | {"picture": _data_url(gallery(pair, columns=2))})
+            shown.append(
+                entry
+                | {"picture": data_url(gallery(pair, columns=2), 2 * PICTURE_SIDE, PICTURE_SIDE)}
+            )
         if len(shown) == WORST_IMAGES:
             break
     return shown
-
-
-def _data_url(picture: Tensor) -> str:
-    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    image.thumbnail((2 * PICTURE_SIDE, PICTURE_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

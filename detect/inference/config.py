@@ -38,12 +38,12 @@ class InferenceConfig(DeploymentConfig):
         check_ranges(self, "", {"[0, 1]": "score_thresh"})
 
 
-def check_calibration_split(scored: str, calibration: str | None, *, is_int8: bool) -> None:
+def check_calibration_split(scored: str | None, calibration: str | None, *, is_int8: bool) -> None:
     """Raise `UserError` unless `int8`, and nothing else, has a split to set its ranges by, which is
     not the one that is scored: scores on images that a detector was fitted to say too much."""
     if is_int8 != (calibration is not None):
         raise UserError("precision int8 and calibration_split belong together: name both")
-    if calibration == scored:
+    if calibration is not None and calibration == scored:
         raise UserError(
             f"calibration_split must be another split than the one that is scored, {scored}: "
             "name that of training"

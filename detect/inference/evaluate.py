@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from detect.data.open import (
     build_dataset,
     check_same_classes,
     dataset_for,
+    has_split,
+    resolve_data,
     warn_without_objects,
 )
 from detect.deployment.detector import deploy_detector
@@ -42,9 +44,10 @@ class EvaluateConfig(InferenceConfig):
     results: str | None = None
     """Detections to score, a file in COCO's results format of any detector; or name `weights`."""
     data: DatasetConfig = field(default_factory=DatasetConfig)
-    """Images and boxes that detections are held against."""
-    split: str = "val"
-    """Part of the dataset that is scored."""
+    """Images and boxes that detections are held against; without any, those of the training of
+    `weights`."""
+    split: str | None = None
+    """Part of the dataset that is scored; null takes `test` where there is one, else `val`."""
     precomputed: str | None = None
     """File of proposals for a detector that was trained on precomputed ones."""
     output: str = "runs/evaluate"
@@ -82,25 +85,30 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.weights is not None:
         return _evaluate_detector(config, config.weights)
     assert config.results is not None
-    dataset = build_dataset(config.data, config.split)
-    warn_without_objects(dataset, config.split)
-    detections = load_results(config.results, dataset)
+    results = config.results
+    config, split = _with_split(replace(config, data=resolve_data(config.data)), {})
+    dataset = build_dataset(config.data, split)
+    warn_without_objects(dataset, split)
+    detections = load_results(results, dataset)
     without = sum(not len(found["boxes"]) for found in detections)
     if without:
         logger.warning(
             "%s: no results for %d of %d images, which count as without detections: "
             "is it a file of this split?",
-            *(config.results, without, len(dataset)),
+            *(results, without, len(dataset)),
         )
-    return _report(config, dataset, detections, make_folder(config.output), config.results)
+    return _report(config, dataset, detections, make_folder(config.output), results)
 
 
 def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
     detector = load_detector(weights, config.device, config.model)
-    data = dataset_for(config.data, detector.class_names)
-    dataset = build_dataset(data, config.split)
-    check_same_classes(detector.class_names, detector.category_ids, dataset, config.split)
-    warn_without_objects(dataset, config.split)
+    training = detector.metadata.get("training") or {}
+    data = dataset_for(config.data, detector.class_names, training)
+    of_training = {} if config.data.root is not None else training["data"]
+    config, split = _with_split(replace(config, data=data), of_training)
+    dataset = build_dataset(data, split)
+    check_same_classes(detector.class_names, detector.category_ids, dataset, split)
+    warn_without_objects(dataset, split)
     proposals = _proposals(config, detector, dataset)
     folder = make_folder(config.output)
     calibration = calibration_images(data, config.calibration_split)
@@ -123,6 +131,19 @@ def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
         regions=regions,
         seen=seen,
     )
+
+
+def _with_split(
+    config: EvaluateConfig, of_training: Mapping[str, Any]
+) -> tuple[EvaluateConfig, str]:
+    """The configuration with the split that is scored, said in a line where it names none."""
+    split = config.split
+    if split is None:
+        split = of_training.get("test") or of_training.get("val") or "val"
+        split = "test" if split != "test" and has_split(config.data, "test") else split
+        logger.info("%s: scored on the split %s (--split for another)", config.data.root, split)
+    config = replace(config, split=split)  # checks it against that of calibration
+    return config, split
 
 
 def _proposals(

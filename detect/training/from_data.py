@@ -122,7 +122,7 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
 
 def object_sizes(dataset: DetectionDataset) -> ObjectSizes:
     """See `ObjectSizes`; boxes without area count as no objects."""
-    owners, boxes = dataset.objects()
+    owners, boxes, _ = dataset.objects()
     sides = (boxes[:, 2:] - boxes[:, :2]).double().prod(dim=1).sqrt().numpy()
     owners, sides = owners[sides > 0], sides[sides > 0]
     return ObjectSizes(

@@ -22,9 +22,14 @@ from detect.auto import number
 from detect.build import build_detector
 from detect.checkpoint import load_detector, save_detector
 from detect.config import DetectorConfig, ModelConfig
-from detect.data import DetectionDataset
+from detect.data.account import held_notes, log_account, take_account
 from detect.data.augmentation import AugmentConfig
-from detect.data.open import build_dataset, check_same_classes, warn_without_objects
+from detect.data.open import (
+    build_datasets,
+    check_same_classes,
+    resolve_data,
+    warn_without_objects,
+)
 from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco
@@ -73,10 +78,14 @@ def train_detector(config: DetectorConfig) -> dict[str, Any]:
 
 
 def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, Any]:
-    data = config.data
-    train = build_dataset(data, data.train)
-    val = build_dataset(data, data.val) if data.val is not None else None
-    test = build_dataset(data, data.test) if data.test is not None else None
+    # The run's own files tell where its data are, wherever it is continued or scored.
+    data = resolve_data(config.data)
+    config = replace(config, data=data)
+    names = {"train": data.train, "val": data.val, "test": data.test}
+    wanted = {key: name for key, name in names.items() if name is not None}
+    with held_notes() as notes:
+        parts = dict(zip(wanted, build_datasets(data, list(wanted.values())), strict=True))
+    train, val, test = parts["train"], parts.get("val"), parts.get("test")
     for split, dataset in ((data.val, val), (data.test, test)):
         if dataset is not None:
             check_same_classes(train.class_names, train.category_ids, dataset, split)
@@ -153,8 +162,9 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             *(len(train.class_names), ", ".join(train.class_names)),
             *(precision, device),
         )
+        if distributed.is_main():
+            log_account(take_account({wanted[key]: part for key, part in parts.items()}, notes))
         log_sizes(train, config.model)
-        warn_of_unseen_classes(train)
         state = fit(model, loader, loss_fn, config, run, validation)
         weights = run.path / ("last.safetensors" if val is None else "best.safetensors")
         scores = None
@@ -174,10 +184,3 @@ def canvas_of(model: ModelConfig, augment: AugmentConfig) -> int | None:
         return None
     tile = number(learned.tile_size, "learned.tile_size")
     return math.floor(min(augment.window, tile) / scale)
-
-
-def warn_of_unseen_classes(train: DetectionDataset) -> None:
-    """Say which classes have no object to learn from: often a misspelt name."""
-    unseen = [name for name, count in train.objects_by_class().items() if not count]
-    if unseen:
-        logger.warning("classes without an object in the training split: %s", ", ".join(unseen))

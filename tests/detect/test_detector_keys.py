@@ -25,6 +25,8 @@ TESTS = {
     "data.format": OPEN + "test_format_coco_in_both_layouts",
     "data.root": OPEN + "test_format_coco_in_both_layouts",
     "data.class_names": OPEN + "test_format_voc_with_class_names_in_the_order_given",
+    "data.val_share": "detect/data/test_splits.py::test_val_share_and_split_seed_hold_images_out",
+    "data.split_seed": "detect/data/test_splits.py::test_val_share_and_split_seed_hold_images_out",
     "data.train": SPLITS,
     "data.val": SPLITS,
     "data.test": SPLITS,

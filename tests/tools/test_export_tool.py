@@ -22,7 +22,8 @@ def test_backbone(tmp_path, monkeypatch, capsys):
     save_backbone(
         tmp_path / "best.safetensors", trained("inception_v3_79", num_classes=2), ["a", "b"]
     )
-    arguments = ("--weights", str(tmp_path / "best.safetensors"))
+    # A run folder stands for its best weights, and has the file beside them.
+    arguments = ("--weights", str(tmp_path))
     assert run(export, *arguments, monkeypatch=monkeypatch) == 0
     assert "best.onnx: ONNX Runtime's outputs differ by at most" in capsys.readouterr().out
     network = onnxruntime.InferenceSession(tmp_path / "best.onnx")

@@ -84,14 +84,16 @@ def test_truncated_file(tmp_path):
         load_weights(path)
 
 
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+def test_a_run_folder_stands_for_its_best_weights(tmp_path):
+    with pytest.raises(UserError, match=r"none\.safetensors: no such file"):
         load_weights(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match=r"this is a folder: name the file in it \(none\)"):
+    save_weights(tmp_path / "epoch_3.safetensors", {"a": torch.zeros(1)}, {})
+    with pytest.raises(UserError, match=r"neither best.safetensors nor .*\(epoch_3.safetensors\)"):
         load_weights(tmp_path)
-    (tmp_path / "last.safetensors").touch()
-    with pytest.raises(UserError, match=r"name the file in it \(last.safetensors\)"):
-        load_weights(tmp_path)
+    for value, name in enumerate(("last", "best"), start=1):
+        save_weights(tmp_path / f"{name}.safetensors", {"a": torch.full((1,), value)}, {"of": name})
+        assert load_weights(tmp_path)[0]["a"] == value
+        assert load_metadata(tmp_path) == {"of": name}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -193,13 +193,16 @@ def test_int8_is_calibrated_on_the_first_images(detector):
     assert not deployed.model.eval().training
 
 
-def test_data_in_vocs_layout_have_the_detectors_classes(detector):
-    coco = DatasetConfig(format="coco", root="data/mine")
-    assert dataset_for(coco, detector.class_names) == coco
-    voc = dataset_for(DatasetConfig(format="voc"), detector.class_names)
-    assert voc.class_names == tuple(detector.class_names)
-    named = DatasetConfig(format="voc", class_names=("a",))
+def test_data_in_vocs_layout_have_the_detectors_classes(detector, tmp_path):
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_text("<annotation/>")
+    voc = dataset_for(DatasetConfig(root=str(tmp_path)), detector.class_names)
+    assert (voc.format, voc.class_names) == ("voc", tuple(detector.class_names))
+    named = DatasetConfig(root=str(tmp_path), format="voc", class_names=("a",))
     assert dataset_for(named, detector.class_names) == named
+    (tmp_path / "a.xml").unlink()
+    (tmp_path / "classes.txt").write_text("cup")
+    assert dataset_for(DatasetConfig(root=str(tmp_path)), ["a"]).class_names is None
 
 
 def test_int8_without_images(detector):

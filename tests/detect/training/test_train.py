@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers.contrib import needs_contrib
 from helpers.fit import given_to_fit
-from helpers.scenes import make_dataset
 from helpers.shapes import make_shapes
 
 from backbones import create_backbone, save_backbone
@@ -37,7 +36,7 @@ from detect.proposals import (
 )
 from detect.proposals.precomputed import proposals_for
 from detect.rcnn.config import RCNNConfig
-from detect.training.train import train_detector, warn_of_unseen_classes
+from detect.training.train import train_detector
 from detect.training.training_set import TrainingSet, collate
 
 NO_AUGMENT = AugmentConfig(flip=0.0, scale=(1.0, 1.0), colour=0.0)
@@ -125,13 +124,6 @@ def test_training_goes_on_without_a_broken_image_and_says_so(tmp_path, caplog):
     skipped = [record.message for record in caplog.records if "skipped image 1" in record.message]
     assert len(skipped) == 1
     assert victim.name in skipped[0]
-
-
-def test_classes_without_objects_to_learn_from_are_named(caplog):
-    data = make_dataset([[(0, 0, 9, 9, 1), (5, 5, 9, 9, 1)], [(0, 0, 9, 9, 2, 0, 1)]])  # a crowd
-    assert data.objects_by_class() == {"class 3": 2, "class 17": 0, "class 90": 0}
-    warn_of_unseen_classes(data)
-    assert "classes without an object in the training split: class 17, class 90" in caplog.text
 
 
 def test_precomputed_proposals_move_with_the_picture(digits):

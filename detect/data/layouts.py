@@ -1,0 +1,227 @@
+"""Which of the usual layouts a folder of images and annotations has, as tools write them."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from backbones.common.errors import UserError
+from backbones.common.images import IMAGE_SUFFIXES
+from backbones.common.listing import is_visible
+from backbones.common.regular_files import read_file
+from detect.data.coco import load_coco
+from detect.data.sample import DetectionDataset
+from detect.data.splits import usual_split
+from detect.data.voc import load_voc, load_voc_pairs
+from detect.data.yolo import SPLITS, is_there, load_yolo, read_document
+
+EXPECTED = {
+    "voc": "Pascal VOC (Annotations beside JPEGImages, or .xml beside images, in folders train, "
+    "valid and test or in one)",
+    "coco": "COCO (annotations/SPLIT.json or annotations/instances_SPLIT.json, "
+    "SPLIT/_annotations.coco.json, or one .json beside images)",
+    "yolo": "YOLO (data.yaml, obj.names, or classes.txt beside images and labels)",
+}
+"""What is looked for, by format."""
+
+
+class Layout(NamedTuple):
+    """What a folder was recognised as.
+
+    Attributes:
+        format: `voc`, `coco` or `yolo`.
+        words: the layout, for people.
+        splits: how each is loaded, by the name that it has there. Without any that is a `train`,
+            all images are of one split, `train`.
+    """
+
+    format: Literal["voc", "coco", "yolo"]
+    words: str
+    splits: Mapping[str, Callable[[], DetectionDataset]]
+
+    def find(self, split: str) -> str | None:
+        """The name that a split has here: its own, or one that means the same (`valid`)."""
+        same = [name for name in self.splits if usual_split(name) == split]
+        return split if split in self.splits else min(same, key=len, default=None)
+
+    def listed(self) -> str:
+        """The splits that there are, the usual ones first."""
+        order = {name: number for number, name in enumerate(SPLITS)}
+        names = sorted(self.splits, key=lambda name: (order.get(usual_split(name), 3), len(name)))
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        return ", ".join(names[:6]) + more
+
+
+def recognise(root: Path, format: str, class_names: Sequence[str] | None) -> Layout:
+    """The layout of a dataset.
+
+    Args:
+        root: its folder, or the file that says what is in it.
+        format: `voc`, `coco` or `yolo`, or `auto` for the one that it is.
+        class_names: for `load_voc`.
+
+    Raises:
+        UserError: there is none of these, or there are several; it says what was looked for.
+    """
+    if not root.exists():
+        raise UserError(f"{root}: not found: expected the folder of a dataset, see data.root")
+    finders: dict[str, Callable[[Path], Layout | None]] = {
+        "voc": lambda root: _find_voc(root, class_names),
+        "coco": _find_coco,
+        "yolo": _find_yolo,
+    }
+    wanted = list(finders) if format == "auto" else [format]
+    try:
+        found = [layout for name in wanted if (layout := finders[name](root)) is not None]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    if len(found) > 1:
+        raise UserError(
+            f"{root}: may be {' or '.join(layout.words for layout in found)}: name one of "
+            f"{', '.join(layout.format for layout in found)} by --data.format"
+        )
+    if not found:
+        raise UserError(
+            f"{root}: not recognised, looked for {'; '.join(EXPECTED[name] for name in wanted)}; "
+            f"there is {_contents(root)}"
+        )
+    return found[0]
+
+
+def _find_voc(root: Path, class_names: Sequence[str] | None) -> Layout | None:
+    if not root.is_dir():
+        return None
+    load = partial(load_voc_pairs, class_names=class_names)
+    lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
+    for pages, images in (("Annotations", "JPEGImages"), ("annotations", "images")):
+        if not (root / images).is_dir() or not _holds(root / pages, {".xml"}, deep=True):
+            continue
+        words = f"Pascal VOC ({pages} beside {images}"
+        if pages != "Annotations" or not lists:
+            return Layout("voc", f"{words})", {"train": partial(load, root / pages, root / images)})
+        splits = {path.stem: partial(load_voc, root, path.stem, class_names) for path in lists}
+        return Layout("voc", f"{words}, lists in ImageSets/Main)", splits)
+    parts = [entry for entry in _folders(root) if _holds(entry, {".xml"}) and _is_split(entry.name)]
+    if parts:
+        splits = {part.name: partial(load, root, root, f"{part.name}/") for part in parts}
+        return Layout("voc", "Pascal VOC (.xml beside images, a folder for each split)", splits)
+    if _holds(root, {".xml"}) and _holds(root, IMAGE_SUFFIXES):
+        words = "Pascal VOC (.xml beside images)"
+        return Layout("voc", words, {"train": partial(load, root, root)})
+    return None
+
+
+def _find_coco(root: Path) -> Layout | None:
+    if root.suffix == ".json":
+        return _one_coco(root, root.parent)
+    if not root.is_dir():
+        return None
+    roboflow = {part.name: part / "_annotations.coco.json" for part in _folders(root)}
+    roboflow = {name: path for name, path in roboflow.items() if path.is_file()}
+    if roboflow:
+        splits = {name: partial(load_coco, path, path.parent) for name, path in roboflow.items()}
+        return Layout("coco", "COCO (SPLIT/_annotations.coco.json)", splits)
+    files = sorted((root / "annotations").glob("*.json"))
+    # COCO has captions and keypoints beside them.
+    files = [path for path in files if path.stem.startswith("instances_")] or files
+    if len(files) == 1 and not _is_split(files[0].stem):
+        return _one_coco(files[0], root)
+    if files:
+        splits = {}
+        for path in files:
+            name = path.stem.removeprefix("instances_")
+            splits[name] = partial(load_coco, path, _image_folders(root, name))
+        return Layout("coco", "COCO (annotations/*.json)", splits)
+    files = [path for path in _listed(root) if path.suffix == ".json" and _is_coco(path)]
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise UserError(f"{root}: may be any of {names}: name the file by --data")
+    return _one_coco(files[0], root) if files else None
+
+
+def _one_coco(path: Path, root: Path) -> Layout:
+    name = path.stem.removeprefix("instances_")
+    load = partial(load_coco, path, _image_folders(root, name))
+    return Layout("coco", f"COCO ({path.name}, one file)", {"train": load})
+
+
+def _image_folders(root: Path, split: str) -> list[Path]:
+    """Where the images of a split may be; `file_name` often begins with `images/`."""
+    places = [root / split, root / "images" / split, root / "images", root]
+    return [place for place in places if place.is_dir()]
+
+
+def _find_yolo(root: Path) -> Layout | None:
+    source = root
+    if root.is_dir():
+        files = [path for path in _listed(root) if path.suffix in (".yaml", ".yml")]
+        files = [path for path in files if _mentions(path, b"names", b"train")]
+        files = [path for path in files if path.name == "data.yaml"] or files
+        if len(files) > 1:
+            names = ", ".join(path.name for path in files)
+            raise UserError(f"{root}: may be any of {names}: name the file by --data")
+        files += [root / name for name in ("data.yaml", "obj.names", "classes.txt")]
+        there = [path for path in files if path.is_file()]
+        if not there:
+            return None
+        source = there[0]
+        has_images = _holds(root / "images", IMAGE_SUFFIXES, deep=True)
+        if source.name == "classes.txt" and not (has_images or _holds(root, IMAGE_SUFFIXES)):
+            return None
+    elif root.suffix not in (".yaml", ".yml"):
+        return None
+    document = read_document(source)
+    splits = {
+        key: partial(load_yolo, source, key)
+        for key in SPLITS
+        if document.get(key) is not None and is_there(document, key, source)
+    }
+    if not splits:
+        # Says what is wrong with it.
+        splits = {"train": partial(load_yolo, source, "train")}
+    return Layout("yolo", f"YOLO ({source.name})", splits)
+
+
+def _is_split(name: str) -> bool:
+    return usual_split(name) in SPLITS
+
+
+def _is_coco(path: Path) -> bool:
+    return _mentions(path, b'"images"', b'"annotations"', b'"categories"')
+
+
+def _mentions(path: Path, *words: bytes) -> bool:
+    data = read_file(path)
+    return all(word in data for word in words)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What a folder holds, sorted; nothing where it is none."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry for entry in folder.iterdir() if is_visible(entry.name))
+
+
+def _folders(root: Path) -> list[Path]:
+    return [entry for entry in _listed(root) if entry.is_dir()]
+
+
+def _holds(folder: Path, suffixes: Iterable[str], *, deep: bool = False) -> bool:
+    """Whether a file with one of some suffixes is in a folder, or deeper."""
+    if not deep:
+        return any(path.suffix.lower() in suffixes for path in _listed(folder))
+    return any(
+        Path(name).suffix.lower() in suffixes and is_visible(name)
+        for _, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def _contents(root: Path) -> str:
+    """The first of what a folder holds, for a message."""
+    if root.is_file():
+        return f"the file {root.name}"
+    names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in _listed(root)]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more if names else "nothing"

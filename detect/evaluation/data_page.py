@@ -1,0 +1,104 @@
+"""A look at a dataset: its account in words and numbers, and pictures with their boxes."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import torch
+from torch import Tensor
+
+from backbones.common.errors import ImageError
+from backbones.common.files import make_folder
+from backbones.common.images import EncodedImage, write_image
+from backbones.common.ranges import check_ranges
+from backbones.common.regular_files import read_file
+from detect.data import DetectionDataset
+from detect.data.account import SIZES, Account, held_notes, log_account, take_account
+from detect.data.open import DatasetConfig, build_datasets, resolve_data, split_names
+from detect.evaluation.page import PICTURE_SIDE, data_url, write_page
+from detect.media.drawing import draw_detections, gallery
+
+COLUMNS = 4
+"""Pictures in a row of the sheet."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What to look at."""
+
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+    """Images and boxes; `--data PATH` for short."""
+    pictures: int = 24
+    """Pictures on the sheet, of all splits together."""
+    output: str = "runs/data"
+    """Folder for data.html and sheet.png."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "", {"[1, 1000]": "pictures"})
+
+
+def inspect_data(config: InspectConfig) -> Account:
+    """Log what the splits of a dataset hold, and write `data.html` and `sheet.png`.
+
+    Raises:
+        UserError: the data are not as the configuration says, or cannot be read.
+    """
+    folder = make_folder(config.output)
+    data = resolve_data(config.data)
+    names = split_names(data)
+    with held_notes() as notes:
+        parts = dict(zip(names, build_datasets(data, names), strict=True))
+    account = take_account(parts, notes)
+    log_account(account)
+    pictures = _pictures(parts, config.pictures)
+    if pictures:
+        write_image(folder / "sheet.png", gallery([picture for _, picture in pictures], COLUMNS))
+    write_page(
+        folder / "data.html",
+        "data.html.jinja",
+        title=f"{Path(str(data.root)).name}: {', '.join(parts)}",
+        root=data.root,
+        account=account,
+        class_names=parts[names[0]].class_names,
+        sizes=SIZES,
+        pictures=[
+            (caption, data_url(picture, PICTURE_SIDE, PICTURE_SIDE))
+            for caption, picture in pictures
+        ],
+    )
+    return account
+
+
+def _pictures(parts: Mapping[str, DetectionDataset], number: int) -> list[tuple[str, Tensor]]:
+    """Captions and pictures with boxes, spread over each split; none without boxes while there are
+    others."""
+    shown = []
+    for split, dataset in parts.items():
+        owners = sorted(set(dataset.objects()[0].tolist())) or list(range(len(dataset)))
+        count = min(len(owners), max(1, number // len(parts)))
+        for place in torch.linspace(0, len(owners) - 1, count).round().int().tolist():
+            sample = dataset.sample(owners[place])
+            try:
+                image, scale = _small(sample.path)
+            except (ImageError, OSError) as error:
+                logger.warning("not shown: %s", error)
+                continue
+            boxes = {"boxes": sample.boxes * scale, "labels": sample.labels}
+            boxes_there = f"{len(sample.labels)} box{'es' * (len(sample.labels) != 1)}"
+            caption = f"{split}: {Path(sample.path).name}, {boxes_there}"
+            shown.append((caption, draw_detections(image, boxes, dataset.class_names)))
+    return shown
+
+
+def _small(path: str) -> tuple[Tensor, float]:
+    """An image of which no side is longer than a picture's, `uint8 [3, h, w]`, and its scale."""
+    image = EncodedImage(read_file(path), path)
+    scale = min(1.0, PICTURE_SIDE / max(image.height, image.width))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    pixels = image.decode(image.reduction(image.height, image.width, min(size)))
+    pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(pixels).permute(2, 0, 1), scale

@@ -1,0 +1,267 @@
+"""Exports as tools write them are recognised, with the right boxes and classes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbones.common.errors import UserError
+from detect.data import DetectionDataset
+from detect.data.open import DatasetConfig, build_dataset, build_datasets, resolve_data
+
+BOX = [5.0, 4.0, 15.0, 16.0]
+"""Of the only object of each picture with one: xyxy in pixels, of 40x20."""
+
+
+def picture(path: Path, shade: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(shade).integers(0, 255, (20, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def xml(path: Path, name: str = "cup") -> None:
+    x1, y1, x2, y2 = BOX
+    write(
+        path,
+        f"<annotation><folder>x</folder><filename>{path.stem}.png</filename><path>C:\\x</path>"
+        "<size><width>40</width><height>20</height><depth>3</depth></size><object>"
+        f"<name>{name}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0"
+        f"</difficult><bndbox><xmin>{x1 + 1:g}</xmin><ymin>{y1 + 1:g}</ymin><xmax>{x2:g}</xmax>"
+        f"<ymax>{y2:g}</ymax></bndbox></object></annotation>",
+    )
+
+
+def coco(*files: str, categories: list[dict] | None = None) -> dict:
+    """The second category is that of the objects."""
+    categories = categories or [{"id": 0, "name": "mug"}, {"id": 1, "name": "cup"}]
+    x1, y1, x2, y2 = BOX
+    return {
+        "images": [
+            {"id": i, "file_name": file, "width": 40, "height": 20} for i, file in enumerate(files)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for i in range(len(files))
+        ],
+        "categories": categories,
+    }
+
+
+YOLO_ROW = "1 0.25 0.5 0.25 0.6\n"
+YOLO_POLYGON = "1 0.125 0.2 0.375 0.2 0.375 0.8 0.125 0.5\n"
+
+
+def voc_challenge(root: Path) -> None:
+    for name in "abc":
+        xml(root / f"Annotations/{name}.xml")
+        picture(root / f"JPEGImages/{name}.png")
+    for split, names in (("train", "a\nb\n"), ("val", "c\n")):
+        write(root / f"ImageSets/Main/{split}.txt", names)
+
+
+def voc_label_img(root: Path) -> None:
+    for name in "abc":
+        picture(root / f"{name}.png")
+        xml(root / f"{name}.xml")
+
+
+def voc_roboflow(root: Path) -> None:
+    for split, names in (("train", "ab"), ("valid", "c"), ("test", "d")):
+        for name in names:
+            picture(root / split / f"{name}.png")
+            xml(root / split / f"{name}.xml", "mug" if name == "d" else "cup")
+    write(root / "README.roboflow.txt", "by Roboflow")
+
+
+def coco_challenge(root: Path) -> None:
+    for split, names in (("train2017", "ab"), ("val2017", "c")):
+        files = [f"{name}.png" for name in names]
+        write(root / f"annotations/instances_{split}.json", coco(*files))
+        write(root / f"annotations/captions_{split}.json", {"images": [], "annotations": []})
+        for file in files:
+            picture(root / split / file)
+
+
+def coco_roboflow(root: Path) -> None:
+    above = [
+        {"id": 0, "name": "crockery", "supercategory": "none"},
+        {"id": 1, "name": "cup", "supercategory": "crockery"},
+    ]
+    for split, names in (("train", "ab"), ("valid", "c")):
+        files = [f"{name}_png.rf.0a1b2c.png" for name in names]
+        write(root / split / "_annotations.coco.json", coco(*files, categories=above))
+        for file in files:
+            picture(root / split / file)
+
+
+def coco_label_studio(root: Path) -> None:
+    write(root / "result.json", coco("images/1a2b3c4d-a.png", "images/2a2b3c4d-b.png"))
+    picture(root / "images/1a2b3c4d-a.png")
+    picture(root / "images/2a2b3c4d-b.png")
+
+
+def coco_cvat(root: Path) -> None:
+    write(root / "annotations/instances_default.json", coco("a.png", "deep/b.png"))
+    picture(root / "images/a.png")
+    picture(root / "images/deep/b.png")
+
+
+def yolo_ultralytics(root: Path) -> None:
+    write(
+        root / "cups.yaml",
+        "path: ../datasets/cups\ntrain: images/train\nval: images/val\ntest:\n"
+        "names:\n  0: mug\n  1: cup\n",
+    )
+    for place, row in (("train/a", YOLO_ROW), ("train/b", YOLO_POLYGON), ("val/c", YOLO_ROW)):
+        picture(root / f"images/{place}.png")
+        write(root / f"labels/{place}.txt", row)
+
+
+def yolo_roboflow(root: Path) -> None:
+    """It names a split `test` that was not exported."""
+    write(
+        root / "data.yaml",
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\n"
+        "names: ['mug', 'cup']\n",
+    )
+    for place, row in (
+        ("train {} a", YOLO_ROW),
+        ("train {} b", YOLO_ROW),
+        ("valid {} c", YOLO_ROW),
+    ):
+        picture(root / (place.format("images").replace(" ", "/") + ".png"))
+        write(root / (place.format("labels").replace(" ", "/") + ".txt"), row)
+
+
+def yolo_lists(root: Path) -> None:
+    yolo_ultralytics(root)
+    write(root / "cups.yaml", "train: train.txt\nval: val.txt\nnames: [mug, cup]\n")
+    write(root / "train.txt", "./images/train/a.png\nimages/train/b.png\n")
+    write(root / "val.txt", "images/val/c.png\n")
+
+
+def yolo_cvat(root: Path) -> None:
+    write(root / "obj.names", "mug\ncup\n")
+    write(root / "obj.data", "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n")
+    write(root / "train.txt", "data/obj_train_data/a.png\ndata/obj_train_data/b.png\n")
+    for name in "ab":
+        picture(root / f"obj_train_data/{name}.png")
+        write(root / f"obj_train_data/{name}.txt", YOLO_ROW)
+
+
+def yolo_label_studio(root: Path) -> None:
+    write(root / "classes.txt", "mug\ncup\n")
+    write(root / "notes.json", {"categories": [{"id": 0, "name": "mug"}], "info": {}})
+    for name in "ab":
+        picture(root / f"images/{name}.png")
+        write(root / f"labels/{name}.txt", YOLO_ROW)
+
+
+def yolo_label_img(root: Path) -> None:
+    write(root / "classes.txt", "mug\ncup\n")
+    for name in "ab":
+        picture(root / f"{name}.png")
+        write(root / f"{name}.txt", YOLO_ROW)
+
+
+@pytest.mark.parametrize("folder", ["data", "images/of 2024"])
+@pytest.mark.parametrize(
+    ("make", "format", "splits", "classes"),
+    [
+        (voc_challenge, "voc", {"train": 2, "val": 1}, ["cup"]),
+        (voc_label_img, "voc", {"train": 3}, ["cup"]),
+        (voc_roboflow, "voc", {"train": 2, "val": 1, "test": 1}, ["cup", "mug"]),
+        (coco_challenge, "coco", {"train": 2, "val": 1}, ["mug", "cup"]),
+        (coco_roboflow, "coco", {"train": 2, "val": 1}, ["cup"]),
+        (coco_label_studio, "coco", {"train": 2}, ["mug", "cup"]),
+        (coco_cvat, "coco", {"train": 2}, ["mug", "cup"]),
+        (yolo_ultralytics, "yolo", {"train": 2, "val": 1}, ["mug", "cup"]),
+        (yolo_roboflow, "yolo", {"train": 2, "val": 1}, ["mug", "cup"]),
+        (yolo_lists, "yolo", {"train": 2, "val": 1}, ["mug", "cup"]),
+        (yolo_cvat, "yolo", {"train": 2}, ["mug", "cup"]),
+        (yolo_label_studio, "yolo", {"train": 2}, ["mug", "cup"]),
+        (yolo_label_img, "yolo", {"train": 2}, ["mug", "cup"]),
+    ],
+)
+def test_exports_are_recognised(make, format, splits, classes, folder, tmp_path, caplog):
+    root = tmp_path / folder
+    make(root)
+    caplog.set_level("INFO")
+    config = resolve_data(DatasetConfig(root=str(root), val_share=0))
+    assert (config.format, config.root) == (format, str(root))
+    assert [record.message.startswith(f"{root}: ") for record in caplog.records] == [True]
+    found = dict(zip(splits, build_datasets(config, list(splits)), strict=True))
+    assert {split: len(dataset) for split, dataset in found.items()} == splits
+    ids = [image_id for dataset in found.values() for image_id in dataset.image_ids]
+    assert len(set(ids)) == len(ids) or format == "coco"
+    for split, dataset in found.items():
+        # Of the challenge's classes there are 20 where the names are among them.
+        assert dataset.class_names == classes
+        for index, sample in enumerate(dataset):
+            name = dataset.class_names[sample.labels.item() - 1]
+            assert name == ("mug" if format == "voc" and split == "test" else "cup")
+            assert np.allclose(sample.boxes.numpy(), [BOX], atol=1e-4)
+            assert dataset.load_image(index).shape == (3, 20, 40)
+
+
+def test_the_path_may_be_relative_and_is_kept_from_the_root(tmp_path, monkeypatch):
+    voc_label_img(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    config = resolve_data(DatasetConfig(root="data"))
+    monkeypatch.chdir("/")
+    assert len(build_dataset(config, "train")) + len(build_dataset(config, "val")) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        ([], ["not recognised", "Pascal VOC", "COCO", "YOLO", "data.yaml", "there is nothing"]),
+        ([voc_label_img, yolo_label_studio], ["voc, yolo by --data.format"]),
+        ([yolo_ultralytics, lambda root: write(root / "b.yaml", "train: x\nnames: [a]\n")],
+         ["b.yaml, cups.yaml: name the file"]),
+        ([lambda root: picture(root / "a.png")], ["not recognised", "there is a.png"]),
+    ],
+)  # fmt: skip
+def test_what_is_not_recognised_is_said_in_one_line(make, words, tmp_path):
+    for one in make:
+        one(tmp_path)
+    with pytest.raises(UserError) as error:
+        resolve_data(DatasetConfig(root=str(tmp_path)))
+    assert str(error.value).startswith(f"{tmp_path}: ")
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_format_looks_for_that_alone(tmp_path):
+    voc_label_img(tmp_path)
+    yolo_label_studio(tmp_path)
+    found = build_dataset(DatasetConfig(format="yolo", root=str(tmp_path), val_share=0), "train")
+    assert found.class_names == ["mug", "cup"]
+    with pytest.raises(UserError, match=r"not recognised, looked for COCO \("):
+        resolve_data(DatasetConfig(format="coco", root=str(tmp_path)))
+
+
+def test_images_without_annotation_are_negatives_and_counted(tmp_path, caplog):
+    voc_label_img(tmp_path / "voc")
+    yolo_label_img(tmp_path / "yolo")
+
+    def load(name: str) -> DetectionDataset:
+        return build_dataset(DatasetConfig(root=str(tmp_path / name), val_share=0), "train")
+
+    for name, what in (("voc", "annotation"), ("yolo", "label file")):
+        picture(tmp_path / name / "without.png")
+        dataset = load(name)
+        counts = {Path(sample.path).stem: len(sample.labels) for sample in dataset}
+        assert counts["without"] == 0
+        assert sum(counts.values()) == len(dataset) - 1
+        assert f"images without {'an' if name == 'voc' else 'a'} {what}" in caplog.text
+        assert "taken as without objects: 1, first" in caplog.text
+    xml(tmp_path / "voc/orphan.xml")
+    assert len(load("voc")) == 4
+    assert "annotations without image: 1, first orphan" in caplog.text

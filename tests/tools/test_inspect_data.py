@@ -1,0 +1,98 @@
+"""`inspect_data` as a user meets it, and a run that remembers its data."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers.tiny_detector import TINY
+from helpers.tool_runs import error_of, run
+from PIL import Image
+
+from backbones.common.config import read_yaml
+from detect.commands import evaluate, inspect_data, train_detector
+
+
+@pytest.fixture(scope="module")
+def export_of_yolo(tmp_path_factory) -> Path:
+    """Twelve pictures of squares, of six cameras, in one folder."""
+    root = tmp_path_factory.mktemp("export")
+    (root / "classes.txt").write_text("square\n<b>\n")
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        pixels = generator.integers(0, 120, (96, 128, 3), np.uint8)
+        pixels[24:72, 32:96] = 255
+        (root / "images").mkdir(exist_ok=True)
+        (root / "labels").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(root / f"images/cam{number // 2}_{number}.png")
+        row = "0 0.5 0.5 0.5 0.5\n" if number else ""
+        (root / f"labels/cam{number // 2}_{number}.txt").write_text(row)
+    return root
+
+
+def test_a_page_and_a_sheet_of_pictures(export_of_yolo, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
+    arguments = ["--data", str(export_of_yolo), "--output", str(tmp_path / "out")]
+    assert run(inspect_data, *arguments, monkeypatch=monkeypatch) == 0
+    assert "data.html" in capsys.readouterr().out
+    assert f"{export_of_yolo}: YOLO (classes.txt), splits: train" in caplog.text
+    page = (tmp_path / "out/data.html").read_text()
+    assert "of 12 images" in page
+    assert "without an object in any split: &lt;b&gt;" in page
+    shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    captions = re.findall(r"<figcaption>([^<]+)", page)
+    assert len(shown) == len(captions) > 6
+    assert all(caption.endswith(", 1 box") for caption in captions)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0]))))
+    # The box is drawn in a colour; the picture is grey noise around a white square.
+    edge = picture[20:28, 40:90].reshape(-1, 3).astype(int)
+    assert (edge.max(axis=1) - edge.min(axis=1)).max() > 100
+    sheet = Image.open(tmp_path / "out/sheet.png")
+    assert sheet.width == 4 * 128 + 3 * 4
+
+
+def test_a_run_remembers_its_data(export_of_yolo, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(export_of_yolo.parent)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "data": {"format": "digits", "root": "nowhere"}}))
+    folder = tmp_path / "run"
+    arguments = ["--config", str(config), "--data", export_of_yolo.name, "--run", str(folder)]
+    assert run(train_detector, *arguments, monkeypatch=monkeypatch) == 0
+    data = read_yaml(folder / "config.yaml")["data"]
+    assert (data["format"], data["root"]) == ("yolo", str(export_of_yolo))
+    log = (folder / "log.txt").read_text()
+    assert "no split val: of 12 images" in log
+    assert re.search(r"train: \d+ images, \d without objects, \d+ boxes \(small 0, ", log)
+
+    monkeypatch.chdir("/")
+    caplog.clear()
+    arguments = ["--weights", str(folder), "--output", str(tmp_path / "report")]
+    assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
+    assert f"{export_of_yolo}: scored on the split val" in caplog.text
+    images = json.loads((tmp_path / "report/images.json").read_text())["images"]
+    held = int(re.search(r"of 12 images (\d+) are held out", log)[1])
+    assert len(images) == held
+    message = error_of(
+        evaluate, *arguments, "--split", "test", monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert "no split test; there are: train" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data"], "--data: expected a value after it"),
+        (["--data="], "--data: expected a value after it"),
+        (["--data", "nowhere"], "nowhere: not found"),
+        (["--data", ".", "--data.format", "voc"], "not recognised, looked for Pascal VOC"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert words in error_of(inspect_data, *arguments, monkeypatch=monkeypatch, capsys=capsys)
