@@ -21,6 +21,8 @@ from backbones.networks.state_dicts import check_fit, with_counters
 from backbones.networks.weights import find_weights, save_weights
 from detect.build import build_detector
 from detect.config import ModelConfig
+from detect.deployment.exported import SUFFIXES as EXPORTED
+from detect.deployment.exported import load_exported
 from detect.detector import Detector
 from detect.rcnn.model import RCNN
 
@@ -73,14 +75,15 @@ def save_detector(
 def load_detector(
     path: str | Path, device: str = "auto", settings: Mapping[str, Any] | None = None
 ) -> Detector:
-    """Read a file that `save_detector` wrote. Nothing in it is executed.
+    """Read a file that `save_detector` or `export_detector` wrote. No code in it is executed.
 
     Its networks normalise images as the file says, and crops have the size that it says unless
     `rcnn.crop_size` sets one.
 
     Args:
-        path: the file, or a run folder, of which `best.safetensors` is taken, or where nothing
-            chose `last.safetensors`.
+        path: the file (a `.onnx` or `.xml` of `export_detector` runs on the CPU, with the settings
+            that it was written with), or a run folder, of which `best.safetensors` is taken, or
+            where nothing chose `last.safetensors`.
         device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one.
         settings: keys of `ModelConfig` with other values than in training, groups as mappings, such
             as `{"proposal_score_thresh": 0.1, "rcnn": {"nms_thresh": 0.4}}`; those in
@@ -92,6 +95,12 @@ def load_detector(
         MissingPackageError: it needs an optional package that is not there.
     """
     path = find_weights(path)
+    if path.suffix in EXPORTED:
+        if settings:
+            raise UserError(f"{path}: a file of export keeps its settings: remove model")
+        if device not in ("auto", "cpu"):
+            raise UserError(f"{path}: a file of export runs on the CPU: remove device")
+        return load_exported(path)
     state, metadata = read_checkpoint(path, "detector")
     with broken_metadata(path):
         config_dict = dict(metadata["config"])

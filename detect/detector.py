@@ -76,7 +76,7 @@ class Detector:
     @property
     def device(self) -> torch.device:
         """Where the model is, and images go."""
-        return self.model.cls_score.weight.device
+        return self.model.device
 
     @property
     def best_score_thresh(self) -> float:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +79,39 @@ def export_onnx(
 def _to_onnx(
     network: nn.Module, size: int, output_names: Sequence[str], metadata: Mapping[str, Any]
 ) -> bytes:
-    example = torch.zeros(2, 3, size, size)
+    program = torch.export.export(
+        network,
+        (torch.zeros(2, 3, size, size),),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )
+    return to_onnx(program, ["images"], output_names, metadata)
+
+
+def to_onnx(
+    program: torch.export.ExportedProgram,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    metadata: Mapping[str, Any],
+    translations: dict[Callable, Callable] | None = None,
+) -> bytes:
+    """A program as ONNX's model; the metadata each as JSON under its key.
+
+    With `translations` of operations that are not torch's it has the version of operators that
+    these are written in, 18, which `torch.onnx` converts from.
+    """
     with warnings.catch_warnings(), quiet("onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")  # of torch's own deprecations
-        program = torch.onnx.export(
-            network,
-            (example,),
-            input_names=["images"],
+        exported = torch.onnx.export(
+            program,
+            input_names=list(input_names),
             output_names=list(output_names),
-            opset_version=OPSET,
+            opset_version=OPSET if translations is None else 18,
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            custom_translation_table=translations,
             verbose=False,
         )
-    assert program is not None
-    proto = program.model_proto
+    assert exported is not None
+    proto = exported.model_proto
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     return proto.SerializeToString()

@@ -50,6 +50,43 @@ class _Requests(threading.local):
         self.by_threads: dict[int, Any] = {}
 
 
+class CompiledModel:
+    """A model of OpenVINO, compiled for as many threads as torch has where it is called.
+
+    Args:
+        model: as OpenVINO reads it.
+        precision: `fp32`, `bf16` or `int8`.
+    """
+
+    def __init__(self, model: Any, precision: str) -> None:
+        self._model, self._precision = model, precision
+        self._cores = torch.get_num_threads()
+        self._compiled: dict[int, Any] = {}
+        self._compiling = threading.Lock()
+        self._requests = _Requests()
+        self._request(self._cores)
+
+    def __call__(self, inputs: np.ndarray) -> list[np.ndarray]:
+        """What the model makes of its one input."""
+        return list(self._request(torch.get_num_threads()).infer(inputs).values())
+
+    def _request(self, threads: int) -> Any:
+        """What runs the model for the calling thread, on so many threads."""
+        requests = self._requests.by_threads
+        if threads not in requests:
+            with self._compiling:
+                if threads not in self._compiled:
+                    streams = max(1, self._cores // threads)
+                    settings = {
+                        "INFERENCE_NUM_THREADS": str(streams * threads),
+                        "NUM_STREAMS": str(streams),
+                    }
+                    settings |= _SETTINGS[self._precision]
+                    self._compiled[threads] = core().compile_model(self._model, "CPU", settings)
+                requests[threads] = self._compiled[threads].create_infer_request()
+        return requests[threads]
+
+
 class OpenVINONetwork(nn.Module):
     """A network in the place of the `InceptionV3` it was made from; CPU only.
 
@@ -74,12 +111,8 @@ class OpenVINONetwork(nn.Module):
         self.spec: BackboneSpec = spec_from_metadata(metadata)
         self.num_classes: int = metadata["num_classes"]
         self.num_features: int = metadata["num_features"]
-        self._model = core().read_model(graph, openvino.Tensor(weights))
-        self._cores = torch.get_num_threads()
-        self._compiled: dict[int, Any] = {}
-        self._compiling = threading.Lock()
-        self._requests = _Requests()
-        self._request(self._cores)
+        model = core().read_model(graph, openvino.Tensor(weights))
+        self._compiled = CompiledModel(model, self.precision)
         self.eval()
 
     @property
@@ -116,23 +149,7 @@ class OpenVINONetwork(nn.Module):
             raise ValueError(f"this network was made for [N, 3, {size}, {size}], got {shape}")
         if not len(x):
             return torch.zeros(0, self.num_classes or self.num_features)
-        return torch.from_numpy(self._request(torch.get_num_threads()).infer(x.numpy())[0])
-
-    def _request(self, threads: int) -> Any:
-        """What runs the network for the calling thread, on so many threads."""
-        requests = self._requests.by_threads
-        if threads not in requests:
-            with self._compiling:
-                if threads not in self._compiled:
-                    streams = max(1, self._cores // threads)
-                    settings = {
-                        "INFERENCE_NUM_THREADS": str(streams * threads),
-                        "NUM_STREAMS": str(streams),
-                    }
-                    settings |= _SETTINGS[self.precision]
-                    self._compiled[threads] = core().compile_model(self._model, "CPU", settings)
-                requests[threads] = self._compiled[threads].create_infer_request()
-        return requests[threads]
+        return torch.from_numpy(self._compiled(x.numpy())[0])
 
     def save(self, path: str | Path) -> None:
         """Write one `.safetensors` file for `load_openvino`."""

@@ -16,5 +16,6 @@ def main() -> None:
     cost = report["cost"]
     if cost is not None and cost["seconds_per_image"] is not None:
         crops, seconds = cost["crops_per_image"], cost["seconds_per_image"]
-        print(f"{crops:.1f} crops and {seconds:.3f} s an image, reading not counted")
+        of_crops = "" if crops is None else f"{crops:.1f} crops and "
+        print(f"{of_crops}{seconds:.3f} s an image, reading not counted")
     print(f"report: {config.output}/report.html")

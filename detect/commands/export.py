@@ -1,7 +1,8 @@
-"""Write a trained network as ONNX: a backbone, or the crop network of a detector."""
+"""Write a trained network for use without this package: a backbone, or a whole detector."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from backbones import load_backbone
 from backbones.common.cli import command
@@ -11,7 +12,9 @@ from backbones.common.files import make_folder
 from backbones.deployment.onnx import export_backbone
 from backbones.networks.weights import find_weights, load_metadata
 from detect.checkpoint import load_detector
-from detect.deployment.onnx import export_crop_network
+from detect.deployment.detector import CALIBRATION_IMAGES
+from detect.deployment.export import export_detector
+from detect.media.sources import find_inputs, spread_images
 
 
 @dataclass(frozen=True)
@@ -21,24 +24,42 @@ class ExportConfig:
     weights: str
     """Checkpoint (.safetensors) that train_backbone or train_detector wrote, or its run folder."""
     output: str | None = None
-    """ONNX file to write; null writes beside the weights, with the suffix .onnx."""
+    """File to write: .onnx, or of a detector .xml for OpenVINO; null writes beside the weights,
+    with the suffix .onnx."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Settings of a detector with other values than in training, as for infer, which the file
+    keeps: `--model.rcnn.score_thresh 0.3`."""
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Numbers that the networks of a detector compute in; `bf16` and `int8` for .xml alone."""
+    calibration: list[str] = field(default_factory=list)
+    """Images, or folders of them, that set the ranges of `int8`."""
 
     def __post_init__(self) -> None:
-        if self.output is not None and Path(self.output).suffix != ".onnx":
-            raise UserError(f"output must end in .onnx, got {self.output}")
+        if self.output is not None and Path(self.output).suffix not in (".onnx", ".xml"):
+            raise UserError(f"output must end in .onnx or .xml, got {self.output}")
+        if bool(self.calibration) != (self.precision == "int8"):
+            raise UserError("precision int8 and calibration belong together: name both")
 
 
 @command
 def main() -> None:
     """Run from the command line."""
-    config = parse_config(ExportConfig, description="Write a trained network as ONNX.")
+    config = parse_config(ExportConfig, description="Write a trained network for use elsewhere.")
     weights = find_weights(config.weights)
     output = weights.with_suffix(".onnx") if config.output is None else Path(config.output)
-    make_folder(output.parent)
     metadata = load_metadata(weights)
     if metadata.get("kind") == "detector":
-        difference = export_crop_network(output, load_detector(weights, device="cpu"))
-    else:
-        names = metadata.get("class_names")
-        difference = export_backbone(output, load_backbone(weights), names)
+        detector = load_detector(weights, "cpu", config.model)
+        images = find_inputs(config.calibration) if config.calibration else None
+        examples = () if images is None else spread_images(images, CALIBRATION_IMAGES)
+        make_folder(output.parent)
+        difference = export_detector(output, detector, config.precision, examples)
+        print(f"{output}: scores in fp32 differ from PyTorch's by at most {difference:.1e}")
+        return
+    if output.suffix != ".onnx" or config.model or config.precision != "fp32":
+        raise UserError(
+            "a backbone is written as .onnx in fp32: remove output .xml, model and precision"
+        )
+    make_folder(output.parent)
+    difference = export_backbone(output, load_backbone(weights), metadata.get("class_names"))
     print(f"{output}: ONNX Runtime's outputs differ by at most {difference:.1e}")

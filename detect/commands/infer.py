@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from backbones.common.cli import command
 from backbones.common.config import parse_config
@@ -10,6 +11,7 @@ from backbones.common.errors import UserError
 from detect.auto import Auto
 from detect.checkpoint import load_detector
 from detect.deployment.detector import CALIBRATION_IMAGES, deploy_detector
+from detect.deployment.exported import ExportedModel
 from detect.detector import Detector
 from detect.inference.annotate import infer
 from detect.inference.config import InferenceConfig
@@ -23,7 +25,8 @@ class InferConfig(InferenceConfig):
     """What to detect in what."""
 
     weights: str
-    """Detector checkpoint (.safetensors) that train_detector wrote, or its run folder."""
+    """Detector checkpoint (.safetensors) that train_detector wrote, its run folder, or a file that
+    export wrote (.onnx, .xml)."""
     inputs: list[str]
     """Images and videos to look at: files, folders of them, or glob patterns."""
     output: str = "runs/infer"
@@ -47,6 +50,14 @@ def chosen_score_thresh(detector: Detector, config: InferConfig) -> float:
     if chosen == "auto":
         chosen = detector.best_score_thresh
         logger.info("detections are shown from a score of %g", chosen)
+    model = cast(object, detector.model)
+    if isinstance(model, ExportedModel):
+        if chosen < (own := model.score_thresh):
+            raise UserError(
+                f"score_thresh {chosen} is below the {own} of {config.weights}: raise "
+                "it, or export with --model.rcnn.score_thresh"
+            )
+        return chosen
     rcnn = detector.model.config
     is_named = "score_thresh" in config.model.get("rcnn", {})
     if chosen < rcnn.score_thresh and not is_named:

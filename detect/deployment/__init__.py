@@ -1,1 +1,1 @@
-"""Trained detectors in forms for use: fast (`detector`, `proposer`), and as ONNX (`onnx`)."""
+"""Trained detectors in forms for use: fast (`detector`, `proposer`), and as one file (`export`)."""

@@ -13,6 +13,7 @@ from backbones.deployment.openvino import convert, quantize, require_quantizatio
 from backbones.deployment.pytorch import DeployPrecision, deploy
 from backbones.deployment.surgery import copy_layers
 from backbones.networks.inception import InceptionV3
+from detect.deployment.exported import ExportedModel
 from detect.deployment.proposer import deploy_proposer
 from detect.detector import Detector, Image
 from detect.proposals import LearnedProposer
@@ -51,9 +52,15 @@ def deploy_detector(
         raise ValueError(f"precision must be auto, fp32, bf16 or int8, got {precision!r}")
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be auto, torch or openvino, got {engine!r}")
+    trained, device = detector.model, detector.device
+    if isinstance(cast(object, trained), ExportedModel):
+        if (precision, engine) != ("auto", "auto"):
+            raise UserError(
+                "an exported detector has its precision and engine: remove precision and engine"
+            )
+        return detector
     if engine == "auto":
         engine = "openvino" if precision == "int8" else "torch"
-    trained, device = detector.model, detector.device
     if not isinstance(trained.backbone, InceptionV3):
         raise ValueError("this detector is deployed already: deploy the one it was made from")
     if engine == "openvino" and device.type != "cpu":
@@ -71,11 +78,10 @@ def deploy_detector(
     resolved = precision if precision == "int8" else resolve_precision(precision, device)
     metadata = {**detector.metadata, "precision": resolved, "engine": engine}
     deployed = Detector(model, detector.class_names, detector.category_ids, metadata)
-    images = list(islice(calibration_images, CALIBRATION_IMAGES)) if precision == "int8" else []
 
     network: nn.Module
     if precision == "int8":
-        network = quantize(trained.backbone, _crops(deployed, images))
+        network = quantize(trained.backbone, calibration_crops(deployed, calibration_images))
     elif engine == "openvino":
         network = convert(trained.backbone, precision, trained.crop_size)
     else:
@@ -85,10 +91,11 @@ def deploy_detector(
 
 
 @torch.inference_mode()
-def _crops(detector: Detector, images: Iterable[Image]) -> list[Tensor]:
-    """A detector's crops of some images, a batch for each: from the best proposals to the worst."""
+def calibration_crops(detector: Detector, images: Iterable[Image]) -> list[Tensor]:
+    """A detector's crops of the first 32 images, a batch for each: from the best proposals to the
+    worst."""
     batches = []
-    for image in images:
+    for image in islice(images, CALIBRATION_IMAGES):
         pixels = detector.as_tensor(image)
         boxes = detector.propose([pixels])[0].boxes
         if len(boxes):

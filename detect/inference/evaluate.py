@@ -40,7 +40,8 @@ class EvaluateConfig(InferenceConfig):
     """What to score on what."""
 
     weights: str | None = None
-    """Detector to run, a checkpoint (.safetensors) or a run folder; or name `results`."""
+    """Detector to run, a checkpoint (.safetensors), a run folder, or what export wrote (.onnx,
+    .xml); or name `results`."""
     results: str | None = None
     """Detections to score, a file in COCO's results format of any detector; or name `weights`."""
     data: DatasetConfig = field(default_factory=DatasetConfig)

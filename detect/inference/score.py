@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from backbones.common.progress import TrainingProgress
 from detect.data import DetectionDataset
 from detect.data.open import DatasetConfig, build_dataset
 from detect.deployment.detector import CALIBRATION_IMAGES
+from detect.deployment.exported import ExportedModel
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco, evaluate_voc, to_coco_results
 from detect.media.sources import spread
@@ -35,7 +36,8 @@ class Cost:
     """What an image costs on average; None where no image could be read.
 
     Attributes:
-        crops_per_image: crops that go through the network, the proposer's choice of how many.
+        crops_per_image: crops that go through the network, the proposer's choice of how many; None
+            too for an exported detector, which does not tell them.
         seconds_per_image: to propose, classify and select, in batches, threads and processes, while
             the next images are read.
     """
@@ -49,12 +51,13 @@ class Detected(NamedTuple):
 
     Attributes:
         detections: for each image in the dataset's order a dict as from `Detector`.
-        regions: for each image the boxes that it looked at, `float32 [P_i, 4]`, best first.
+        regions: for each image the boxes that it looked at, `float32 [P_i, 4]`, best first; None
+            for an exported detector.
         cost: of an image.
     """
 
     detections: list[dict[str, Tensor]]
-    regions: list[Tensor]
+    regions: list[Tensor] | None
     cost: Cost
 
 
@@ -125,17 +128,21 @@ def detect_dataset(
         started = time.perf_counter()
         # On a GPU they go there once, for both.
         images = [detector.as_tensor(image) for _, image in batch]
-        if proposals is None:
+        if is_exported:
+            regions = None
+        elif proposals is None:
             regions = detector.propose(images)
         else:
             regions = [proposals[dataset.image_ids[index]] for index, _ in batch]
         detections = detector.detect_tensors(images, regions)
         ended = time.perf_counter()
-        boxes = (proposal.boxes.cpu() for proposal in regions)
+        nowhere = [torch.zeros(0, 4)] * len(batch)
+        boxes = nowhere if regions is None else [proposal.boxes.cpu() for proposal in regions]
         indices = (index for index, _ in batch)
         looks = zip(detections, boxes, strict=True)
         return dict(zip(indices, looks, strict=True)), (started, ended)
 
+    is_exported = isinstance(cast(object, detector.model), ExportedModel)
     device, readable = detector.device, _readable(dataset, own, unreadable)
     with TrainingProgress("evaluate", len(own)) as progress:
         for looks, span in work_through(readable, work, device, len(own)):
@@ -150,11 +157,13 @@ def detect_dataset(
     ordered = [parts[index % len(parts)][0][index] for index in range(len(dataset))]
     detections, regions = (list(column) for column in zip(*ordered, strict=True))
     looked_at = sum(part[3] for part in parts)
+    told = None if is_exported else regions
     if looked_at == 0:
-        return Detected(detections, regions, Cost(None, None))
+        return Detected(detections, told, Cost(None, None))
     # Processes work at once, as threads do.
     crops, seconds = sum(part[1] for part in parts), max(part[2] for part in parts)
-    return Detected(detections, regions, Cost(crops / looked_at, seconds / looked_at))
+    cost = Cost(None if is_exported else crops / looked_at, seconds / looked_at)
+    return Detected(detections, told, cost)
 
 
 def calibration_images(data: DatasetConfig, split: str | None) -> Iterator[Tensor]:

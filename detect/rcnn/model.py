@@ -83,6 +83,11 @@ class RCNN(nn.Module):
         nn.init.zeros_(self.cls_score.bias)
         nn.init.zeros_(self.bbox_pred.bias)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.cls_score.weight.device
+
     def train(self, mode: bool = True) -> "RCNN":
         """Training or eval mode; frozen parts of the crop network stay in eval mode."""
         super().train(mode)

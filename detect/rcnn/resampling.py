@@ -149,7 +149,7 @@ def resample_by_roi_align(
     for level, part in enumerate(rois[:, :5].split(counts)):
         if len(part):
             # roi_align repeats the edge for samples up to a pixel outside of its input.
-            padded = F.pad(_level(pyramid, level, _halve), (1, 1, 1, 1))
+            padded = F.pad(_level(pyramid, level, halve_level), (1, 1, 1, 1))
             crops.append(roi_align(padded, part, size, aligned=True))
     joined = torch.cat(crops)[rois[:, 5].long()] + _colour(fill, device)
     joined = joined.round_().clamp_(0, 255).to(torch.uint8)
@@ -171,7 +171,8 @@ def _colour(fill: Sequence[int], device: torch.device) -> Tensor:
     return constant(tuple(fill), device)[:, None, None]
 
 
-def _halve(pixels: Tensor) -> Tensor:
+def halve_level(pixels: Tensor) -> Tensor:
+    """`float32 [B, 3, H, W]` at half the size, rounded up; what is outside counts as zero."""
     height, width = pixels.shape[-2:]
     return F.avg_pool2d(F.pad(pixels, (0, width % 2, 0, height % 2)), 2)
 

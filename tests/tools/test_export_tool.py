@@ -1,18 +1,21 @@
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers.tool_runs import error_of, run
-from helpers.trained_network import normalised_otherwise, trained
+from helpers.trained_network import trained
+from helpers.untrained_detector import save_untrained
 
 from backbones import save_backbone
-from backbones.networks.normalization import normalize
-from detect import RCNN, RCNNConfig, load_detector, save_detector
-from detect.commands import export
-from detect.config import ModelConfig
-from detect.proposals import GridProposer
-from detect.proposals.grid import GridConfig
+from backbones.common.images import write_image
+from backbones.deployment.onnx import to_onnx
+from detect import load_detector
+from detect.commands import export, infer
+from detect.deployment.exported import OUTPUTS
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -31,39 +34,92 @@ def test_backbone(tmp_path, monkeypatch, capsys):
     assert json.loads(metadata["class_names"]) == ["a", "b"]
 
 
-def test_crop_network_of_a_detector(tmp_path, monkeypatch):
-    rcnn = RCNNConfig(crop_size=64, context=0.1)
-    config = ModelConfig(width=0.25, proposer="grid", rcnn=rcnn)
-    backbone = trained(normalised_otherwise("inception_v3_79"))
-    model = RCNN(backbone, GridProposer(GridConfig()), 3, config.rcnn)
-    torch.nn.init.normal_(model.bbox_pred.weight, std=0.1)
-    weights, output = tmp_path / "best.safetensors", tmp_path / "crops.onnx"
-    save_detector(weights, model, config, ["a", "b", "c"], [1, 2, 3], {})
-    arguments = ("--weights", str(weights), "--output", str(output))
+class _Fixed(torch.nn.Module):
+    """Two boxes, whatever the image: a file like those of a detector, made in a moment."""
+
+    def forward(self, image):
+        size = torch.zeros_like(image[:1, :1, 0]).float().flatten()[:, None]
+        boxes = torch.tensor([[1.5, 2, 20, 30], [5, 5, 9, 9]]) + size
+        return (
+            boxes,
+            torch.tensor([2, 1]) + size[:, 0].long(),
+            torch.tensor([0.9, 0.3]) + size[:, 0],
+        )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    dynamic = torch.export.Dim.DYNAMIC
+    image = torch.zeros(8, 9, 3, dtype=torch.uint8)
+    program = torch.export.export(_Fixed(), (image,), dynamic_shapes=({0: dynamic, 1: dynamic},))
+    metadata = {"kind": "detector", "class_names": ["a", "b"], "category_ids": [3, 7]}
+    metadata |= {"score_thresh": 0.2, "precision": "fp32"}
+    data = to_onnx(program, ["image"], OUTPUTS, metadata, {})
+    (folder / "detector.onnx").write_bytes(data)
+    write_image(folder / "photo.png", torch.zeros(3, 40, 50, dtype=torch.uint8))
+    return folder
+
+
+def test_the_script_of_the_documentation_needs_nothing_of_ours(exported):
+    text = Path("docs/deploy.md").read_text()
+    (script,) = (
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "sys.argv[1]" in block
+    )
+    hidden = "import sys\nfor name in ('torch', 'detect', 'backbones', 'cv2'):\n"
+    hidden += "    sys.modules[name] = None\n"
+    command = [sys.executable, "-c", hidden + script, "detector.onnx", "photo.png"]
+    done = subprocess.run(command, cwd=exported, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("b 0.90 1.5 2.0 20.0 30.0\n", "")
+
+
+def test_infer_takes_an_exported_file(exported, tmp_path, monkeypatch, capsys):
+    arguments = ["--weights", str(exported / "detector.onnx"), "--output", str(tmp_path)]
+    arguments += ["--inputs", str(exported / "photo.png"), "--score_thresh", "0.25"]
+    assert run(infer, *arguments, monkeypatch=monkeypatch) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [(one["category_id"], one["bbox"]) for one in found] == [
+        (7, [1.5, 2, 18.5, 28]),
+        (3, [5, 5, 4, 4]),
+    ]
+    for option, words in {
+        "--precision int8": "has its precision and engine",
+        "--engine openvino": "has its precision and engine",
+        "--model.rcnn.nms_thresh 0.2": "keeps its settings: remove model",
+        "--device cuda": "runs on the CPU: remove device",
+        "--score_thresh 0.1": "export with --model.rcnn.score_thresh",
+    }.items():
+        line = error_of(infer, *arguments, *option.split(), monkeypatch=monkeypatch, capsys=capsys)
+        assert words in line
+
+
+def test_a_file_of_something_else_is_one_line(exported, tmp_path, monkeypatch, capsys):
+    for name in ("a.onnx", "a.xml"):
+        (tmp_path / name).write_bytes(b"nothing")
+        arguments = ("--weights", str(tmp_path / name), "--inputs", str(exported / "photo.png"))
+        line = error_of(infer, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+        assert name in line
+        assert "cannot read this file" in line
+
+
+@pytest.mark.soak
+def test_a_whole_detector(tmp_path, monkeypatch):
+    # A minute of a core, which torch takes to follow the graph.
+    weights = save_untrained(tmp_path / "x.safetensors", 2)
+    arguments = ("--weights", str(weights), "--output", str(tmp_path / "x.onnx"))
     assert run(export, *arguments, monkeypatch=monkeypatch) == 0
-
-    network = onnxruntime.InferenceSession(output)
-    metadata = {k: json.loads(v) for k, v in network.get_modelmeta().custom_metadata_map.items()}
-    assert metadata["class_names"] == ["a", "b", "c"]
-    assert (metadata["input_size"], metadata["context"]) == (64, 0.1)
-    assert metadata["delta_std"] == [0.1, 0.1, 0.2, 0.2]
-
-    model = load_detector(weights, "cpu").model
-    image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
-    boxes = torch.tensor([[5.0, 5, 60, 70], [30, 10, 90, 90], [0, 0, 120, 90]])
-    with torch.inference_mode():
-        crops = model.crop([image], [boxes])
-        expected = model._heads(crops)
-    mean, std = metadata["mean"], metadata["std"]
-    assert (mean, std) == ([0.2, 0.5, 0.7], [0.3, 0.25, 0.2])
-    images = np.ascontiguousarray(normalize(crops, mean, std))
-    found = network.run(["logits", "deltas"], {"images": images})
-    for ours, theirs in zip(expected, found, strict=True):
-        torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-4)
+    image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
+    image = image.repeat_interleave(20, 1).repeat_interleave(15, 2)
+    ours, theirs = (load_detector(path, "cpu")(image) for path in (weights, tmp_path / "x.onnx"))
+    assert len(ours) == len(theirs) > 0
+    assert theirs.names
+    nearest = torch.cdist(ours["boxes"], theirs["boxes"]).min(dim=1).values
+    assert nearest.max() < 2
 
 
 @pytest.mark.parametrize(
-    ("output", "words"), [("net.pt", "output must end in .onnx"), ("net.onnx", "no such file")]
+    ("output", "words"),
+    [("net.pt", "output must end in .onnx or .xml"), ("net.onnx", "no such file")],
 )
 def test_mistakes_are_one_line(output, words, tmp_path, monkeypatch, capsys):
     arguments = ("--weights", str(tmp_path / "none.safetensors"), "--output", output)
