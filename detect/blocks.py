@@ -142,13 +142,16 @@ def _cores(length: int, side: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def detect_in_blocks(image: Parts, detect: DetectBlocks, scale: float) -> Found:
+def detect_in_blocks(
+    image: Parts, detect: DetectBlocks, scale: float, *, agnostic_nms: bool = False
+) -> Found:
     """Detections of an image, as of one that is detected in as a whole.
 
     Args:
         image: read part by part, and no part twice but for margins.
         detect: the detections of some images, in their order.
         scale: pixels that its proposer sees for a pixel of what it is given.
+        agnostic_nms: boxes of different classes may be one object's.
 
     Returns:
         `boxes` `float32 [N, 4]` xyxy in pixels, `labels` `int64 [N]`, `scores` `float32 [N]`, best
@@ -166,7 +169,8 @@ def detect_in_blocks(image: Parts, detect: DetectBlocks, scale: float) -> Found:
     several = torch.cat([own["several"] for own in found])
     kept = ~several
     again = several.nonzero().flatten()
-    kept[again[batched_nms(boxes[again], scores[again], labels[again], SAME_OBJECT)]] = True
+    group = torch.zeros_like(labels) if agnostic_nms else labels
+    kept[again[batched_nms(boxes[again], scores[again], group[again], SAME_OBJECT)]] = True
     order = scores.where(kept, -1.0).argsort(descending=True, stable=True)[: int(kept.sum())]
     return {"boxes": boxes[order], "labels": labels[order], "scores": scores[order]}
 

@@ -38,6 +38,7 @@ SETTINGS_OF_USE = (
     "rcnn.score_thresh",
     "rcnn.nms_thresh",
     "rcnn.soft_nms_sigma",
+    "rcnn.agnostic_nms",
     "rcnn.detections_per_image",
 )
 """Keys of `ModelConfig` that may have other values in use than in training."""

@@ -1,5 +1,6 @@
 """A trained detector in use: on one image, on some, on a stream of them."""
 
+import difflib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,14 +65,9 @@ class Detector:
         self._warned = False
 
     def __repr__(self) -> str:
-        names, model = self.class_names, self.model
+        names = self.class_names
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        proposer = "no proposer" if model.proposer is None else type(model.proposer).__name__
-        return (
-            f"Detector({model.backbone.spec.name} on {self.device}, crops of {model.crop_size} "
-            f"pixels, {proposer}, scores from {model.config.score_thresh}, "
-            f"{len(names)} classes: {listed})"
-        )
+        return f"Detector({self.model.describe()} on {self.device}, {len(names)} classes: {listed})"
 
     @property
     def device(self) -> torch.device:
@@ -85,6 +81,23 @@ class Detector:
         if not isinstance(value, float) or not 0 <= value <= 1:
             raise UserError(f"score_thresh among the metrics must be in [0, 1], got {value!r}")
         return value
+
+    def keep_classes(self, names: Sequence[str]) -> None:
+        """Detect objects of these classes alone; those of others neither suppress nor count.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        for name in names:
+            if name not in self.class_names:
+                near = difflib.get_close_matches(name.lower(), map(str.lower, self.class_names), 1)
+                meant = [known for known in self.class_names if known.lower() in near]
+                hint = f"did you mean {meant[0]}? There" if meant else "there"
+                raise UserError(
+                    f"classes: {name!r} is no class of this detector: {hint} are "
+                    f"{', '.join(self.class_names)}"
+                )
+        self.model.wanted = torch.tensor([name in names for name in self.class_names])
 
     @torch.inference_mode()
     def __call__(
@@ -220,7 +233,8 @@ class Detector:
                 "a detector that looks at images as a whole needs all of an image in memory: set "
                 "learned.scale"
             )
-        return detect_in_blocks(image, detect, self._scale)
+        agnostic = self.model.config.agnostic_nms
+        return detect_in_blocks(image, detect, self._scale, agnostic_nms=agnostic)
 
     def _one_by_one(
         self, images: Iterable[tuple[Key, Tensor]]

@@ -15,7 +15,9 @@ from torch import Tensor
 from backbones.common.errors import MissingPackageError, UserError
 from backbones.common.files import make_folder
 from backbones.common.images import write_image
+from detect.blocks import PartsOfTensor
 from detect.evaluation.results import coco_results
+from detect.media.crops import cut_crops, folder_of
 from detect.media.drawing import draw_detections
 from detect.rcnn.postprocess import above_score
 
@@ -139,16 +141,11 @@ class Result:
             folder: also written there, `CLASS/STEM_NUMBER.jpg` with the first free number; made
                 where missing.
         """
-        _, height, width = self.image.shape
-        crops = []
-        for x1, y1, x2, y2 in self.boxes.tolist():
-            left, top = min(int(x1), width - 1), min(int(y1), height - 1)
-            right, bottom = max(left + 1, round(x2)), max(top + 1, round(y2))
-            crops.append(self.image[:, top:bottom, left:right])
+        crops = list(cut_crops(PartsOfTensor(self.image), self.boxes))
         if folder is not None:
             stem = "image" if self.name is None else Path(self.name).stem
             for crop, name in zip(crops, self.names, strict=True):
-                own = make_folder(Path(folder, name.replace("/", "_").lstrip(".") or "_"))
+                own = make_folder(Path(folder, folder_of(name)))
                 numbered = (own / f"{stem}_{number}.jpg" for number in itertools.count())
                 write_image(next(path for path in numbered if not path.exists()), crop.cpu())
         return crops

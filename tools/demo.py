@@ -13,14 +13,14 @@ from torch import Tensor
 
 from backbones.common.cli import command
 from backbones.common.config import parse_config
-from backbones.common.images import read_image, write_image
+from backbones.common.images import write_image
 from detect.checkpoint import load_detector
 from detect.config import DetectorConfig
 from detect.data.augmentation import rescale_boxes, resize_image
 from detect.detector import Detector
 from detect.inference.annotate import infer
 from detect.media.drawing import draw_detections, gallery
-from detect.media.sources import find_inputs
+from detect.media.sources import Input, find_inputs, read_input
 from detect.media.video import slideshow
 from detect.training.train import train_in_processes
 
@@ -58,7 +58,7 @@ def main() -> None:
     assert config.data.root is not None  # the configuration names it
     held_out = find_inputs([str(Path(config.data.root) / "val")]).images[:PICTURES]
     video = run / "held_out.mp4"
-    slideshow(video, map(read_image, held_out), fps=2, size=(256, 256))
+    slideshow(video, map(read_input, held_out), fps=2, size=(256, 256))
     detector = load_detector(outcome["weights"])
     source = find_inputs([*map(str, held_out), str(video)])
     infer(detector, source, run / "pictures", score_thresh=SCORE_THRESH)
@@ -83,9 +83,9 @@ def free_folder(folder: Path) -> Path:
     return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 
 
-def draw_enlarged(detector: Detector, path: Path) -> Tensor:
+def draw_enlarged(detector: Detector, path: Input) -> Tensor:
     """An image at twice its size with what is found in it, so that labels hide less."""
-    image = read_image(path)
+    image = read_input(path)
     kept = detector(image, score_thresh=SCORE_THRESH)
     _, height, width = image.shape
     large = resize_image(image, 2 * min(height, width), 2 * max(height, width))

@@ -10,10 +10,9 @@ from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
-from backbones.common.images import read_image
 from backbones.common.progress import track
 from backbones.common.ranges import check_ranges
-from detect.media.sources import find_inputs
+from detect.media.sources import find_inputs, read_input
 from detect.media.video import slideshow
 
 
@@ -41,8 +40,8 @@ def main() -> None:
     paths = find_inputs(config.inputs).images[: config.most]
     if not paths:
         raise UserError(f"{' '.join(config.inputs)}: no pictures there, only videos")
-    _, height, width = read_image(paths[0]).shape
-    images = (read_image(path) for path in track(paths, len(paths), "video"))
+    _, height, width = read_input(paths[0]).shape
+    images = (read_input(path) for path in track(paths, len(paths), "video"))
     target = Path(config.output)
     if target.is_dir():
         raise UserError(f"{target}: expected the name of a video, this is a folder")

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from backbones.common.errors import UserError
 
@@ -11,7 +11,7 @@ from backbones.common.errors import UserError
 def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
     """Write in full what may be written shortly; values and other words stay as they are.
 
-    `--inputs a b` becomes `--inputs ["a", "b"]` where `inputs` is a list of strings, unless it
+    `--inputs a b` becomes `--inputs ["a", "b"]` where `inputs` is a list of words, unless it
     begins with a bracket, and `--resume` becomes `--resume true` where `resume` is a bool and no
     value follows.
 
@@ -27,7 +27,12 @@ def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
         values = list(itertools.takewhile(lambda word: not word.startswith("--"), remaining))
         if hint is bool and not values:
             written.append("true")
-        if hint == list[str] and values and not values[0].startswith("["):
+        item = next(iter(get_args(hint)), None) if get_origin(hint) is list else None
+        if (
+            (item is str or get_origin(item) is Literal)
+            and values
+            and not values[0].startswith("[")
+        ):
             remaining = remaining[len(values) :]
             written.append(json.dumps(values))
     return written

@@ -73,7 +73,9 @@ def with_suffix(
         kinds = ", ".join(sorted(others)[:8])
         parts.append(f"left out for their suffix: {others.total()} ({kinds})")
     if folders:
-        parts.append(f"folders not looked into: {folders} (name them, or a pattern as in a/**/*.*)")
+        parts.append(
+            f"folders not looked into: {folders} (name them, a pattern: a/**/*.*, or --recursive)"
+        )
     if parts:
         logger.warning("%s: %s", where, "; ".join(parts))
     return found

@@ -95,7 +95,7 @@ def _infer(config: AreaConfig, path: Path, output: Path) -> dict[str, Any]:
     command = [
         *(sys.executable, "-m", "tools.infer", "--weights", config.weights),
         *("--inputs", str(path), "--output", str(output)),
-        *("--model.learned.scale", str(config.scale)),
+        *("--model.learned.scale", str(config.scale), "--overwrite"),
     ]
     begin = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

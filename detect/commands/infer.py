@@ -1,4 +1,4 @@
-"""Detect objects in images, folders, globs and videos."""
+"""Detect objects in images, folders, globs, videos and streams."""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -8,6 +8,7 @@ from typing import cast
 from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.errors import UserError
+from backbones.common.ranges import check_ranges
 from detect.auto import Auto
 from detect.checkpoint import load_detector
 from detect.deployment.detector import CALIBRATION_IMAGES, deploy_detector
@@ -15,6 +16,7 @@ from detect.deployment.exported import ExportedModel
 from detect.detector import Detector
 from detect.inference.annotate import infer
 from detect.inference.config import InferenceConfig
+from detect.inference.formats import Format
 from detect.media.sources import find_inputs, spread_images
 
 logger = logging.getLogger(__name__)
@@ -28,9 +30,25 @@ class InferConfig(InferenceConfig):
     """Detector checkpoint (.safetensors) that train_detector wrote, its run folder, or a file that
     export wrote (.onnx, .xml)."""
     inputs: list[str]
-    """Images and videos to look at: files, folders of them, or glob patterns."""
-    output: str = "runs/infer"
-    """Folder for annotated pictures and videos and for results.json."""
+    """Images and videos to look at: files, folders of them, glob patterns, addresses (`https://`,
+    `rtsp://`), a camera by its number, or `-` for names on standard input, one a line."""
+    recursive: bool = False
+    """Look into the folders in folders too."""
+    every: int = 1
+    """Of so many frames of a video the first is looked at."""
+    output: str | None = None
+    """Folder for annotated pictures and videos and for results.json; by default `runs/infer`,
+    `runs/infer2` and so on, a new one for each run."""
+    overwrite: bool = False
+    """Delete what an earlier run wrote into `output`, which is an error otherwise."""
+    save: list[Format] = field(default_factory=list)
+    """Formats beside COCO's JSON: `yolo` and `voc` (a label file an image), `csv` (a row an
+    object), `crops` (a picture of each object, in a folder by class)."""
+    pre_labels: bool = False
+    """Write `yolo` and `voc` as data sets to correct and train on: with a copy of each image, and
+    without scores."""
+    classes: list[str] = field(default_factory=list)
+    """Names of the classes to detect; without any all are."""
     score_thresh: float | Auto = "auto"
     """Score in 0..1 below which detections are neither drawn nor written. `auto`: what had the best
     F1 on the detector's validation data, 0.5 where that is not known."""
@@ -40,8 +58,11 @@ class InferConfig(InferenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(self, "", {"[1, inf)": "every"})
         if self.calibration and self.precision != "int8":
             raise UserError("calibration is for precision int8: remove one, or name both")
+        if self.pre_labels and not {"yolo", "voc"} & {*self.save}:
+            raise UserError("pre_labels is for the formats yolo and voc: name one by save")
 
 
 def chosen_score_thresh(detector: Detector, config: InferConfig) -> float:
@@ -69,16 +90,24 @@ def chosen_score_thresh(detector: Detector, config: InferConfig) -> float:
 def main() -> None:
     """Run from the command line."""
     config = parse_config(InferConfig, description="Detect objects in images and videos.")
-    source = find_inputs(config.inputs)
+    source = find_inputs(config.inputs, recursive=config.recursive)
     detector = load_detector(config.weights, config.device, config.model)
     score_thresh = chosen_score_thresh(detector, config)
     calibration = find_inputs(config.calibration) if config.calibration else source
     examples = spread_images(calibration, CALIBRATION_IMAGES)
     detector = deploy_detector(detector, config.precision, examples, config.engine)
-    report = infer(detector, source, Path(config.output), score_thresh=score_thresh)
-    print(
-        f"images and frames: {report.images}, objects: {report.detections}, "
-        f"written to {config.output}"
+    if config.classes:
+        detector.keep_classes(config.classes)
+    report = infer(
+        detector,
+        source,
+        None if config.output is None else Path(config.output),
+        score_thresh=score_thresh,
+        save=config.save,
+        pre_labels=config.pre_labels,
+        overwrite=config.overwrite,
+        every=config.every,
     )
+    print(report)
     if report.errors:
         raise UserError(f"inputs that could not be read: {len(report.errors)}, see above")

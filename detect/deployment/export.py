@@ -66,6 +66,7 @@ def export_detector(
         "score_thresh": detector.model.config.score_thresh,
         "precision": precision,
         "config": detector.metadata.get("config"),
+        "metrics": detector.metadata.get("metrics"),
     }
     image = _example(whole)
     # First of all, so that no cached tensor is one of those that torch traces with.

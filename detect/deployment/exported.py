@@ -33,6 +33,7 @@ class ExportedModel:
 
     Attributes:
         score_thresh: score that all detections have at least; fixed in the file.
+        wanted: `bool [K]`, classes that are told, None: all. The graph suppresses among all.
     """
 
     device = torch.device("cpu")
@@ -40,6 +41,7 @@ class ExportedModel:
     def __init__(self, run: Callable[[np.ndarray], Sequence[np.ndarray]], score_thresh: float):
         self._run, self.score_thresh = run, score_thresh
         self.proposer = self  # the graph has its own
+        self.wanted: Tensor | None = None
 
     def eval(self) -> "ExportedModel":
         """As it is always."""
@@ -55,8 +57,16 @@ class ExportedModel:
         for index, image in enumerate(images):
             check_image(image, f"images[{index}]")
             outputs = self._run(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-            found.append(dict(zip(OUTPUTS, map(torch.from_numpy, outputs), strict=True)))
+            one = dict(zip(OUTPUTS, map(torch.from_numpy, outputs), strict=True))
+            if self.wanted is not None:
+                keep = self.wanted[one["labels"] - 1]
+                one = {name: tensor[keep] for name, tensor in one.items()}
+            found.append(one)
         return found
+
+    def describe(self) -> str:
+        """In a few words, for the detector's `repr`."""
+        return f"exported graph, scores from {self.score_thresh}"
 
     def require_proposer(self) -> "ExportedModel":
         """See `RCNN.require_proposer`."""

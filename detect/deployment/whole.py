@@ -113,12 +113,13 @@ class WholeDetector(nn.Module):
         labels = torch.arange(1, self.num_classes + 1).expand_as(scores)
         keep = (scores >= config.score_thresh) & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
         boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        group = torch.zeros_like(labels) if config.agnostic_nms else labels
         if config.soft_nms_sigma is None:
-            chosen = hard_nms_op(boxes, scores, labels, config.nms_thresh, self.limit)
+            chosen = hard_nms_op(boxes, scores, group, config.nms_thresh, self.limit)
             found = scores[chosen]
         else:
             soft = (config.soft_nms_sigma, config.score_thresh, self.limit)
-            chosen, found = soft_nms_op(boxes, scores, labels, *soft)
+            chosen, found = soft_nms_op(boxes, scores, group, *soft)
         return boxes[chosen], labels[chosen], found
 
     def _propose(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,28 @@
-"""Where images for inference come from: files, folders, globs, videos."""
+"""Where images for inference come from: files, folders, globs, videos, addresses, cameras."""
 
 import contextlib
 import glob
-from collections.abc import Iterator, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from torch import Tensor
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image
-from backbones.common.listing import files_in, with_suffix
+from backbones.common.listing import files_in, visible_files, with_suffix
+from detect.media.addresses import SCHEMES, Address, fetch_image
 from detect.media.video import VIDEO_SUFFIXES, VideoReader
 
 Item = TypeVar("Item")
+
+Input = Path | Address
+"""A file, or what is none."""
 
 
 @dataclass(frozen=True)
@@ -23,34 +30,56 @@ class Source:
     """Inputs named on a command line, found but not yet read.
 
     Attributes:
-        images: image files, in order, each once.
-        videos: video files, in order, each once.
+        images: images, in order, each once.
+        videos: videos, in order, each once.
     """
 
-    images: list[Path]
-    videos: list[Path]
+    images: Sequence[Input]
+    videos: Sequence[Input]
 
 
-def find_inputs(names: list[str]) -> Source:
+def find_inputs(names: Iterable[str], *, recursive: bool = False) -> Source:
     """Expand files, folders (their images and videos, not deeper ones) and glob patterns.
 
-    What folders and patterns hold beside these is counted in a warning.
+    Also addresses, which are pictures where they end like one, else streams; a camera's number; and
+    `-`, which stands for the names that come in on standard input, one a line. What folders and
+    patterns hold beside these is counted in a warning.
+
+    Args:
+        names: of all these.
+        recursive: look into the folders in folders too.
 
     Raises:
         UserError: a name matches nothing, or a file of unknown type was named outright.
     """
-    found: dict[Path, None] = {}
+    found: dict[Input, None] = {}
     for name in names:
-        for path in _expand(name):
-            found[path] = None
+        if name == "-":
+            lines = os.fsdecode(sys.stdin.buffer.read()).replace("\r\n", "\n").split("\n")
+            found |= dict.fromkeys(p for line in lines if line for p in _expand(line, recursive))
+        else:
+            found |= dict.fromkeys(_expand(name, recursive))
     images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
-    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
-    return Source(images, videos)
+    taken = set(images)
+    return Source(images, [path for path in found if path not in taken])
 
 
-def _expand(name: str) -> list[Path]:
+def _expand(name: str, recursive: bool) -> Sequence[Input]:
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     path = Path(name)
+    scheme, separator, _ = name.partition("://")
+    if separator and not path.exists():
+        if scheme.lower() not in SCHEMES:
+            raise UserError(f"{name}: expected an address of {', '.join(SCHEMES)}, or a file")
+        try:
+            has_host = bool(urlsplit(name).hostname) and urlsplit(name).port != 0
+        except ValueError:
+            has_host = False
+        if not has_host:
+            raise UserError(f"{name}: expected an address as https://host/a.jpg")
+        return [Address(name)]
+    if name.isdecimal() and not path.exists():
+        return [Address(name)]
     if path.is_file():
         if path.suffix.lower() not in known:
             raise UserError(
@@ -58,7 +87,10 @@ def _expand(name: str) -> list[Path]:
             )
         return [path]
     if path.is_dir():
-        inside = files_in(path, known, name)
+        if recursive:
+            inside = with_suffix(visible_files(path), known, name)
+        else:
+            inside = files_in(path, known, name)
         if not inside:
             raise UserError(f"{name}: no images or videos in this folder")
         return inside
@@ -76,10 +108,12 @@ def spread_images(source: Source, count: int) -> Iterator[Tensor]:
     """Some `count` images and frames, spread evenly over the whole of a source.
 
     Half of them are frames where there are pictures and videos. Those that cannot be read are
-    passed over: what is broken is reported when the whole of it is read.
+    passed over: what is broken is reported when the whole of it is read. None is of a stream, which
+    need not end.
     """
-    pictures = spread(source.images, count // 2 if source.videos else count)
-    videos = spread(source.videos, count - len(pictures))
+    files = [path for path in source.videos if isinstance(path, Path)]
+    pictures = spread(source.images, count // 2 if files else count)
+    videos = spread(files, count - len(pictures))
     for _, image in read_images(pictures):
         if not isinstance(image, ImageError):
             yield image
@@ -114,10 +148,15 @@ def spread_frames(path: Path, count: int) -> list[Tensor]:
     return spread(kept, count)
 
 
-def read_images(paths: list[Path]) -> Iterator[tuple[Path, Tensor | ImageError]]:
+def read_images(paths: Iterable[Input]) -> Iterator[tuple[Input, Tensor | ImageError]]:
     """Each path with its `uint8` RGB `[3, H, W]` image, or with the error that reading it gave."""
     for path in paths:
         try:
-            yield path, read_image(path)
+            yield path, read_input(path)
         except ImageError as error:
             yield path, error
+
+
+def read_input(path: Input) -> Tensor:
+    """An image `uint8` RGB `[3, H, W]`; raises `ImageError`."""
+    return fetch_image(path) if isinstance(path, Address) else read_image(path)

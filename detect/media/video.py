@@ -12,18 +12,27 @@ import av
 import numpy as np
 import torch
 from av import VideoFrame
+from av.container import InputContainer
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, write_errors
 from backbones.common.regular_files import open_file
+from detect.media.addresses import TIMEOUT_SECONDS, Address
 from detect.media.containers import missing_bytes
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 
 # A playlist that is named like a video would make FFmpeg open other files, and addresses.
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf"}
+
+# Of what a user named by its address; a playlist or redirection there opens no file either.
+_STREAMS = {
+    "protocol_whitelist": "http,https,httpproxy,rtsp,rtp,udp,tcp,tls",
+    "format_whitelist": f"{_SAFE['format_whitelist']},mpjpeg,rtsp",
+    "rtsp_transport": "tcp",
+}
 
 _TICKS = 90_000
 """Of a second, in which the times of written frames are counted."""
@@ -37,14 +46,15 @@ _FRAGMENTS = {
 
 
 class VideoReader:
-    """Frames of a video file.
+    """Frames of a video file, stream or camera.
 
     Iterating yields `uint8` RGB tensors `[3, H, W]` and raises `UserError` where the file breaks
     off, after the last frame that could be decoded.
 
     Args:
-        path: the file.
+        path: the file, or where frames come from.
         keyframes_only: pass over all frames but those that are stored whole.
+        every: of so many frames the first is given.
 
     Attributes:
         fps: frames per second, on average.
@@ -55,12 +65,12 @@ class VideoReader:
         UserError: missing, no regular file, no video, or of an unknown codec.
     """
 
-    def __init__(self, path: str | Path, *, keyframes_only: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path | Address, *, keyframes_only: bool = False, every: int = 1
+    ) -> None:
+        self.path, self._every = path, every
         with _video_errors(f"{path}: cannot open video"):
-            open_file(path).close()
-            # Titles are in any encoding; without `file:` a name like `http:a.mp4` is an address.
-            self._container = av.open(f"file:{path}", metadata_errors="replace", options=_SAFE)
+            self._container = _open_input(path)
             streams = self._container.streams.video
             if not streams or streams[0].codec_context is None:
                 what = "no video stream" if not streams else "no codec for the video stream"
@@ -104,14 +114,14 @@ class VideoReader:
         try:
             with _video_errors(lambda: f"{self.path}: the video breaks off after {read} frames"):
                 for frame in chain(first, self._frames):
-                    pixels = torch.from_numpy(_upright(frame)).permute(2, 0, 1)
                     if read == 0:
                         start = frame.time or 0.0
                     time = read / self.fps if frame.time is None else frame.time - start
                     damaged += bool(frame.is_corrupt)
                     read += 1
-                    yield pixels, time
-                missing = missing_bytes(self.path)
+                    if (read - 1) % self._every == 0:
+                        yield torch.from_numpy(_upright(frame)).permute(2, 0, 1), time
+                missing = 0 if isinstance(self.path, Address) else missing_bytes(self.path)
         finally:
             self._container.close()
         early = f"{self.path}: the video ends early, after {read}"
@@ -125,6 +135,20 @@ class VideoReader:
             raise UserError(f"{self.path}: {damaged} of {read} frames are damaged")
 
 
+def _open_input(path: str | Path | Address) -> InputContainer:
+    if isinstance(path, Address):
+        name, kind, options = path.url, None, _STREAMS
+        if path.is_camera:
+            name, kind, options = f"/dev/video{path.url}", "v4l2", {}
+        silent = (TIMEOUT_SECONDS, TIMEOUT_SECONDS)
+        return av.open(
+            name, format=kind, metadata_errors="replace", options=options, timeout=silent
+        )
+    open_file(path).close()
+    # Titles are in any encoding; without `file:` a name like `http:a.mp4` is an address.
+    return av.open(f"file:{path}", metadata_errors="replace", options=_SAFE)
+
+
 @contextmanager
 def _video_errors(what: str | Callable[[], str]) -> Iterator[None]:
     """Whatever FFmpeg and its codecs raise is the file's fault, and becomes a `UserError`."""
@@ -134,6 +158,8 @@ def _video_errors(what: str | Callable[[], str]) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, av.ExitError):
+            reason = f"nothing came for {TIMEOUT_SECONDS:g} seconds"
         raise UserError(f"{what if isinstance(what, str) else what()}: {reason}") from error
 
 

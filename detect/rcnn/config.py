@@ -53,6 +53,8 @@ class RCNNConfig:
     soft_nms_sigma: float | None = None
     """Soft suppression instead of that by rcnn.nms_thresh: what overlaps a better box of its class
     by IoU keeps exp(-IoU² / this) of its score (Bodla et al. 2017, 0.5 there); null for none."""
+    agnostic_nms: bool = False
+    """Suppression among detections of all classes, where an object can be of one alone."""
     detections_per_image: int | Auto = 100
     """Most detections of an image that are kept, the best ones; of one that the proposer looks at
     in tiles, so many for the area of each. `auto`: by the most objects in the training data."""

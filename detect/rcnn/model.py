@@ -45,6 +45,7 @@ class RCNN(nn.Module):
 
     Attributes:
         crop_size: S, from `config` or the backbone.
+        wanted: `bool [K]`, classes that are detected in use; None: all.
 
     Raises:
         UserError: `config.crop_size` is too small for the backbone, or this is no standard network,
@@ -67,6 +68,7 @@ class RCNN(nn.Module):
         self.proposer = proposer
         self.num_classes = num_classes
         self.config = config
+        self.wanted: Tensor | None = None
         spec = backbone.spec
         crop_size = number(config.crop_size, "rcnn.crop_size")
         self.crop_size = spec.input_size if crop_size is None else crop_size
@@ -94,6 +96,14 @@ class RCNN(nn.Module):
         if mode:
             keep_frozen(self.backbone)
         return self
+
+    def describe(self) -> str:
+        """In a few words, for a detector's `repr`."""
+        proposer = "no proposer" if self.proposer is None else type(self.proposer).__name__
+        return (
+            f"{self.backbone.spec.name}, crops of {self.crop_size} pixels, {proposer}, scores from "
+            f"{self.config.score_thresh}"
+        )
 
     def forward(
         self,
@@ -217,7 +227,7 @@ class RCNN(nn.Module):
                 scores = scores ** (1 - config.objectness_weight) * own**config.objectness_weight
             large = 1.0 if self.proposer is None else self.proposer.area_in_tiles(*_size(image))
             limit = math.ceil(self.detections_per_image * large)
-            detections.append(select_detections(refined, scores, config, limit))
+            detections.append(select_detections(refined, scores, config, limit, self.wanted))
         return detections
 
     def look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,15 +14,21 @@ from detect.rcnn.config import RCNNConfig
 
 
 def select_detections(
-    boxes: Tensor, scores: Tensor, config: RCNNConfig, limit: int
+    boxes: Tensor,
+    scores: Tensor,
+    config: RCNNConfig,
+    limit: int,
+    wanted: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Drop weak boxes, suppress those that another one of their class covers, keep the best.
+    """Drop weak boxes, suppress those that another one of their class (`agnostic_nms`: of any)
+    covers, keep the best.
 
     Args:
         boxes: `[P, K, 4]`, inside the image; those without area are dropped.
         scores: `float32 [P, K]` in `[0, 1]`.
         config: thresholds, and which way to suppress.
         limit: most detections.
+        wanted: `bool [K]`, classes whose boxes count, None: all; others suppress nothing.
 
     Returns:
         `boxes [D, 4]`, `labels int64 [D]` in `1..K`, `scores [D]`, best first.
@@ -30,13 +36,16 @@ def select_detections(
     labels = torch.arange(1, scores.shape[1] + 1, device=boxes.device).expand_as(scores)
     has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
     keep = (scores >= config.score_thresh) & has_area
+    if wanted is not None:
+        keep &= wanted
     boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+    group = torch.zeros_like(labels) if config.agnostic_nms else labels
     if config.soft_nms_sigma is None:
-        chosen = hard_nms(*(boxes, scores, labels), config.nms_thresh, limit=limit)
+        chosen = hard_nms(*(boxes, scores, group), config.nms_thresh, limit=limit)
         chosen_scores = scores[chosen]
     else:
         chosen, chosen_scores = soft_nms(
-            *(boxes, scores, labels),
+            *(boxes, scores, group),
             sigma=config.soft_nms_sigma,
             score_thresh=config.score_thresh,
             limit=limit,

@@ -107,6 +107,9 @@ TESTS = {
     "model.rcnn.soft_nms_sigma": (
         POSTPROCESS + "test_soft_suppression_finds_a_neighbour_that_hard_suppression_drops"
     ),
+    "model.rcnn.agnostic_nms": (
+        POSTPROCESS + "test_suppression_among_all_classes_or_in_each_is_torchvisions"
+    ),
     "model.rcnn.detections_per_image": (
         MODEL + "test_what_is_kept_of_an_image_grows_with_its_area_in_tiles"
     ),

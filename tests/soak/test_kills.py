@@ -64,10 +64,11 @@ def test_inference_killed_at_random_leaves_what_was_done(tmp_path):
     slideshow(tmp_path / "in/v.mp4", [frame for frame in frames for _ in range(20)], 25, (120, 160))
     log, output, moments = tmp_path / "log.txt", tmp_path / "out", random.Random(SEED)
     arguments = ("--inputs", tmp_path / "in", "--output", output, "--score_thresh", "0")
+    arguments += ("--overwrite",)
     counts = []
     for _ in range(KILLS):
         process = start(tool("infer", "--weights", weights, *arguments), log)
-        while not (output / "images.json").exists() or counts:
+        while not (output / "results.json").exists() or counts:
             assert process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.05)
             if counts:  # an earlier one is there until this one begins

@@ -111,7 +111,9 @@ def test_infer_on_images_and_video(detector_file, pictures, tmp_path, monkeypatc
     assert annotated == ["0.jpg", "1.jpg", "2.jpg", *["clip.mp4"] * 5]
     # A list, as pycocotools' loadRes wants it.
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert f"images and frames: 8, objects: {len(results)}, written to" in printed
+    counts = Counter(result["category_id"] - 1 for result in results)
+    classes = ", ".join(f"{digit} {counts[digit]}" for digit in sorted(counts))
+    assert f"images and frames: 8, objects: {len(results)} ({classes}), written to" in printed
     assert results
     for result in results:
         assert set(result) == {"image_id", "category_id", "bbox", "score"}

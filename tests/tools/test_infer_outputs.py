@@ -71,7 +71,7 @@ def listed(output: Path) -> list[dict]:
 
 def wait_for(output: Path, count: int) -> None:
     deadline = time.monotonic() + 60
-    while not (output / "images.json").exists() or len(listed(output)) < count:
+    while not (output / "results.json").exists() or len(listed(output)) < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -96,7 +96,7 @@ def test_ended_in_a_video_it_keeps_what_was_done(detector, inputs, tmp_path, num
             *("a.jpg", "clip.mp4", "images.json", "results.json"),
         ]
     # The next run is refused by nothing that is left, and leaves nothing of it.
-    infer(detector, Source(inputs.images, []), tmp_path, score_thresh=0.0)
+    infer(detector, Source(inputs.images, []), tmp_path, score_thresh=0.0, overwrite=True)
     assert len(listed(tmp_path)) == 1
     assert {path.name for path in tmp_path.iterdir()} <= {
         *("a.jpg", "images.json", "results.json", ".lock", ".mine.abc123.tmp"),
@@ -121,7 +121,11 @@ def test_nothing_of_an_earlier_run_passes_for_this_one(detector, inputs, tmp_pat
     (tmp_path / "notes.txt").write_text("mine")
     other = tmp_path.parent / "b.jpg"
     write_image(other, torch.zeros(3, 64, 64, dtype=torch.uint8))
-    infer(detector, Source([other], []), tmp_path, score_thresh=0.0)
+    before = sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+    with pytest.raises(UserError, match="has the results of an earlier run: "):
+        infer(detector, Source([other], []), tmp_path, score_thresh=0.0)
+    assert before == sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+    infer(detector, Source([other], []), tmp_path, score_thresh=0.0, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("b.jpg", "images.json", "notes.txt", "results.json"),
     ]
@@ -136,14 +140,18 @@ def test_what_it_did_not_write_is_not_overwritten(detector, inputs, tmp_path, na
     assert (tmp_path / name).read_text() == "{}"
 
 
-@pytest.mark.parametrize("annotated", ["../mine.jpg", "/mine.jpg", "mine.txt", 3, None])
-def test_a_list_that_it_did_not_write_is_not_obeyed(detector, inputs, tmp_path, annotated):
+@pytest.mark.parametrize(
+    "annotated", ["../mine.jpg", "/mine.jpg", "yolo/../../mine.jpg", "mine.txt", 3, None]
+)
+@pytest.mark.parametrize("key", ["annotated", "files"])
+def test_a_list_that_it_did_not_write_is_not_obeyed(detector, inputs, tmp_path, annotated, key):
     mine, output = tmp_path / "mine.jpg", tmp_path / "out"
     output.mkdir()
     mine.write_text("precious")
-    (output / "images.json").write_text(json.dumps({"images": [{"annotated": annotated}]}))
+    entry = {"annotated": "a.jpg"} | {key: [annotated] if key == "files" else annotated}
+    (output / "images.json").write_text(json.dumps({"images": [entry]}))
     with pytest.raises(UserError, match=r"images\.json: is there already, and infer did not"):
-        infer(detector, inputs, output, score_thresh=0.0)
+        infer(detector, inputs, output, score_thresh=0.0, overwrite=True)
     assert mine.read_text() == "precious"
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms, nms
@@ -131,6 +132,46 @@ def test_soft_suppression_finds_a_neighbour_that_hard_suppression_drops():
     assert soft["boxes"].tolist() == [[0, 0, 10, 10], [2, 0, 12, 10]]
     config = RCNNConfig(soft_nms_sigma=0.5)
     assert len(select_detections(boxes, scores, config, 1)["boxes"]) == 1
+
+
+def crowd(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Overlapping boxes `[60, 3, 4]`, those of a row the same for each class, and scores."""
+    random = torch.Generator().manual_seed(seed)
+    corners = torch.rand(60, 2, generator=random) * 40
+    boxes = torch.cat([corners, corners + 5 + 20 * torch.rand(60, 2, generator=random)], dim=1)
+    return boxes[:, None].expand(-1, 3, -1), torch.rand(60, 3, generator=random)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_suppression_among_all_classes_or_in_each_is_torchvisions(agnostic):
+    boxes, scores = crowd(0)
+    config = RCNNConfig(nms_thresh=0.4, score_thresh=0.0, agnostic_nms=agnostic)
+    found = select_detections(boxes, scores, config, 1000)
+    flat, labels = boxes.reshape(-1, 4), torch.arange(1, 4).repeat(60)
+    if agnostic:
+        kept = torchvision.ops.nms(flat, scores.flatten(), 0.4)
+    else:
+        kept = torchvision.ops.batched_nms(flat, scores.flatten(), labels, 0.4)
+    assert torch.equal(found["boxes"], flat[kept])
+    assert torch.equal(found["labels"], labels[kept])
+    assert torch.equal(found["scores"], scores.flatten()[kept])
+    assert len(kept) < (60 if agnostic else 120)
+
+
+def test_soft_suppression_among_all_classes():
+    boxes, scores = one_class_each([(0.0, 0, 10, 10, 0.9, 0.8)])
+    found = select_detections(boxes, scores, RCNNConfig(soft_nms_sigma=0.5, agnostic_nms=True), 9)
+    assert found["labels"].tolist() == [1, 2]
+    assert found["scores"].tolist() == pytest.approx([0.9, 0.8 * np.exp(-1 / 0.5)])
+
+
+def test_classes_that_are_not_wanted_neither_suppress_nor_count():
+    boxes, scores = crowd(1)
+    config = RCNNConfig(nms_thresh=0.4, score_thresh=0.0, agnostic_nms=True)
+    found = select_detections(boxes, scores, config, 5, torch.tensor([False, True, False]))
+    kept = torchvision.ops.nms(boxes[:, 1], scores[:, 1], 0.4)[:5]
+    assert torch.equal(found["boxes"], boxes[kept, 1])
+    assert found["labels"].tolist() == [2] * 5
 
 
 @pytest.mark.parametrize("options", [{}, {"soft_nms_sigma": 0.5}])

@@ -1,0 +1,193 @@
+"""All that `infer` writes about what it finds, beside pictures and videos."""
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import yaml
+from torch import Tensor
+
+from backbones.common.errors import ImageError
+from backbones.common.files import atomic_write
+from backbones.common.images import write_image
+from backbones.common.regular_files import open_file
+from detect.blocks import Parts
+from detect.evaluation.results import coco_results
+from detect.inference.formats import (
+    CSV_HEADER,
+    Format,
+    csv_lines,
+    csv_rows,
+    voc_annotation,
+    yolo_rows,
+)
+from detect.inference.outputs import CSV, GrowingFile, GrowingList
+from detect.media.addresses import Address
+from detect.media.crops import cut_crops, folder_of
+from detect.media.sources import Input
+
+_YOLO, _VOC_SPLIT = "yolo/data.yaml", "voc/ImageSets/Main/train.txt"
+
+
+class Frame(NamedTuple):
+    """A picture, or a frame of a video with its number and its time in seconds."""
+
+    file: Input
+    number: int | None = None
+    time: float = 0.0
+
+
+class Results:
+    """Writes what is found in an image into files, which are whole at every moment.
+
+    `results.json` and `images.json` always, and what `save` names. A context manager.
+
+    Args:
+        output: folder to write to.
+        class_names: of labels `1..K`.
+        category_ids: of labels `1..K`, for COCO's format.
+        save: further formats.
+        pre_labels: `yolo` and `voc` become data sets to correct and train on: images beside the
+            labels, which have no scores.
+
+    Raises:
+        UserError: in what follows, the disk refuses it.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        save: Collection[Format] = (),
+        *,
+        pre_labels: bool = False,
+    ) -> None:
+        self._output, self._save, self._pre_labels = output, save, pre_labels
+        self._class_names, self._category_ids = class_names, category_ids
+        self._count = 0
+        pairs = zip(category_ids, class_names, strict=True)
+        categories = json.dumps([{"id": number, "name": name} for number, name in pairs])
+        shared = [CSV] if "csv" in save else []
+        shared += [_YOLO] if "yolo" in save else []
+        shared += [_VOC_SPLIT] if "voc" in save and pre_labels else []
+        with ExitStack() as stack:
+            # First of all, as it says which files an interrupted run leaves.
+            head = f'{{"files": {json.dumps(shared)}, "images": ['
+            tail = f'], "categories": {categories}}}'
+            self._images = stack.enter_context(GrowingList(output / "images.json", head, tail))
+            self._found = stack.enter_context(GrowingList(output / "results.json", "[", "]"))
+            if CSV in shared:
+                self._csv = stack.enter_context(GrowingFile(output / CSV, csv_lines([CSV_HEADER])))
+            if _VOC_SPLIT in shared:
+                self._split = stack.enter_context(GrowingFile(output / _VOC_SPLIT))
+            if _YOLO in shared:
+                split = {"train": "images"} if pre_labels else {}
+                names = dict(enumerate(class_names))
+                with atomic_write(output / _YOLO, "w") as file:
+                    document = {**split, "names": names}
+                    yaml.safe_dump(document, file, sort_keys=False, allow_unicode=True)
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def add(
+        self,
+        image: Parts,
+        frame: Frame,
+        annotated: Path,
+        found: dict[str, Tensor],
+        on_map: Path | None = None,
+    ) -> None:
+        """Write what was found in one image.
+
+        Args:
+            image: that it was found in.
+            frame: which that is.
+            annotated: picture or video that it is drawn in.
+            found: `boxes` `[N, 4]` xyxy in pixels, `labels` `[N]` in `1..K`, `scores` `[N]`.
+            on_map: GeoJSON of it, where there is one.
+
+        Raises:
+            ImageError: an image cannot be copied, or a crop has a size that JPEG has not.
+            UserError: the disk refuses it.
+        """
+        self._count += 1
+        # Names of files may hold bytes that are no text.
+        name = os.fsencode(str(frame.file)).decode("utf-8", "backslashreplace")
+        entry = {"id": self._count, "file_name": name, "height": image.height, "width": image.width}
+        entry["annotated"] = annotated.name
+        if frame.number is not None:
+            entry |= {"frame": frame.number, "time": round(frame.time, 6)}
+        if on_map is not None:
+            entry["geojson"] = on_map.name
+        stem, suffix = annotated.stem, ".png"
+        if frame.number is not None:
+            stem = f"{annotated.name}/{frame.number:06d}"
+        elif isinstance(frame.file, Path):
+            suffix = frame.file.suffix
+        texts = self._texts(stem, suffix, found, (image.height, image.width))
+        folders = {"yolo": "yolo/images", "voc": "voc/JPEGImages"} if self._pre_labels else {}
+        copies = [f"{folders[key]}/{stem}{suffix}" for key in folders if key in self._save]
+        classes = [folder_of(self._class_names[label - 1]) for label in found["labels"].tolist()]
+        crops = [f"crops/{own}/{stem}_{number}.jpg" for number, own in enumerate(classes)]
+        crops = crops if "crops" in self._save else []
+        if files := [*texts, *copies, *crops]:
+            entry["files"] = files
+        if "csv" in self._save:
+            self._csv.append(csv_rows(found, name, frame.number, frame.time, self._class_names))
+        # In this order: an image that is listed has all its results, and no file can be left that
+        # is not listed.
+        self._found.add(coco_results(found, self._count, self._category_ids))
+        self._images.add([entry])
+        # Labels before images: one without a label has no objects.
+        for path, text in texts.items():
+            with atomic_write(self._output / path, "w") as file:
+                file.write(text)
+        for path in copies:
+            _copy(image, frame, self._output / path)
+        if "voc" in self._save and self._pre_labels:
+            self._split.append(f"{stem}\n")
+        for path, crop in zip(crops, cut_crops(image, found["boxes"]), strict=False):
+            write_image(self._output / path, crop)
+
+    def _texts(
+        self, stem: str, suffix: str, found: dict[str, Tensor], size: tuple[int, int]
+    ) -> dict[str, str]:
+        """What the label files of an image hold, by their paths."""
+        texts, with_scores = {}, not self._pre_labels
+        if "yolo" in self._save:
+            texts[f"yolo/labels/{stem}.txt"] = yolo_rows(found, size, with_scores=with_scores)
+        if "voc" in self._save:
+            name = Path(stem).name + suffix
+            texts[f"voc/Annotations/{stem}.xml"] = voc_annotation(
+                *(found, size, name, self._class_names), with_scores=with_scores
+            )
+        return texts
+
+
+def targets_of(output: Path, save: Collection[Format]) -> list[Path]:
+    """What `Results` may write into the folder, beside its two lists: files, and folders."""
+    return [output / (CSV if key == "csv" else key) for key in save]
+
+
+def _copy(image: Parts, frame: Frame, path: Path) -> None:
+    """The file of a picture as it is; what is no file as its pixels."""
+    if frame.number is not None or isinstance(frame.file, Address):
+        size = (image.height, image.width)
+        write_image(path, image.read((0, 0, image.width, image.height), size))
+        return
+    try:
+        source = open_file(frame.file)
+    except OSError as error:
+        raise ImageError(f"{frame.file}: cannot copy image: {error.strerror}") from error
+    with source, atomic_write(path) as file:
+        shutil.copyfileobj(source, file)

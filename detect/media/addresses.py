@@ -1,0 +1,96 @@
+"""Inputs that are no files: pictures and streams on the net, and cameras."""
+
+import base64
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from torch import Tensor
+
+from backbones.common.errors import ImageError
+from backbones.common.images import decode_image
+
+SCHEMES = ("http", "https", "rtsp", "rtsps")
+
+TIMEOUT_SECONDS = 20.0
+"""That a server or camera may be silent."""
+
+LONGEST_SECONDS = 120.0
+"""That a picture may take to come."""
+
+MAX_IMAGE_BYTES = 200_000_000
+
+
+@dataclass(frozen=True)
+class Address:
+    """A picture or stream on the net, or a camera of this machine.
+
+    Attributes:
+        url: `https://host/a.jpg`, `rtsp://host/stream`; of a camera its number.
+    """
+
+    url: str
+
+    @property
+    def is_camera(self) -> bool:
+        """Whether it is the number of a camera."""
+        return self.url.isdecimal()
+
+    @property
+    def suffix(self) -> str:
+        """As of a file of this name: `.jpg`."""
+        return self._path.suffix
+
+    @property
+    def stem(self) -> str:
+        """What results are named after: the last part of the path, or the host."""
+        host = urlsplit(self.url).hostname or "stream"
+        return f"camera_{self.url}" if self.is_camera else self._path.stem or host
+
+    @property
+    def _path(self) -> PurePosixPath:
+        return PurePosixPath(unquote(urlsplit(self.url).path))
+
+    def __str__(self) -> str:
+        """As named, but for a password."""
+        if self.is_camera:
+            return f"camera {self.url}"
+        user, at, _ = urlsplit(self.url).netloc.rpartition("@")
+        name, colon, _ = user.partition(":")
+        return self.url.replace(f"{user}{at}", f"{name}:***@", 1) if colon else self.url
+
+
+def fetch_image(address: Address) -> Tensor:
+    """A picture on the net as `uint8` RGB `[3, H, W]`.
+
+    Raises:
+        ImageError: the server does not give it, in time, or it is none; see `decode_image`.
+    """
+    parts = urlsplit(address.url)
+    user, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    request.add_header("User-Agent", "lowres-rcnn")
+    if at:  # for this server alone, not for one that it redirects to
+        secret = base64.b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {secret}")
+    ends, data = time.monotonic() + LONGEST_SECONDS, bytearray()
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            while part := response.read1(1 << 20):
+                data += part
+                if len(data) > MAX_IMAGE_BYTES:
+                    raise ImageError(f"{address}: more than {MAX_IMAGE_BYTES} bytes are no picture")
+                if time.monotonic() > ends:
+                    raise ImageError(f"{address}: did not come within {LONGEST_SECONDS:g} seconds")
+    except urllib.error.HTTPError as error:
+        raise ImageError(f"{address}: the server says {error.code} {error.reason}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = getattr(error, "reason", error)
+        raise ImageError(f"{address}: cannot be fetched: {reason}") from error
+    return decode_image(bytes(data), str(address))

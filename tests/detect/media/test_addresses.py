@@ -1,0 +1,155 @@
+"""Pictures and streams behind addresses, of servers of this machine."""
+
+import io
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.shard_server import serve
+
+from backbones.common.errors import ImageError, UserError
+from backbones.common.images import write_image
+from detect.media import addresses, video
+from detect.media.addresses import Address, fetch_image
+from detect.media.sources import Source, find_inputs, read_images, spread_images
+from detect.media.video import VideoReader, slideshow
+
+NOISE = torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_image(tmp_path / "a.png", NOISE[0])
+    slideshow(tmp_path / "v.mp4", list(NOISE), 10, (64, 64))
+    return tmp_path
+
+
+def test_addresses_are_pictures_or_streams(folder, monkeypatch):
+    (folder / "7").mkdir()
+    write_image(folder / "7/b.png", NOISE[1])
+    monkeypatch.chdir(folder)
+    names = ["HTTPS://user:secret@host/x/a%20b.JPG?size=3", "rtsp://host:554/live", "0", "7"]
+    names += ["http://host/", "http://host/list.m3u8"]
+    found = find_inputs(names)
+    assert [path.stem for path in found.images] == ["a b", "b"]
+    assert [path.stem for path in found.videos] == ["live", "camera_0", "host", "list"]
+    assert str(found.images[0]) == "HTTPS://user:***@host/x/a%20b.JPG?size=3"
+    assert str(found.videos[0]) == names[1]
+    for wrong in ("ftp://host/a.jpg", "file:///etc/a.jpg", "concat://a.mp4"):
+        with pytest.raises(UserError, match="expected an address of http, https, rtsp"):
+            find_inputs([wrong])
+    for wrong in ("http://[/a.jpg", "https:///a.jpg", "http://host:x/a.jpg"):
+        with pytest.raises(UserError, match="expected an address as https://host"):
+            find_inputs([wrong])
+    assert list(spread_images(Source([], found.videos), 3)) == []
+
+
+def test_names_on_standard_input_and_folders_in_folders(folder, monkeypatch, caplog):
+    below = folder / "x/y"
+    below.mkdir(parents=True)
+    strange = Path(os.fsdecode(os.fsencode(below) + b"/\xff [1]\x0b.png"))
+    for path in (strange, below / "notes.txt", below / ".hidden.png"):
+        path.write_bytes(b"x")
+    found = find_inputs([str(folder)], recursive=True)
+    assert found == Source([folder / "a.png", strange], [folder / "v.mp4"])
+    assert "left out for their suffix: 1 (.txt)" in caplog.text
+    listed = b"\n".join([os.fsencode(strange), b"", os.fsencode(folder / "a.png") + b"\r", b""])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.replace(b"\r", b"\r\n"))))
+    assert find_inputs(["-"]).images == [strange, folder / "a.png"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.pgn\n")))
+    with pytest.raises(UserError, match=r"a\.pgn: no such file or folder"):
+        find_inputs(["-"])
+
+
+def test_pictures_are_fetched_and_what_is_wrong_is_a_line(folder, monkeypatch):
+    (folder / "no.png").write_bytes(b"<html>")
+    with serve(folder) as (url, faults):
+        assert torch.equal(fetch_image(Address(f"{url}/a.png")), NOISE[0])
+        secret = url.replace("http://", "http://me:se%20cret@")
+        assert torch.equal(fetch_image(Address(f"{secret}/a.png")), NOISE[0])
+        for name, message in (("b.png", "server says 404"), ("no.png", "not an image in a known")):
+            with pytest.raises(ImageError, match=rf"/{name}: .*{message}"):
+                fetch_image(Address(f"{url}/{name}"))
+        faults.breaks, faults.sent = 1, 3000
+        with pytest.raises(ImageError, match=r"a\.png: "):
+            fetch_image(Address(f"{url}/a.png"))
+        monkeypatch.setattr(addresses, "MAX_IMAGE_BYTES", 1000)
+        ((_, error),) = read_images([Address(f"{url}/a.png")])
+    assert str(error).endswith("/a.png: more than 1000 bytes are no picture")
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        fetch_image(Address(f"{url}/a.png"))
+
+
+def test_a_silent_server_is_not_waited_for_for_long(monkeypatch):
+    monkeypatch.setattr(addresses, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(video, "TIMEOUT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(ImageError, match=r"a\.png: cannot be fetched: .*timed out"):
+            fetch_image(Address(f"http://{host}/a.png"))
+        with pytest.raises(UserError, match=r"video: nothing came for 0\.3 seconds"):
+            VideoReader(Address(f"http://{host}/live"))
+        with pytest.raises(UserError, match="cannot open video"):
+            VideoReader(Address(f"rtsp://{host}/live"))
+        assert time.monotonic() - began < 5
+
+
+def test_a_slow_server_has_an_end(monkeypatch):
+    monkeypatch.setattr(addresses, "LONGEST_SECONDS", 0.4)
+
+    def drip(server: socket.socket) -> None:
+        client, _ = server.accept()
+        with client:
+            client.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            with suppress(OSError):
+                for _ in range(20):
+                    time.sleep(0.1)
+                    client.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        with pytest.raises(ImageError, match=r"did not come within 0\.4 seconds"):
+            fetch_image(Address(f"http://127.0.0.1:{server.getsockname()[1]}/a.png"))
+
+
+def test_a_stream_has_the_frames_of_the_file(folder):
+    with serve(folder) as (url, faults):
+        frames = list(VideoReader(Address(f"{url}/v.mp4")))
+        faults.breaks, faults.sent = 9, 3000
+        with pytest.raises(UserError, match=r"v\.mp4: "):
+            list(VideoReader(Address(f"{url}/v.mp4")))
+    assert torch.equal(torch.stack(frames), torch.stack(list(VideoReader(folder / "v.mp4"))))
+
+
+def test_every_nth_frame_keeps_its_time(folder):
+    whole = list(VideoReader(folder / "v.mp4").timed())
+    some = list(VideoReader(folder / "v.mp4", every=5).timed())
+    assert [time for _, time in some] == [0.0, 0.5, 1.0]
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(some, whole[::5], strict=True))
+
+
+@pytest.mark.parametrize("suffix", ["m3u8", "mkv", "sdp"])
+def test_a_playlist_at_an_address_opens_nothing_else(folder, suffix):
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{folder}/v.mp4\n#EXT-X-ENDLIST\n"
+    with serve(folder) as (url, faults):
+        for target in (
+            playlist,
+            playlist.replace(str(folder), url),
+            f"ffconcat version 1.0\nfile {url}/v.mp4\n",
+        ):
+            (folder / f"list.{suffix}").write_text(target)
+            with pytest.raises(UserError, match="cannot open video"):
+                VideoReader(Address(f"{url}/list.{suffix}"))
+        assert {path for path, _ in faults.requests} == {f"/list.{suffix}"}
+
+
+def test_a_camera_that_is_not_there_is_a_line():
+    with pytest.raises(UserError, match="camera 98: cannot open video: No such file"):
+        VideoReader(Address("98"))
