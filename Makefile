@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-large fuzz soak gpu lint install clean
+.PHONY: demo test test-large fuzz soak gpu docs lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make fuzz   5,000 broken files of every kind: SEED=1 COUNT=5000, some minutes"
 	@echo "make soak   long runs and random kills, most of an hour: MINUTES=20 PICTURES=20000 KILLS=10"
 	@echo "make gpu    correctness, speed and training on a GPU, in some eight minutes"
+	@echo "make docs   these pages as a site, in site/"
 	@echo "make lint   lint and type-check only"
 	@echo "make clean  remove .venv; data and runs stay"
 
@@ -53,6 +54,10 @@ soak: .venv/installed
 
 gpu: .venv/installed
 	$(BIN)/python -m tools.gpu_check
+
+docs: .venv/installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

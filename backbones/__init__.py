@@ -13,6 +13,8 @@ from backbones.networks.specs import SPECS, BackboneSpec
 from backbones.networks.warm_start import start_backbone, warm_start
 from backbones.networks.weights import load_weights, save_weights
 
+__version__ = "0.1.0"
+
 __all__ = [
     "SPECS",
     "BackboneSpec",

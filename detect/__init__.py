@@ -7,6 +7,7 @@ background and 1..K are the classes. Other formats are converted when annotation
 results are written, nowhere else.
 """
 
+from backbones import __version__ as __version__
 from detect.build import build_detector
 from detect.checkpoint import load_detector, save_detector
 from detect.config import ModelConfig

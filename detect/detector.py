@@ -154,7 +154,7 @@ class Detector:
             One for each image, as from `__call__`.
 
         Raises:
-            As `__call__`; `UserError` for a folder without images.
+            UserError: as `__call__`, or a folder without images.
         """
         if _is_folder(images):
             images = image_files(images)

@@ -26,7 +26,6 @@ from detect.training.train import train_in_processes
 
 logger = logging.getLogger(__name__)
 
-CONFIG = Path(__file__).parents[1] / "configs" / "detector" / "digits_79.yaml"
 PICTURES = 12
 
 SCORE_THRESH = 0.4
@@ -47,7 +46,7 @@ def main() -> None:
     began = time.monotonic()
     chosen = parse_config(DemoConfig, description="Train on handwritten digits and draw results.")
     run = free_folder(Path(chosen.run))
-    config = parse_config(DetectorConfig, ["--config", str(CONFIG), "--run", str(run)])
+    config = parse_config(DetectorConfig, ["--config", "digits_79", "--run", str(run)])
     try:
         outcome = train_in_processes(config)
     except KeyboardInterrupt:

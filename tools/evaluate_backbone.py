@@ -1,11 +1,4 @@
-"""Score backbones as image classifiers, each alone and together as an ensemble.
-
-python -m tools.evaluate_backbone --weights runs/mine/best.safetensors --data.root data/imagenet \
-    --crops 144
-python -m tools.evaluate_backbone --weights runs/mine --data.root data/imagenet
-
-The second scores the weights of the run's newest checkpoint, averaged and raw.
-"""
+"""`lowres-rcnn evaluate_backbone` in a checkout: python -m tools.evaluate_backbone --help."""
 
 from detect.commands.evaluate_backbone import main
 

@@ -1,7 +1,4 @@
-"""Write a trained network as ONNX: a backbone, or the crop network of a detector.
-
-python -m tools.export --weights runs/mine/best.safetensors --output runs/mine/best.onnx
-"""
+"""`lowres-rcnn export` in a checkout: python -m tools.export --help."""
 
 from detect.commands.export import main
 

@@ -1,7 +1,4 @@
-"""Detect objects in images, folders, globs and videos.
-
-python -m tools.infer --weights runs/digits/best.safetensors --inputs photo.jpg folder/ video.mp4
-"""
+"""`lowres-rcnn infer` in a checkout: python -m tools.infer --help."""
 
 from detect.commands.infer import main
 

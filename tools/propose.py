@@ -1,8 +1,4 @@
-"""Write the proposals of a detector for whole splits, to train and compare detectors on the same.
-
-python -m tools.propose --weights runs/mine --data.format voc --data.root DIR \
-    --splits "[train, val]" --output proposals.json
-"""
+"""`lowres-rcnn propose` in a checkout: python -m tools.propose --help."""
 
 from detect.commands.propose import main
 

@@ -1,7 +1,4 @@
-"""Train a backbone on ImageNet-style data.
-
-python -m tools.train_backbone --config configs/backbone/inception_v3_79.yaml --data.root DIR
-"""
+"""`lowres-rcnn train_backbone` in a checkout: python -m tools.train_backbone --help."""
 
 from detect.commands.train_backbone import main
 

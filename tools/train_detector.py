@@ -1,7 +1,4 @@
-"""Train a detector and score it.
-
-python -m tools.train_detector --config configs/detector/digits_79.yaml
-"""
+"""`lowres-rcnn train_detector` in a checkout: python -m tools.train_detector --help."""
 
 from detect.commands.train_detector import main
 

@@ -157,7 +157,9 @@ def draw_comparison(rows: Sequence[ReceptiveFieldRow], folder: Path) -> None:
 
 def _for_variant(config: ReceptiveFieldConfig, variant: str, run: Path) -> PretrainConfig:
     model = replace(config.model, variant=variant)
-    return as_base(config, PretrainConfig, run=str(run), model=model)
+    # Of a comparison that goes on, some are not begun.
+    resume = "auto" if config.resume else False
+    return as_base(config, PretrainConfig, run=str(run), model=model, resume=resume)
 
 
 def _images_per_second(

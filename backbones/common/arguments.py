@@ -1,19 +1,24 @@
 """Words of a command line, brought into the form that the parser of `config` reads."""
 
+import difflib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from backbones.common.errors import UserError
+from backbones.common.read_yaml import read_yaml
+
+_ROOT = Path(__file__).parents[2]
 
 
 def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
     """Write in full what may be written shortly; values and other words stay as they are.
 
     `--inputs a b` becomes `--inputs ["a", "b"]` where `inputs` is a list of words, unless it
-    begins with a bracket, and `--resume` becomes `--resume true` where `resume` is a bool and no
-    value follows.
+    begins with a bracket, a second `--inputs c` adds to the first, and `--resume` becomes
+    `--resume true` where `resume` may be a bool and no value follows.
 
     Args:
         arguments: of the command line.
@@ -22,40 +27,79 @@ def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
     written: list[str] = []
     remaining = list(arguments)
     while remaining:
-        written.append(remaining.pop(0))
-        hint = hints.get(written[-1].removeprefix("--")) if written[-1].startswith("--") else None
+        option, equals, value = remaining.pop(0).partition("=")
+        hint = hints.get(option.removeprefix("--")) if option.startswith("--") else None
         values = list(itertools.takewhile(lambda word: not word.startswith("--"), remaining))
-        if hint is bool and not values:
+        if _is_list_of_words(hint) and (equals or values):
+            remaining = remaining[0 if equals else len(values) :]
+            values = [value] if equals else values
+            is_first = option not in written
+            written += [option if is_first else f"{option}+"]
+            written += values if values[0].startswith("[") else [json.dumps(values)]
+            continue
+        written.append(f"{option}{equals}{value}")
+        if not equals and not values and (hint is bool or bool in get_args(hint)):
             written.append("true")
-        item = next(iter(get_args(hint)), None) if get_origin(hint) is list else None
-        if (
-            (item is str or get_origin(item) is Literal)
-            and values
-            and not values[0].startswith("[")
-        ):
-            remaining = remaining[len(values) :]
-            written.append(json.dumps(values))
     return written
 
 
-def config_file_first(arguments: Sequence[str]) -> list[str]:
-    """Move `--config FILE` to the front, so that overrides win wherever it was written.
+def _is_list_of_words(hint: Any) -> bool:
+    item = next(iter(get_args(hint)), None) if get_origin(hint) is list else None
+    return item is str or get_origin(item) is Literal
+
+
+def config_files_first(arguments: Sequence[str], keys: Collection[str]) -> list[str]:
+    """Move each `--config FILE` to the front, so that overrides win wherever it was written.
+
+    Of several files the later ones win. A name in place of a file is that of a configuration that
+    comes with this package.
+
+    Args:
+        arguments: of the command line.
+        keys: dotted ones of the tool; configurations that have others are not offered.
 
     Raises:
-        UserError: it stands there twice, or without a file.
+        UserError: nothing follows a `--config`, or what is neither a file nor a name.
     """
     files, rest = [], []
     remaining = iter(arguments)
     for argument in remaining:
-        if argument == "--config":
-            path = next(remaining, None)
-            if path is None:
-                raise UserError("--config: expected a YAML file after it")
-            files.append(path)
-        elif argument.startswith("--config="):
-            files.append(argument.removeprefix("--config="))
+        if argument == "--config" or argument.startswith("--config="):
+            name = argument[9:] if "=" in argument else next(remaining, "")
+            files += ["--config", _config_file(name, keys)]
         else:
             rest.append(argument)
-    if len(files) > 1:
-        raise UserError(f"--config: expected one file, got {len(files)}: {', '.join(files)}")
-    return [*(["--config", files[0]] if files else []), *rest]
+    return files + rest
+
+
+def configurations() -> dict[str, Path]:
+    """The YAML files that come with this package by name: in its wheel, or else the checkout's."""
+    shipped = _ROOT / "detect" / "configs"
+    folder = shipped if shipped.is_dir() else _ROOT / "configs"
+    return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def _config_file(name: str, keys: Collection[str]) -> str:
+    if Path(name).is_file():
+        return name
+    known = configurations()
+    if name in known:
+        return str(known[name])
+    fitting = [each for each, path in known.items() if set(_dotted(read_yaml(path))) <= set(keys)]
+    if not name or name.startswith("--"):
+        raise UserError(f"--config: expected a YAML file after it, or one of {', '.join(fitting)}")
+    stem = Path(name).stem
+    near = difflib.get_close_matches(stem, fitting, n=1)
+    raise UserError(
+        f"--config {name}: there is no such file"
+        + (f": did you mean --config {near[0]}?" if near else ":")
+        + f" Configurations known by name are {', '.join(fitting)}"
+    )
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

@@ -51,6 +51,7 @@ def prepare_process() -> None:
     # One setting for the threads of both, OMP_NUM_THREADS or what torchrun says.
     cv2.setNumThreads(torch.get_num_threads())
     logging.basicConfig(level=logging.INFO, handlers=[console_handler()])
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of the fonts that it finds
 
 
 def exit_with_error(error: UserError) -> NoReturn:

@@ -1,50 +1,58 @@
 """Typed configuration: dataclasses filled from one YAML file plus dotted command-line overrides."""
 
 import dataclasses
-import difflib
+import itertools
+import logging
 import math
 import os
 import re
 import sys
 import types
-from argparse import Action, ArgumentError
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from backbones.common.arguments import config_file_first, spell_out
+from backbones.common.arguments import config_files_first, spell_out
 from backbones.common.cli import exit_with_error
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
+from backbones.common.help import HelpFormatter, in_words, meant_keys, show_only
 from backbones.common.read_yaml import MAX_VALUES, check_string
 from backbones.common.read_yaml import read_yaml as read_yaml  # also for those who import it here
 
 Config = TypeVar("Config")
+
+logger = logging.getLogger(__name__)
 
 _LARGEST = 2**53
 """Up to it whole numbers are the same as floats."""
 
 
 def parse_config(
-    config_class: type[Config], argv: list[str] | None = None, description: str = ""
+    config_class: type[Config],
+    argv: list[str] | None = None,
+    description: str | None = None,
+    usual: str = "",
 ) -> Config:
     """Read a configuration from the command line.
 
-    `--config FILE.yaml` is applied first wherever it stands, then `--key value` and
+    `--config FILE.yaml`, or several, is applied first wherever it stands, then `--key value` and
     `--group.key value` in their order. A list of strings may be written as several values,
     `--inputs a.jpg b.jpg`, a key that is true or false without its `true`, and a group whose class
-    has `SHORT` with one value for all of its keys there. A run that is
-    resumed, `--run RUN --resume`, has its own `RUN/config.yaml` where no other is named. `--help`
-    explains every key from the string below the dataclass field. A mistake prints one line to
-    stderr that names the key and what was expected, and exits with code 2.
+    has `SHORT` with one value for all of its keys there. A run that is resumed, `--run RUN
+    --resume`, has its own `RUN/config.yaml` where no other is named; without `--run` it is the
+    newest. `--help-all` explains every key from the string below the dataclass field. A mistake
+    prints one line to stderr that names the key and what was expected, and exits with code 2.
 
     Args:
         config_class: a dataclass; fields may be dataclasses themselves, or tuples of them.
         argv: arguments without the program name; None takes those of the process.
-        description: what the tool does, for `--help`.
+        description: what the tool does and how it is called, for `--help`.
+        usual: keys that `--help` explains, with spaces between them; all where there are none.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -52,18 +60,21 @@ def parse_config(
             _check_value("command line", word)
             _check_value("command line", word.partition("=")[2])
         arguments = _in_groups(config_class, arguments)
-        arguments = config_file_first(spell_out(arguments, _leaf_hints(config_class)))
+        hints = _leaf_hints(config_class)
+        arguments = config_files_first(spell_out(arguments, hints), hints.keys())
         parser = _parser(config_class, description)
+        if "--help-all" in arguments:
+            arguments = ["--help"]
+        elif usual:
+            show_only(parser, usual.split())
         values = _parse(config_class, parser, arguments)
-        own = Path(values.get("run") or "") / "config.yaml"
-        if values.get("resume") and arguments[:1] != ["--config"] and own.is_file():
-            # Behind it the folder's name, which may have changed since the file was written.
-            arguments = ["--config", str(own), f"--run={own.parent}", *arguments]
+        if values.get("resume") and arguments[:1] != ["--config"]:
+            arguments = _of_the_run(config_class, values, parser.get_default("run")) + arguments
             try:
                 values = _parse(config_class, parser, arguments)
             except UserError as error:
-                hint = "if it is damaged, restore it or name the configuration with --config"
-                raise UserError(f"{error}: {hint}") from error
+                mend = "if it is damaged, restore it or name the configuration with --config"
+                raise UserError(f"{error}: {mend}") from error
         return _build(config_class, values, "")
     except UserError as error:
         exit_with_error(error)
@@ -89,7 +100,7 @@ def _in_groups(config_class: type, arguments: Sequence[str]) -> list[str]:
             keys = [f"--{name}.{field.name}" for field in dataclasses.fields(hint)]
             raise UserError(
                 f"--{name} is a group of keys and takes no value: set {', '.join(keys[:4])}"
-                f"{' and others' * (len(keys) > 4)}, see --help"
+                f"{' and others' * (len(keys) > 4)}, see --help-all"
             )
         word, _, value = written.pop(place).partition("=")
         if not value:
@@ -99,6 +110,33 @@ def _in_groups(config_class: type, arguments: Sequence[str]) -> list[str]:
         given = [(key, value if implied is None else implied) for key, implied in short.items()]
         written = [f"--{name}.{key}={text}" for key, text in given] + written
     return written
+
+
+def _of_the_run(config_class: type, values: Namespace, default: str) -> list[str]:
+    """The arguments that stand for the configuration of the run that is to be resumed.
+
+    It is the one that is named, else the newest beside the default one.
+
+    Raises:
+        UserError: there is none.
+    """
+    run, known = Path(values["run"]), {field.name for field in dataclasses.fields(config_class)}
+    if values["run"] == default:
+        runs = [
+            path.parent
+            for path in run.parent.glob("*/config.yaml")
+            if read_yaml(path).keys() <= known
+        ]
+        run = max(runs, key=lambda path: (path / "config.yaml").stat().st_mtime, default=run)
+    if (run / "config.yaml").is_file():
+        logger.info("resuming %s", run)
+        # Behind it the folder's name, which may have changed since the file was written.
+        return ["--config", str(run / "config.yaml"), f"--run={run}"]
+    if values["resume"] == "auto":
+        return []
+    raise UserError(
+        f"--resume: {run} holds no run (it has no config.yaml): name the folder of one with --run"
+    )
 
 
 def load_config(config_class: type[Config], path: str | os.PathLike[str]) -> Config:
@@ -175,15 +213,7 @@ def _leaf_hints(config_class: type, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-class _HelpFormatter(DefaultHelpFormatter):
-    """Types of keys in the words of YAML."""
-
-    def _get_type_str(self, action: Action) -> str | None:
-        text = super()._get_type_str(action)
-        return None if text is None else _in_words(text)
-
-
-def _parser(config_class: type, description: str) -> ArgumentParser:
+def _parser(config_class: type, description: str | None) -> ArgumentParser:
     # One setting for the whole process, so not touched before a configuration is read.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
@@ -191,35 +221,33 @@ def _parser(config_class: type, description: str) -> ArgumentParser:
         default_env=False,
         allow_abbrev=False,
         description=description,
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with any of the keys, or the name of one that comes with this package; of "
+        "several the later ones win.",
+    )
     parser.add_class_arguments(config_class)
     return parser
 
 
 def _parse(config_class: type, parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    for path in arguments[1:2] if arguments[:1] == ["--config"] else ():
-        _check(config_class, read_yaml(path), path)
+    for option, path in itertools.pairwise(arguments):
+        if option == "--config":
+            _check(config_class, read_yaml(path), path)
     try:
         return parser.parse_args(arguments)
     except ArgumentError as error:
         message = _one_line(error)
         if "unrecognized arguments" in message:
-            hint = _hint(message, list(parser.get_defaults().keys()))
-            message += f": {hint}--help lists all keys"
+            meant = meant_keys(message, list(parser.get_defaults().keys()))
+            message += f": {meant}--help-all lists all keys"
+        if "arguments are required" in message:
+            needed = " and ".join(f"--{key}" for key in re.split(", ", message.split(": ")[-1]))
+            message = f"this needs {needed}: --help shows how it is called"
         raise UserError(message) from error
-
-
-def _hint(message: str, keys: Sequence[str]) -> str:
-    """The keys that may be meant by the first option of a message, where some are near."""
-    option = re.search(r"--([\w.-]+)", message)
-    if option is None:
-        return ""
-    name = option[1].replace("-", "_")
-    of_group = [key for key in keys if key.endswith(f".{name}")]
-    near = of_group or difflib.get_close_matches(name, keys, n=1, cutoff=0.75)
-    return f"did you mean {' or '.join(f'--{key}' for key in near)}? " if near else ""
 
 
 def _build(config_class: type[Config], values: Namespace, prefix: str) -> Config:
@@ -315,21 +343,12 @@ def _accepts_none(hint: Any) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else _in_words(str(hint))
-
-
-def _in_words(text: str) -> str:
-    """Python's types as a user reads them: `Literal['a', 'b']` is `one of a, b`."""
-    for name in ("str", "int", "float", "bool", "tuple", "list", "dict"):
-        text = text.replace(f"<class '{name}'>", name)
-    text = text.replace("typing.", "").replace("<class 'NoneType'>", "null")
-    text = re.sub(r"Literal\[([^]]*)\]", lambda found: f"one of {found[1]}".replace("'", ""), text)
-    return re.sub(r"Optional\[(one of [^]]*)\]", r"\1 or null", text)
+    return hint.__name__ if isinstance(hint, type) else in_words(str(hint))
 
 
 def _one_line(error: Exception) -> str:
     """The parser's message on one line, in the words of YAML rather than of Python."""
-    text = _in_words(" ".join(str(error).split()))
+    text = in_words(" ".join(str(error).split()))
     text = re.sub(r"Problem with given class_path '[^']*': ", "", text)  # of an item in a list
     text = text.replace("Expected a ", "expected ")
     # Of a key that takes several types, each with an error of its own.

@@ -1,7 +1,7 @@
 """What every training run is told, of a backbone or of a detector."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from backbones.common import distributed
 from backbones.common.device import Precision
@@ -61,9 +61,10 @@ class TrainConfig:
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one,
     with several processes each its own."""
-    resume: bool = False
-    """Continue the run in the run folder from its last checkpoint, with the configuration it has
-    there where none is given. What would change the result is refused."""
+    resume: bool | Literal["auto"] = False
+    """Continue the run in the run folder, or the newest one where none is named, from its last
+    checkpoint, with the configuration it has there where none is given. What would change the
+    result is refused. `auto` starts the run where there is none yet."""
 
     def __post_init__(self) -> None:
         counts = "epochs batch_size eval_every keep_checkpoints processes"

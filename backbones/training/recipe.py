@@ -193,13 +193,13 @@ class RunningAverage(AveragedModel):
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)
-        self._decay = decay
+        self.decay = decay
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of a step in."""
         updates = int(self.n_averaged)
-        weight = 1 - min(self._decay, (1 + updates) / (10 + updates)) if updates else 1.0
+        weight = 1 - min(self.decay, (1 + updates) / (10 + updates)) if updates else 1.0
         pairs = zip(_tensors(self.module), _tensors(model), strict=True)
         floats: list[tuple[Tensor, Tensor]] = []
         others: list[tuple[Tensor, Tensor]] = []

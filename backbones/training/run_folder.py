@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -44,12 +44,13 @@ class RunFolder:
     Args:
         path: made where it is missing.
         config: dataclass of what decides the result, written as `config.yaml`.
-        resume: continue the run that is there; where there is none, start it.
+        resume: continue the run that is there; `auto` starts it where there is none.
         may_change: keys that a resumed run may have anew, see `refuse_another_run`.
 
     Raises:
-        UserError: the folder holds a run and `resume` is not set, or another run than `config`
-            describes; it cannot be made; the processes have different configurations.
+        UserError: the folder holds a run and `resume` is not set, or none and it is, or another
+            run than `config` describes; it cannot be made; the processes have different
+            configurations.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class RunFolder:
         path: str | Path,
         config: Any,
         *,
-        resume: bool = False,
+        resume: bool | Literal["auto"] = False,
         may_change: Collection[str] = ("resume",),
     ) -> None:
         self.path = Path(path)
@@ -77,6 +78,11 @@ class RunFolder:
             raise UserError(
                 f"{self.path} already holds a run: continue it with --resume or choose "
                 "another folder with --run"
+            )
+        if self.resume is True and not (config.exists() or has_checkpoint(self.checkpoints)):
+            raise UserError(
+                f"--resume: {self.path} holds no run: correct --run, or leave --resume out to "
+                "start one (--resume auto does what there is to do)"
             )
         make_folder(self.path)
         self._open.enter_context(locked(self.path))

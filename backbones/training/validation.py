@@ -60,12 +60,26 @@ class Validation:
             run.record(state.step, epoch, {f"val/{k}": v for k, v in values.items()})
             listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             logger.info("epoch %d/%d: %s", round(epoch), sampler.epochs, listed)
+            self._explain_zero(train_step, state)
         is_best = self.best_metric is not None and _is_better(state, self.best_metric)
         if is_best:
             state.best_metrics, state.best_step = state.metrics, state.step
         if self.save is not None and distributed.is_main():
             for name in ("last", "best") if is_best else ("last",):
                 self.save(run.path / f"{name}.safetensors", for_use, state.metrics)
+
+    def _explain_zero(self, train_step: TrainStep, state: TrainingState) -> None:
+        """Say once why a score may be 0 while the losses fall: averaged weights come later."""
+        if self.best_metric is None or train_step.ema is None or state.best_metrics:
+            return
+        decay = train_step.ema.decay
+        span = round(1 / (1 - decay))
+        if state.metrics.get(self.best_metric) == 0 and state.step < 5 * span:
+            logger.info(
+                "%s is 0 as yet: it is that of the running average of the weights over some %d "
+                "steps (optim.ema_decay %g), %d are done, and it rises later than the losses fall",
+                *(self.best_metric, span, decay, state.step),
+            )
 
 
 def _measure(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -121,7 +121,8 @@ def _compare(
     datasets: Mapping[str, DetectionDataset],
 ) -> list[dict[str, Any]]:
     sized = replace(config.model, rcnn=replace(config.model.rcnn, crop_size=None))
-    config = replace(config, model=derive_model(sized, datasets[config.data.train]))
+    resume: Literal["auto", False] = "auto" if config.resume else False
+    config = replace(config, model=derive_model(sized, datasets[config.data.train]), resume=resume)
     proposals = folder / "proposals.json"
     if not proposals.exists():
         weights = config.proposals_from

@@ -1,15 +1,22 @@
-"""Score a detector, or any detector's results, and write a report."""
+"""Score a detector, or any detector's results, and write a report.
+
+lowres-rcnn evaluate --weights runs/mine --data.format voc --data.root DIR --split test
+
+lowres-rcnn evaluate --results results.json --data.format coco --data.root DIR --split val2017
+"""
 
 from backbones.common.cli import command
 from backbones.common.config import parse_config
 from detect.evaluation.coco import listed
 from detect.inference.evaluate import EvaluateConfig, evaluate
 
+USUAL = "weights results data.format data.root split output device"
+
 
 @command
 def main() -> None:
     """Run from the command line."""
-    config = parse_config(EvaluateConfig, description="Score detections and write a report.")
+    config = parse_config(EvaluateConfig, description=__doc__, usual=USUAL)
     report = evaluate(config)
     scores = listed(report["coco"], ("AP", "AP50", "AP75", "APs", "APm", "APl"))
     print(f"at 100 detections: {scores}" if report["coco"]["crowded"] else scores)

@@ -1,4 +1,7 @@
-"""Write a trained network for use without this package: a backbone, or a whole detector."""
+"""Write a trained network for use without this package: a backbone, or a whole detector.
+
+lowres-rcnn export --weights runs/mine --output detector.onnx
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,10 +44,13 @@ class ExportConfig:
             raise UserError("precision int8 and calibration belong together: name both")
 
 
+USUAL = "weights output precision calibration"
+
+
 @command
 def main() -> None:
     """Run from the command line."""
-    config = parse_config(ExportConfig, description="Write a trained network for use elsewhere.")
+    config = parse_config(ExportConfig, description=__doc__, usual=USUAL)
     weights = find_weights(config.weights)
     output = weights.with_suffix(".onnx") if config.output is None else Path(config.output)
     metadata = load_metadata(weights)

@@ -1,4 +1,7 @@
-"""Detect objects in images, folders, globs, videos and streams."""
+"""Detect objects in images, folders, globs, videos and streams.
+
+lowres-rcnn infer --weights runs/mine --inputs photo.jpg folder/ video.mp4 --output runs/found
+"""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -86,10 +89,13 @@ def chosen_score_thresh(detector: Detector, config: InferConfig) -> float:
     return chosen
 
 
+USUAL = "weights inputs output score_thresh save classes device engine precision"
+
+
 @command
 def main() -> None:
     """Run from the command line."""
-    config = parse_config(InferConfig, description="Detect objects in images and videos.")
+    config = parse_config(InferConfig, description=__doc__, usual=USUAL)
     source = find_inputs(config.inputs, recursive=config.recursive)
     detector = load_detector(config.weights, config.device, config.model)
     score_thresh = chosen_score_thresh(detector, config)

@@ -1,4 +1,7 @@
-"""Write the proposals of a detector for whole splits: to train and compare several on the same."""
+"""Write the proposals of a detector for whole splits: to train and compare several on the same.
+
+lowres-rcnn propose --weights runs/mine --data.format voc --data.root DIR --splits "[train, val]"
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +42,13 @@ class ProposeConfig:
             raise UserError(f"splits must be different ones, got {list(self.splits)}")
 
 
+USUAL = "weights data.format data.root splits model output device"
+
+
 @command
 def main() -> None:
     """Run from the command line."""
-    config = parse_config(ProposeConfig, description="Write the proposals of a detector.")
+    config = parse_config(ProposeConfig, description=__doc__, usual=USUAL)
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")

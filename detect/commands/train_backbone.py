@@ -1,4 +1,9 @@
-"""Train a backbone on ImageNet-style data."""
+"""Train a backbone on ImageNet-style data.
+
+lowres-rcnn train_backbone --config inception_v3_79 --data.root DIR --run runs/net
+
+lowres-rcnn train_backbone --run runs/net --resume
+"""
 
 from pathlib import Path
 
@@ -7,11 +12,16 @@ from backbones.common import distributed
 from backbones.common.cli import command
 from backbones.common.config import parse_config
 
+USUAL = (
+    "data.root run resume epochs batch_size optim.lr model.variant model.width model.weights "
+    "device processes"
+)
+
 
 @command
 def main() -> None:
     """Run from the command line."""
-    config = parse_config(PretrainConfig, description="Train a backbone as an image classifier.")
+    config = parse_config(PretrainConfig, description=__doc__, usual=USUAL)
     state = pretrain_in_processes(config)
     if not distributed.is_main():
         return

@@ -1,4 +1,11 @@
-"""Train a detector and score it."""
+"""Train a detector and score it.
+
+lowres-rcnn train_detector --config small --data.format yolo --data.root DIR --run runs/mine
+
+lowres-rcnn train_detector --config bccd_79 --epochs 20
+
+lowres-rcnn train_detector --run runs/mine --resume
+"""
 
 from backbones.common import distributed
 from backbones.common.cli import command
@@ -7,11 +14,17 @@ from detect.config import DetectorConfig
 from detect.evaluation.coco import listed
 from detect.training.train import train_in_processes
 
+USUAL = (
+    "data.format data.root data.train data.val data.test run resume epochs batch_size "
+    "optim.lr augment.flip model.weights model.learned.scale model.rcnn.crop_size device "
+    "processes"
+)
+
 
 @command
 def main() -> None:
     """Run from the command line."""
-    config = parse_config(DetectorConfig, description="Train an R-CNN detector.")
+    config = parse_config(DetectorConfig, description=__doc__, usual=USUAL)
     outcome = train_in_processes(config)
     if not distributed.is_main():
         return

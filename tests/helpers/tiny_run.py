@@ -111,7 +111,7 @@ def evaluate(model: nn.Module) -> dict[str, float]:
 def train(
     folder: Path,
     *,
-    resume: bool = False,
+    resume: bool | str = False,
     seconds: float = 0.0,
     workers: int = 0,
     loss_fn=cross_entropy,
@@ -164,7 +164,7 @@ def stop_in_checkpoint(number: int, share: float) -> None:
 
 def main(folder: Path, seconds: float, workers: int) -> None:
     with distributed.processes("cpu"):
-        train(folder, resume=True, seconds=seconds, workers=workers)
+        train(folder, resume="auto", seconds=seconds, workers=workers)
 
 
 if __name__ == "__main__":

@@ -450,7 +450,7 @@ def test_the_demo_never_takes_the_place_of_an_earlier_run(tmp_path, monkeypatch,
         run_folder = demo.free_folder(tmp_path / "demo")
         assert run_folder == tmp_path / f"demo_{number}"
     message = error_of(demo, "--nope", "1", monkeypatch=monkeypatch, capsys=capsys)
-    assert "unrecognized arguments: --nope 1: --help lists all keys" in message
+    assert "unrecognized arguments: --nope 1: --help-all lists all keys" in message
 
 
 @pytest.mark.parametrize(

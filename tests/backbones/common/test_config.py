@@ -1,8 +1,11 @@
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from backbones.common.arguments import configurations
 from backbones.common.cli import command
 from backbones.common.config import (
     from_dict,
@@ -92,12 +95,15 @@ def test_overrides_win_wherever_the_file_stands(config_file, before):
         ("size: [", [], "line"),
         ("size: \x00", [], "not a YAML file"),
         ("size: 3", ["--size", "big"], "size: expected int, got big"),
-        ("size: 3", ["--optim.knd", "1"], "knd 1: did you mean --optim.kind? --help lists"),
-        ("size: 3", ["--lr", "1"], "arguments: --lr 1: did you mean --optim.lr? --help lists"),
-        ("size: 3", ["--si", "1"], "unrecognized arguments: --si 1: --help lists all keys"),
-        ("size: 3", ["extra"], "unrecognized arguments: extra: --help lists all keys"),
+        ("size: 3", ["--optim.knd", "1"], "knd 1: did you mean --optim.kind? --help-all lists"),
+        ("size: 3", ["--lr", "1"], "arguments: --lr 1: did you mean --optim.lr? --help-all lists"),
+        ("size: 3", ["--si", "1"], "unrecognized arguments: --si 1: --help-all lists all keys"),
+        ("size: 3", ["extra"], "unrecognized arguments: extra: --help-all lists all keys"),
         ("size: 3", ["--size", "null"], "size: expected int, got"),
-        ("size: 3", ["--config", "nowhere.yaml"], "expected one file, got 2"),
+        ("size: 3", ["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        ("size: 3", ["optim.kin=adam"], "did you mean --optim.kind? --help-all lists"),
+        ("size: 3", ["--cilp", "1"], "did you mean --optim.clip? --help-all lists"),
+        ("size: 3", ["--lr0", "1"], "arguments: --lr0 1: did you mean --optim.lr? --help-all"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(config_file, capsys, text, arguments, expected):
@@ -114,8 +120,9 @@ def test_mistakes_are_one_line_and_exit_2(config_file, capsys, text, arguments, 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot read config file"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
         (["--config"], "--config: expected a YAML file"),
+        (["--config", "smal"], "Configurations known by name are"),
     ],
 )
 def test_missing_file(capsys, arguments, expected):
@@ -123,6 +130,21 @@ def test_missing_file(capsys, arguments, expected):
         parse_config(Train, arguments)
     assert exit_info.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_the_later_of_several_files_wins_and_what_it_lacks_stays(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("size: 3\noptim:\n  kind: adam\n  lr: 0.5\n")
+    second.write_text("optim:\n  lr: 0.25\n")
+    train = parse_config(Train, ["--config", str(first), "--size", "9", f"--config={second}"])
+    assert (train.size, train.optim.kind, train.optim.lr) == (9, "adam", 0.25)
+    again = parse_config(Train, ["--config", str(second), "--config", str(first)])
+    assert (again.size, again.optim.lr) == (3, 0.5)
+
+
+def test_configurations_have_names_of_their_own():
+    files = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
+    assert sorted(configurations().values()) == files
 
 
 def test_binary_file_is_not_yaml(tmp_path):
@@ -229,6 +251,7 @@ class Listed:
         (["--inputs", "a b.jpg", "dir/", "--name", "y"], ["a b.jpg", "dir/"]),
         (["--name", "y", "--inputs", "a", "1", "null"], ["a", "1", "null"]),
         (["--inputs", '["a", "b"]'], ["a", "b"]),
+        (["--inputs", "a", "--name", "y", "--inputs=b", "--inputs", '["c"]'], ["a", "b", "c"]),
     ],
 )
 def test_a_list_is_several_values(arguments, expected):
@@ -280,7 +303,7 @@ class Run:
     """Folder."""
     size: int = 1
     """Size."""
-    resume: bool = False
+    resume: bool | Literal["auto"] = False
     """Continue."""
 
 
@@ -308,7 +331,7 @@ def test_a_resumed_run_has_its_own_configuration(tmp_path, resume):
 
 
 @pytest.mark.parametrize(
-    "other", [[], ["--resume", "false"], ["--resume=no"], ["--run", "new", "--resume"]]
+    "other", [[], ["--resume", "false"], ["--resume=no"], ["--run", "new", "--resume", "auto"]]
 )
 def test_a_run_that_is_not_resumed_has_the_configuration_it_is_given(tmp_path, monkeypatch, other):
     save_config(tmp_path / "config.yaml", Run(str(tmp_path), size=7))
@@ -326,10 +349,23 @@ def test_a_resumed_run_may_be_the_default_one_or_have_another_configuration(
     assert parse_config(Run, ["--resume", "--config", config_file("size: 9")]).size == 9
 
 
+def test_resume_alone_takes_the_newest_run_of_its_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("newest", "here", "older")):
+        (tmp_path / name).mkdir()
+        save_config(tmp_path / name / "config.yaml", Run(name, size=age))
+        os.utime(tmp_path / name / "config.yaml", (1000 - age, 1000 - age))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("epochs: 3\n")
+    assert parse_config(Run, ["--resume"]) == Run("newest", size=0, resume=True)
+    assert parse_config(Run, ["--resume", "--run", "older"]).size == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--resume", "maybe"], "resume: expected bool, got maybe"),
+        (["--resume", "maybe"], "resume: expected bool or one of auto, got maybe"),
+        (["--resume", "--run", "mistyped"], "--resume: mistyped holds no run (it has no config"),
         (["--resume", "--run"], "argument --run: expected one argument"),
         (["--resume"], "here/config.yaml: unknown key width: expected one of run, size"),
     ],

@@ -248,6 +248,21 @@ def test_raw_weights_are_scored_beside_averaged_ones(ema_decay, evaluate_raw, na
         assert recorded["val/norm_raw"] == norms["raw"] != norms["averaged"]
 
 
+@pytest.mark.parametrize(("ema_decay", "score"), [(0.9, 0.0), (0.9, 0.1), (None, 0.0)])
+def test_a_first_score_of_0_is_explained_where_weights_are_averaged(ema_decay, score, tmp_path):
+    loader = training_loader(
+        NoisyShapes(), EpochSampler(8, 4, epochs=3, seed=0), workers=0, collate_fn=collate
+    )
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    optim = OptimConfig(ema_decay=ema_decay)
+    with RunFolder(tmp_path / "run", optim) as run:
+        validation = Validation(lambda model: {"AP": score}, best_metric="AP")
+        fit(model, loader, cross_entropy, TrainConfig("", 3, 4, optim), run, validation)
+    log = (tmp_path / "run/log.txt").read_text()
+    explained = "AP is 0 as yet: it is that of the running average of the weights over some 10 "
+    assert log.count(explained) == (ema_decay is not None and score == 0)
+
+
 def test_metrics_are_recorded_every_so_many_epochs_and_at_the_end(tmp_path):
     loader = training_loader(
         NoisyShapes(), EpochSampler(8, 4, epochs=5, seed=0), workers=0, collate_fn=collate

@@ -51,6 +51,16 @@ def test_a_second_run_needs_resume(tmp_path):
         RunFolder(tmp_path, Config())
 
 
+def test_resuming_starts_a_run_only_where_that_is_asked_for(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("mistyped", "empty"):
+        with pytest.raises(UserError, match=f"--resume: .*{name} holds no run: correct --run"):
+            RunFolder(tmp_path / name, Config(), resume=True)
+    assert not (tmp_path / "mistyped").exists()
+    with RunFolder(tmp_path / "new", Config(), resume="auto"):
+        assert (tmp_path / "new/config.yaml").exists()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/run: cannot write into this folder"):
