@@ -15,6 +15,7 @@ from helpers.untrained_detector import save_untrained
 from soak.inputs import training, write_dataset, write_pictures
 from soak.watch import start, tool
 
+from backbones.networks.weights import load_weights
 from detect.media.video import VideoReader, slideshow
 
 KILLS = int(os.environ.get("KILLS", "10"))
@@ -47,11 +48,9 @@ def test_training_killed_at_random_ends_as_the_unbroken(tmp_path):
     print(f"\ntraining of {takes:.0f} seconds, killed {kills} times with seed {SEED}")
     assert kills >= min(KILLS, 3)
     for name in ("best.safetensors", "last.safetensors"):
-        with (
-            (tmp_path / "run" / name).open("rb") as a,
-            (tmp_path / "unbroken" / name).open("rb") as b,
-        ):
-            assert torch.equal(*(torch.frombuffer(f.read(), dtype=torch.uint8) for f in (a, b)))
+        ours, theirs = (load_weights(tmp_path / run / name)[0] for run in ("run", "unbroken"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     tables = [(tmp_path / run / "curves.csv").read_text() for run in ("run", "unbroken")]
     assert len(tables[0].splitlines()) == len(tables[1].splitlines())
     assert not list((tmp_path / "run").rglob(".*"))
@@ -66,26 +65,28 @@ def test_inference_killed_at_random_leaves_what_was_done(tmp_path):
     arguments = ("--inputs", tmp_path / "in", "--output", output, "--score_thresh", "0")
     arguments += ("--overwrite",)
     counts = []
-    for _ in range(KILLS):
+    for number in range(KILLS):
         process = start(tool("infer", "--weights", weights, *arguments), log)
-        while not (output / "results.json").exists() or counts:
+        while number == 0 and not (output / "results.json").exists():
             assert process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.05)
-            if counts:  # an earlier one is there until this one begins
-                time.sleep(4)
-                break
-        time.sleep(moments.uniform(0, 8))
+        # Also while it deletes what the one before has left.
+        time.sleep(moments.uniform(4 if number else 0, 12))
         process.send_signal(signal.SIGKILL)
         process.wait()
         images = json.loads((output / "images.json").read_text())["images"]
-        results = json.loads((output / "results.json").read_text())
-        assert {result["image_id"] for result in results} >= {image["id"] for image in images}
+        if (output / "results.json").exists():
+            results = json.loads((output / "results.json").read_text())
+            assert {result["image_id"] for result in results} >= {image["id"] for image in images}
         pictures = {image["annotated"] for image in images if "frame" not in image}
-        assert len({path.name for path in output.glob("*.jpg")} ^ pictures) <= 1
+        assert {path.name for path in output.glob("*.jpg")} <= pictures
         shown = sum("frame" in image for image in images)
-        if shown > 75:
+        if shown > 75 and (output / "v.mp4").exists():
             played = len(list(VideoReader(output / "v.mp4")))
             assert shown - 75 < played <= shown
         counts.append(len(images))
     print(f"\ninference killed {KILLS} times with seed {SEED}, after images: {counts}")
     assert len(set(counts)) > 1
+    assert start(tool("infer", "--weights", weights, *arguments), log).wait() == 2
+    images = json.loads((output / "images.json").read_text())["images"]
+    assert len(images) == 198 + 500

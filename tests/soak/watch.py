@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,10 @@ def _held(pid: int) -> list[Held]:
         files = sum(process.num_fds() for process in family)
     except psutil.Error:
         return []
-    shared = sum(file.stat().st_size for file in Path("/dev/shm").glob("torch_*"))
+    shared = 0
+    for file in Path("/dev/shm").glob("torch_*"):
+        with suppress(FileNotFoundError):
+            shared += file.stat().st_size
     return [Held(memory, files, len(family), shared)]
 
 
