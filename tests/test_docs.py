@@ -53,7 +53,9 @@ def test_every_command_is_parsed(page, package, name, arguments, monkeypatch, tm
 
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "DIR/CLASS").mkdir(parents=True)
-    (tmp_path / "mine.yaml").write_text("seed: 1\n")
+    (tmp_path / "runs/old").mkdir(parents=True)
+    for name_of_file in ("mine.yaml", "runs/old/config.yaml"):
+        (tmp_path / name_of_file).write_text("seed: 1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "parse_config", parse)
     # Runs that are resumed are not there.

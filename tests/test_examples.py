@@ -38,6 +38,6 @@ def test_the_tour_of_a_detector(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs/found.jpg").stat().st_size > 0
     assert (names["annotated"] != names["scene"][:, :, ::-1]).any()
     said = capsys.readouterr().out
-    assert "Detector(inception_v3_79 on cpu, crops of 32 pixels, LearnedProposer, scores" in said
+    assert "Detector(inception_v3_79, crops of 32 pixels, LearnedProposer, scores from" in said
     assert "3 classes: 0, 1, 2)" in said
     assert said.count("b.jpg 90x70: ") == 2  # some at once, and one after the other

@@ -51,7 +51,7 @@ class ProbeConfig:
     per_class: int = 50
     """Training images of a class, drawn by the seed."""
     seed: int = 0
-    """Of the training images, and of what starts at random."""
+    """Seed of the choice of training images and of what starts at random."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "", {"[2, inf)": "classes per_class"})

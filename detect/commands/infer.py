@@ -38,7 +38,7 @@ class InferConfig(InferenceConfig):
     recursive: bool = False
     """Look into the folders in folders too."""
     every: int = 1
-    """Of so many frames of a video the first is looked at."""
+    """Frames of a video of which the first is looked at: 1 looks at all."""
     output: str | None = None
     """Folder for annotated pictures and videos and for results.json; by default `runs/infer`,
     `runs/infer2` and so on, a new one for each run."""

@@ -123,7 +123,7 @@ def _outputs(root: Path) -> list[Kind]:
 
     def read() -> None:
         try:
-            clear_earlier(file.parent, [])
+            clear_earlier(file.parent, [], overwrite=True)
         finally:
             assert list(file.parent.iterdir()) in ([], [file])
 

@@ -99,5 +99,5 @@ def check_flat(held: list[Held], what: str, growth: float) -> None:
         )
         unit = 1e6 if "memory" in name else 1
         print(f"  {name.replace('_', ' ')}: {before / unit:.1f}, {after / unit:.1f}")
-        room = growth * before if name == "memory" else before + (1e6 if unit > 1 else 2)
+        room = growth * before if name == "memory" else before + (1e6 if unit > 1 else 4)
         assert after <= room, f"{what}: {name}"

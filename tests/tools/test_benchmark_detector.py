@@ -121,7 +121,7 @@ def test_mistakes_are_one_line(base, tmp_path, monkeypatch, capsys):
             {"peers": [{"name": "p", "weights": "yolo11n.pt", "num_classes": 3}]},
             "num_classes of p is for a .yaml",
         ),
-        ({"points": [same | {"weights": "none.safetensors"}]}, "none.safetensors: not found"),
+        ({"points": [same | {"weights": "none.safetensors"}]}, "none.safetensors: no such file"),
     ]:
         config = write(tmp_path, base | changes)
         arguments = ["--config", config]

@@ -103,7 +103,7 @@ def test_a_run_is_scored_with_averaged_and_raw_weights(
     folder, three_two_one, training_run, monkeypatch, capsys
 ):
     run_folder, output = training_run(), three_two_one / "report.json"
-    common = [*arguments(folder, "0"), "--data.root", str(three_two_one), "--output", str(output)]
+    common = [*arguments(folder)[1:], "--data.root", str(three_two_one), "--output", str(output)]
     weights = ["--weights", f"{run_folder}/"]
     assert run(evaluate_backbone, *common, *weights, monkeypatch=monkeypatch) == 0
     report = json.loads(output.read_text())
@@ -129,15 +129,16 @@ def test_a_run_without_averaging_has_raw_weights_alone(
     folder, three_two_one, training_run, monkeypatch
 ):
     run_folder = training_run(ema_decay=None)
-    options = ["--data.root", str(three_two_one), "--weights", str(run_folder)]
-    assert run(evaluate_backbone, *arguments(folder, "0"), *options, monkeypatch=monkeypatch) == 0
+    options = [*arguments(folder)[1:], "--data.root", str(three_two_one)]
+    options += ["--weights", str(run_folder)]
+    assert run(evaluate_backbone, *options, monkeypatch=monkeypatch) == 0
     scores = json.loads((folder / "report.json").read_text())["scores"]
     assert scores == {f"{run_folder} (raw)": {"top1": 1 / 6, "top5": 1.0}}
 
 
 def test_a_folder_that_is_no_run_is_refused(folder, training_run, monkeypatch, capsys):
     def refused():
-        options = [*arguments(folder, "0"), "--weights", str(run_folder)]
+        options = [*arguments(folder)[1:], "--weights", str(run_folder)]
         return error_of(evaluate_backbone, *options, monkeypatch=monkeypatch, capsys=capsys)
 
     run_folder = training_run()

@@ -69,5 +69,5 @@ def test_it_works_in_another_folder(wheel, tmp_path):
     assert "exit code 0\nexit code 2\n" in done.stdout
     # The configuration was found, and the keys of the command line were taken behind it.
     assert (
-        done.stderr == "error: none/Annotations: no such folder, expected in Pascal VOC's layout\n"
+        done.stderr == "error: none: not found: expected the folder of a dataset, see data.root\n"
     )

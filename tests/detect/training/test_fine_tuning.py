@@ -139,7 +139,7 @@ def test_auto_is_as_it_was_but_for_what_an_image_may_have(run, trained, monkeypa
             {"learned": replace(MODEL.learned, anchor_ratios=(1.0,))},
             r"its weights do not fit: proposer.rpn.head.* expected \[1, ",
         ),
-        ({"init": "nowhere"}, "nowhere: not found"),
+        ({"init": "nowhere"}, "nowhere: no such file"),
     ],
 )
 def test_what_cannot_be_started_from_is_one_line(changes, message, run):
