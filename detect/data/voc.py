@@ -218,7 +218,7 @@ def _read_annotation(path: Path) -> _Annotation:
     except (ET.ParseError, ValueError, LookupError) as error:
         raise UserError(f"{path}: expected a VOC annotation, cannot parse it: {error}") from error
     width, height = (_number(root, f"size/{side}", path) for side in ("width", "height"))
-    if min(width, height) < 1:
+    if min(width, height) < 1 or max(width, height) >= 2**31:
         raise UserError(f"{path}: expected a positive size, got {width:g}x{height:g}")
     objects = []
     for element in root.iterfind("object"):

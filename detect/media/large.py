@@ -94,8 +94,11 @@ class LargeImage:
             )
         turned = self._file.tags().get("EXIF_Orientation", "1") != "1"
         if self._file.driver == "GTiff":
-            with open_file(self.path) as file:
-                turned = TiffImageFile(file).getexif().get(ExifTags.Base.Orientation, 1) != 1
+            try:
+                with open_file(self.path) as file:
+                    turned = TiffImageFile(file).getexif().get(ExifTags.Base.Orientation, 1) != 1
+            except Exception as error:  # Pillow raises about anything for a damaged header
+                raise ImageError(f"{self.path}: damaged header: {error}") from error
         if turned:
             raise ImageError(
                 f"{self.path}: its orientation tag says that it is turned, which is not done part "

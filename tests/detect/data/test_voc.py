@@ -203,6 +203,7 @@ ERRORS = [
     ("", "expected a VOC annotation, cannot parse it: no element found: line 1, column 0"),
     ("<annotation/>", "expected <size/width> in <annotation>"),
     (annotation(size=(0, 30)), "expected a positive size, got 0x30"),
+    (annotation(size=(2**40, 30)), "expected a positive size, got 1.09951e+12x30"),
     (annotation(("", 1, 1, 2, 2)), "expected <name> in <object>"),
     (
         annotation(("dog", "nan", 1, 2, 2)),
