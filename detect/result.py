@@ -147,7 +147,7 @@ class Result:
             for crop, name in zip(crops, self.names, strict=True):
                 own = make_folder(Path(folder, folder_of(name)))
                 numbered = (own / f"{stem}_{number}.jpg" for number in itertools.count())
-                write_image(next(path for path in numbered if not path.exists()), crop.cpu())
+                write_image(next(path for path in numbered if not os.path.exists(path)), crop.cpu())
         return crops
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ python -m tools.benchmark --parts '[training]' --networks '[inception_v3_79]' --
 """
 
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class BenchmarkConfig:
             raise UserError("compile is for the part inference: remove it, or name the part")
         if self.images is not None and "input" not in self.parts:
             raise UserError("images are for the part input: remove them, or name the part")
-        if self.images is not None and not Path(self.images).is_dir():
+        if self.images is not None and not os.path.isdir(self.images):
             raise UserError(f"{self.images}: no such folder: images must name one of CLASS/*")
         if not self.parts or not self.networks:
             raise UserError("parts and networks must not be empty")

@@ -5,6 +5,7 @@ python -m tools.demo
 
 import itertools
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def free_folder(folder: Path) -> Path:
     The demo shows the whole job each time, and never at the cost of an earlier run.
     """
     numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([folder], numbered) if not path.exists())
+    return next(path for path in itertools.chain([folder], numbered) if not os.path.exists(path))
 
 
 def draw_enlarged(detector: Detector, path: Input) -> Tensor:

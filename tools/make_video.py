@@ -3,6 +3,7 @@
 python -m tools.make_video --inputs FOLDER --output pictures.mp4
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def main() -> None:
     _, height, width = read_input(paths[0]).shape
     images = (read_input(path) for path in track(paths, len(paths), "video"))
     target = Path(config.output)
-    if target.is_dir():
+    if os.path.isdir(target):
         raise UserError(f"{target}: expected the name of a video, this is a folder")
     if target.suffix.lower() != ".mp4":
         raise UserError(f"{target}: expected the name of a video, which ends in .mp4")

@@ -1,6 +1,7 @@
 """Trained networks with their class names, and the images that these classes fit."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def load_classifiers(paths: Sequence[str | Path]) -> tuple[list[Classifier], lis
     classifiers: list[Classifier] = []
     class_names: list[str] = []
     for path in paths:
-        is_run = Path(path).is_dir()
+        is_run = os.path.isdir(path)
         file = Path(path, "last.safetensors") if is_run else Path(path)
         names = load_metadata(file).get("class_names")
         if is_run:

@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -75,12 +76,12 @@ def config_files_first(arguments: Sequence[str], keys: Collection[str]) -> list[
 def configurations() -> dict[str, Path]:
     """The YAML files that come with this package by name: in its wheel, or else the checkout's."""
     shipped = _ROOT / "detect" / "configs"
-    folder = shipped if shipped.is_dir() else _ROOT / "configs"
+    folder = shipped if os.path.isdir(shipped) else _ROOT / "configs"
     return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def _config_file(name: str, keys: Collection[str]) -> str:
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return name
     known = configurations()
     if name in known:

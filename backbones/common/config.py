@@ -128,7 +128,7 @@ def _of_the_run(config_class: type, values: Namespace, default: str) -> list[str
             if read_yaml(path).keys() <= known
         ]
         run = max(runs, key=lambda path: (path / "config.yaml").stat().st_mtime, default=run)
-    if (run / "config.yaml").is_file():
+    if os.path.isfile(run / "config.yaml"):
         logger.info("resuming %s", run)
         # Behind it the folder's name, which may have changed since the file was written.
         return ["--config", str(run / "config.yaml"), f"--run={run}"]

@@ -1,6 +1,7 @@
 """Where labelled images come from: class folders and WebDataset shards."""
 
 import logging
+import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def open_split(
     """
     root = Path(root)
     shards = sorted(root.glob(f"{split}-*.tar"))
-    if (root / split).is_dir():
+    if os.path.isdir(root / split):
         return ClassFolders(root / split, class_names)
     if shards:
         return Shards(shards, class_names)
@@ -71,7 +72,9 @@ class ClassFolders:
 
     def __init__(self, root: Path, class_names: Sequence[str] | None = None) -> None:
         found = sorted(
-            folder.name for folder in root.iterdir() if is_visible(folder.name) and folder.is_dir()
+            folder.name
+            for folder in root.iterdir()
+            if is_visible(folder.name) and os.path.isdir(folder)
         )
         self.class_names = tuple(found if class_names is None else class_names)
         labels = {name: label for label, name in enumerate(self.class_names)}
@@ -231,7 +234,7 @@ def parse_class_names(text: bytes, location: str | Path) -> list[str]:
 
 
 def _read_class_names(path: Path) -> list[str] | None:
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     try:
         return parse_class_names(path.read_bytes(), path)

@@ -84,7 +84,7 @@ def read_weights(weights: str | os.PathLike[str]) -> GivenWeights:
         return GivenWeights(state, spec, True, "as the weights were trained")
     beside = file.with_name("config.json")
     config = None
-    if beside.is_file():
+    if os.path.isfile(beside):
         config = _spec_from_config(beside, _read_config(beside))
     return _public(file, state, config)
 

@@ -96,7 +96,7 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
             raise UserError(f"{path}: no such file: expected a .safetensors file or a run folder")
         return path
     names = ("best.safetensors", "last.safetensors")
-    files = [path / name for name in names if (path / name).exists()]
+    files = [path / name for name in names if os.path.exists(path / name)]
     if not files:
         there = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "none"
         raise UserError(

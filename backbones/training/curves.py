@@ -1,6 +1,7 @@
 """Curves of a run: read from `curves.csv`, drawn as a picture."""
 
 import csv
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ def read_curves(path: Path) -> list[CurvePoint]:
     Raises:
         UserError: it cannot be read, or another row is none.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return []
     points = []
     try:

@@ -74,12 +74,12 @@ class RunFolder:
 
     def _make(self) -> None:
         config = self.path / "config.yaml"
-        if config.exists() and not self.resume:
+        if os.path.exists(config) and not self.resume:
             raise UserError(
                 f"{self.path} already holds a run: continue it with --resume or choose "
                 "another folder with --run"
             )
-        if self.resume is True and not (config.exists() or has_checkpoint(self.checkpoints)):
+        if self.resume is True and not (os.path.exists(config) or has_checkpoint(self.checkpoints)):
             raise UserError(
                 f"--resume: {self.path} holds no run: correct --run, or leave --resume out to "
                 "start one (--resume auto does what there is to do)"
@@ -88,7 +88,7 @@ class RunFolder:
         self._open.enter_context(locked(self.path))
         try:
             # Before its first checkpoint a run begins anew, and may do so in another way.
-            if config.exists() and has_checkpoint(self.checkpoints):
+            if os.path.exists(config) and has_checkpoint(self.checkpoints):
                 self._compare_with_file(config)
         except BaseException:
             self._open.close()
@@ -128,7 +128,7 @@ class RunFolder:
         root.setLevel(min(root.level, logging.INFO))
         root.addHandler(self._handler)
         self._curves: IO[str] | None = None
-        if not (self.path / "config.yaml").exists():
+        if not os.path.exists(self.path / "config.yaml"):
             save_config(self.path / "config.yaml", self._config)
         return self
 
@@ -177,7 +177,7 @@ class RunFolder:
             writer.writerows(kept)
         self._curves = self._open.enter_context(open_to_append(path))
         events = self.path / "tensorboard"
-        if events.exists() and not events.is_dir():
+        if os.path.exists(events) and not os.path.isdir(events):
             set_aside(events, f"{events}: not a folder")
         self._open.enter_context(_quiet_threads())
         with write_errors(events):

@@ -7,6 +7,7 @@ objects.
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,7 +100,7 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     names = [name for name in splits if name is not None]
     datasets = dict(zip(names, build_datasets(config.data, names), strict=True))
     check_image_ids(datasets)
-    if (folder / "config.yaml").exists():
+    if os.path.exists(folder / "config.yaml"):
         if not config.resume:
             raise UserError(
                 f"{folder} already holds a comparison: continue it with --resume or choose "
@@ -124,7 +125,7 @@ def _compare(
     resume: Literal["auto", False] = "auto" if config.resume else False
     config = replace(config, model=derive_model(sized, datasets[config.data.train]), resume=resume)
     proposals = folder / "proposals.json"
-    if not proposals.exists():
+    if not os.path.exists(proposals):
         weights = config.proposals_from
         if weights is None:
             base = as_base(config, DetectorConfig, run=str(folder / "proposer"))

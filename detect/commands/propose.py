@@ -3,6 +3,7 @@
 lowres-rcnn propose --weights runs/mine --data.format voc --data.root DIR --splits "[train, val]"
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def main() -> None:
         check_same_classes(detector.class_names, detector.category_ids, dataset, split)
     check_image_ids(datasets)
     make_folder(Path(config.output).parent)
-    if Path(config.output).is_dir():
+    if os.path.isdir(config.output):
         raise UserError(f"{config.output}: this is a folder: name the file to write")
     detector = deploy_detector(detector)
     found: dict[int, Proposals] = {}

@@ -4,7 +4,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def load_coco(
     source = str(annotations)
     folders = [images] if isinstance(images, str | os.PathLike) else list(images)
     for folder in folders:
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):
             raise UserError(f"{folder}: no such folder, expected the images of {source}")
     with garbage_collection_paused():
         return _load(source, folders)
@@ -73,7 +72,9 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
             raise UserError(f"{where}: expected a positive width and height, got {size}")
         sizes.append(size)
     some = [file for file in files[:: len(files) // 20 + 1] if is_file_name(file)]
-    images = max(folders, key=lambda one: sum(Path(one, file).exists() for file in some))
+    images = max(
+        folders, key=lambda one: sum(os.path.exists(os.path.join(one, file)) for file in some)
+    )
     refuse_paths_outside(images, files, lambda number: f"{source}: images[{number}]")
     index_of = {image_id: index for index, image_id in enumerate(image_ids)}
     if len(index_of) < len(image_ids):

@@ -110,9 +110,9 @@ def make_digits(
 
 def _is_complete(folder: Path, settings: _Settings) -> bool:
     """Whether the folder holds the dataset of these settings; False if there is nothing in it."""
-    if not folder.exists():
+    if not os.path.exists(folder):
         return False
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: expected a folder for the digits dataset, this is a file")
     if not any(folder.iterdir()):
         return False

@@ -64,7 +64,7 @@ def recognise(root: Path, format: str, class_names: Sequence[str] | None) -> Lay
     Raises:
         UserError: there is none of these, or there are several; it says what was looked for.
     """
-    if not root.exists():
+    if not os.path.exists(root):
         raise UserError(f"{root}: not found: expected the folder of a dataset, see data.root")
     finders: dict[str, Callable[[Path], Layout | None]] = {
         "voc": lambda root: _find_voc(root, class_names),
@@ -90,12 +90,12 @@ def recognise(root: Path, format: str, class_names: Sequence[str] | None) -> Lay
 
 
 def _find_voc(root: Path, class_names: Sequence[str] | None) -> Layout | None:
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return None
     load = partial(load_voc_pairs, class_names=class_names)
     lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
     for pages, images in (("Annotations", "JPEGImages"), ("annotations", "images")):
-        if not (root / images).is_dir() or not _holds(root / pages, {".xml"}, deep=True):
+        if not os.path.isdir(root / images) or not _holds(root / pages, {".xml"}, deep=True):
             continue
         words = f"Pascal VOC ({pages} beside {images}"
         if pages != "Annotations" or not lists:
@@ -115,10 +115,10 @@ def _find_voc(root: Path, class_names: Sequence[str] | None) -> Layout | None:
 def _find_coco(root: Path) -> Layout | None:
     if root.suffix == ".json":
         return _one_coco(root, root.parent)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return None
     roboflow = {part.name: part / "_annotations.coco.json" for part in _folders(root)}
-    roboflow = {name: path for name, path in roboflow.items() if path.is_file()}
+    roboflow = {name: path for name, path in roboflow.items() if os.path.isfile(path)}
     if roboflow:
         splits = {name: partial(load_coco, path, path.parent) for name, path in roboflow.items()}
         return Layout("coco", "COCO (SPLIT/_annotations.coco.json)", splits)
@@ -149,12 +149,12 @@ def _one_coco(path: Path, root: Path) -> Layout:
 def _image_folders(root: Path, split: str) -> list[Path]:
     """Where the images of a split may be; `file_name` often begins with `images/`."""
     places = [root / split, root / "images" / split, root / "images", root]
-    return [place for place in places if place.is_dir()]
+    return [place for place in places if os.path.isdir(place)]
 
 
 def _find_yolo(root: Path) -> Layout | None:
     source = root
-    if root.is_dir():
+    if os.path.isdir(root):
         files = [path for path in _listed(root) if path.suffix in (".yaml", ".yml")]
         files = [path for path in files if _mentions(path, b"names", b"train")]
         files = [path for path in files if path.name == "data.yaml"] or files
@@ -162,7 +162,7 @@ def _find_yolo(root: Path) -> Layout | None:
             names = ", ".join(path.name for path in files)
             raise UserError(f"{root}: may be any of {names}: name the file by --data")
         files += [root / name for name in ("data.yaml", "obj.names", "classes.txt")]
-        there = [path for path in files if path.is_file()]
+        there = [path for path in files if os.path.isfile(path)]
         if not there:
             return None
         source = there[0]
@@ -198,7 +198,7 @@ def _mentions(path: Path, *words: bytes) -> bool:
 
 def _listed(folder: Path) -> list[Path]:
     """What a folder holds, sorted; nothing where it is none."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     return sorted(entry for entry in folder.iterdir() if is_visible(entry.name))
 
@@ -220,7 +220,7 @@ def _holds(folder: Path, suffixes: Iterable[str], *, deep: bool = False) -> bool
 
 def _contents(root: Path) -> str:
     """The first of what a folder holds, for a message."""
-    if root.is_file():
+    if os.path.isfile(root):
         return f"the file {root.name}"
     names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in _listed(root)]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""

@@ -54,7 +54,7 @@ def load_voc(
     """
     root = Path(root)
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        if not (root / folder).is_dir():
+        if not os.path.isdir(root / folder):
             raise UserError(f"{root / folder}: no such folder, expected in Pascal VOC's layout")
     pages_of = {name: found[0] for name, found in _by_name(root / "Annotations", {".xml"}).items()}
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"

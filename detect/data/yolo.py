@@ -50,7 +50,7 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
             is out of range; the message names file and line.
     """
     source = Path(root)
-    if source.is_dir() or source.suffix not in (".yaml", ".yml", ".names", ".txt"):
+    if os.path.isdir(source) or source.suffix not in (".yaml", ".yml", ".names", ".txt"):
         source = source / "data.yaml"
     document = read_document(source)
     names = _class_names(document.get("names"), source)
@@ -109,7 +109,7 @@ def read_document(source: Path) -> dict[str, Any]:
     if source.suffix == ".names":
         lists = {usual_split(path.stem): path.name for path in sorted(source.parent.glob("*.txt"))}
         return document | {key: lists[key] for key in SPLITS if key in lists}
-    return document | {"train": "images" if (source.parent / "images").is_dir() else "."}
+    return document | {"train": "images" if os.path.isdir(source.parent / "images") else "."}
 
 
 def is_there(document: dict[str, Any], split: str, source: Path) -> bool:
@@ -142,7 +142,7 @@ def _images(document: dict[str, Any], split: str, source: Path) -> Iterator[Path
         place = _existing(str(entry), roots, where)
         # The folder itself may be a link, what it holds may not.
         _check_inside(os.path.abspath(place), map(os.path.abspath, roots), where)
-        if place.is_dir():
+        if os.path.isdir(place):
             files = [path for path in visible_files(place) if path.suffix != ".txt"]
             found = with_suffix(files, IMAGE_SUFFIXES, place)
             names = [os.path.relpath(path, place) for path in found]
@@ -171,7 +171,7 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
     # Exports name `../train/images` from a folder that was meant to lie one deeper, CVAT's `data/`.
     for folder in folders if is_file_name(name) else ():
         for candidate in (name, name.removeprefix("../"), name.removeprefix("data/")):
-            if (folder / candidate).exists():
+            if os.path.exists(folder / candidate):
                 return folder / candidate
     return None
 

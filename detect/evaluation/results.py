@@ -116,7 +116,7 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
 def check_ids(path: Path, dataset: DetectionDataset) -> None:
     """Raise `UserError` where a file as `to_coco_images` and `tools.infer` write it, if it is
     there, has other images or categories under the ids of a dataset."""
-    if not path.exists():
+    if not os.path.exists(path):
         return
     try:
         document = json.loads(read_file(path).decode("utf-8"))

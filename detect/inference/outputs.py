@@ -67,7 +67,7 @@ def clear_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -
                 "another output"
             )
     old = [output / name for name in sorted(earlier)]
-    old = [path for path in old if path.is_file() and _is_inside(path, output)]
+    old = [path for path in old if os.path.isfile(path) and _is_inside(path, output)]
     if old:
         logger.info("%s: files of an earlier run that are removed: %d", output, len(old))
     # The list of what there is comes last, as this may be cut short too.
@@ -101,7 +101,7 @@ def _is_inside(path: Path, output: Path) -> bool:
 
 def _foreign(path: Path, output: Path, earlier: Collection[str]) -> Iterator[Path]:
     """What is at a path, or in the folder there, that an earlier run has not written."""
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not path.is_symlink():
         for place in sorted(path.iterdir()):
             if not place.name.startswith("."):  # half written, if not somebody's own
                 yield from _foreign(place, output, earlier)

@@ -5,7 +5,6 @@ TIFF, BigTIFF and GeoTIFF, JPEG, JPEG 2000, PNG and what else GDAL knows.
 
 import os
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +56,7 @@ class LargeImage:
 
         self._rasterio = rasterio
         self.path = str(path)
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise ImageError(f"{path}: cannot read image: no such file")
         self._settings = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN=True)
         try:

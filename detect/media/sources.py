@@ -68,7 +68,7 @@ def _expand(name: str, recursive: bool) -> Sequence[Input]:
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     path = Path(name)
     scheme, separator, _ = name.partition("://")
-    if separator and not path.exists():
+    if separator and not os.path.exists(path):
         if scheme.lower() not in SCHEMES:
             raise UserError(f"{name}: expected an address of {', '.join(SCHEMES)}, or a file")
         try:
@@ -78,15 +78,15 @@ def _expand(name: str, recursive: bool) -> Sequence[Input]:
         if not has_host:
             raise UserError(f"{name}: expected an address as https://host/a.jpg")
         return [Address(name)]
-    if name.isdecimal() and not path.exists():
+    if name.isdecimal() and not os.path.exists(path):
         return [Address(name)]
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix.lower() not in known:
             raise UserError(
                 f"{name}: unknown type of file, expected one of {' '.join(sorted(known))}"
             )
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         if recursive:
             inside = with_suffix(visible_files(path), known, name)
         else:
@@ -98,7 +98,7 @@ def _expand(name: str, recursive: bool) -> Sequence[Input]:
         found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
     except OSError as error:
         raise UserError(f"{name}: cannot read this folder: {error.strerror}") from error
-    matches = with_suffix([match for match in found if not match.is_dir()], known, name)
+    matches = with_suffix([match for match in found if not os.path.isdir(match)], known, name)
     if not matches:
         raise UserError(f"{name}: no such file or folder, and no image or video matches it")
     return matches

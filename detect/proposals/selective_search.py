@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class SelectiveSearchProposer(Proposer):
         if self.config.cache is None:
             return search(pixels, self.config.mode)
         path = Path(self.config.cache) / cache_name(pixels, self.config.mode)
-        if path.exists():
+        if os.path.exists(path):
             try:
                 return read_regions(path, pixels.shape[:2])
             except (OSError, ValueError, EOFError) as error:

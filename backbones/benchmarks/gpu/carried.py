@@ -8,6 +8,7 @@ learns more from all of them. Validation images stay as they are.
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ def pack(images: Path, bccd: Path, folder: Path, val_images: int) -> None:
     Raises:
         UserError: no such data.
     """
-    if not (bccd / "Annotations").is_dir():
+    if not os.path.isdir(bccd / "Annotations"):
         raise UserError(f"{bccd}: no folder Annotations in it: expected BCCD in VOC's layout")
     train, val = open_split(images, "train"), open_split(images, "val")
     make_folder(folder)
@@ -72,7 +73,7 @@ def unpack(folder: Path, work: Path) -> tuple[Path, Path]:
     Raises:
         UserError: the folder holds no such thing.
     """
-    if not (folder / CLASSES).exists():
+    if not os.path.exists(folder / CLASSES):
         raise UserError(f"{folder}: no {CLASSES}: expected a folder that tools.gpu_pack wrote")
     images, bccd = make_folder(work / "images"), work / "bccd"
     (images / CLASSES).write_bytes((folder / CLASSES).read_bytes())

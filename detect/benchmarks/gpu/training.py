@@ -1,5 +1,6 @@
 """What training on a GPU reaches in the time that is left: backbones, and detectors on BCCD."""
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -113,7 +114,7 @@ def _train_backbone(settings: GpuSettings, width: float, deadline: float) -> Ite
         yield Finding(f"{name}: {key}, last evaluation", value)
     path = Path(config.run) / "last.safetensors"
     state, metadata = (
-        load_weights(path) if path.exists() else (weights_in(checkpoint)["averaged"], {})
+        load_weights(path) if os.path.exists(path) else (weights_in(checkpoint)["averaged"], {})
     )
     target = settings.out / f"{config.model.variant}_{round(100 * width)}.safetensors"
     paths = save_half(state, metadata, target, MOST_BYTES)
@@ -122,7 +123,7 @@ def _train_backbone(settings: GpuSettings, width: float, deadline: float) -> Ite
 
 def _train_detector(settings: GpuSettings, weights: Path | None) -> Iterator[Finding]:
     name = f"BCCD from {'random weights' if weights is None else 'the backbone'}"
-    if weights is not None and not weights.exists():
+    if weights is not None and not os.path.exists(weights):
         yield Finding(name, "there is no backbone", met=False)
         return
     config = detector_config(
