@@ -3,6 +3,8 @@
 lowres-rcnn inspect_data --data PATH
 """
 
+import os
+
 from backbones.common.cli import command
 from backbones.common.config import parse_config
 from detect.evaluation.data_page import InspectConfig, inspect_data
@@ -15,4 +17,6 @@ def main() -> None:
     """Run from the command line."""
     config = parse_config(InspectConfig, description=__doc__, usual=USUAL)
     inspect_data(config)
-    print(f"page: {config.output}/data.html, pictures: {config.output}/sheet.png")
+    sheet = f"{config.output}/sheet.png"
+    pictures = f", pictures: {sheet}" if os.path.exists(sheet) else ""
+    print(f"page: {config.output}/data.html{pictures}")

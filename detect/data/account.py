@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detect.data.duplicates import look_at, nearly_same, same_files
+from detect.data.layouts import first_of
 from detect.data.sample import DetectionDataset
 
 SIZES = (("small", 0, 32), ("medium", 32, 96), ("large", 96, np.inf))
@@ -99,7 +100,7 @@ def log_account(account: Account) -> None:
     width = max(map(len, account.splits))
     for name, counts in account.splits.items():
         classes = sorted(counts.classes.items(), key=lambda item: -item[1])
-        listed = _first([f"{name} {count}" for name, count in classes])
+        listed = first_of([f"{name} {count}" for name, count in classes], MANY)
         sizes = ", ".join(f"{size} {count}" for size, count in counts.sizes.items())
         logger.info(
             "%s %d images, %d without objects, %d boxes (%s): %s",
@@ -137,16 +138,17 @@ def _of_classes(splits: Mapping[str, Counts]) -> Iterator[str]:
             where = "any split" if len(missing) == len(splits) > 1 else " and ".join(missing)
             without.setdefault(where, []).append(name)
     for where, names in without.items():
-        yield f"classes without an object in {where}: {_first(names)}"
+        yield f"classes without an object in {where}: {first_of(names, MANY)}"
 
 
 def _of_pictures(parts: Mapping[str, DetectionDataset]) -> Iterator[str]:
     """Of files that are there twice, or are not what the annotations say."""
     same = same_files(parts)
-    across = [group for group in same if len({split for split, _ in group}) > 1]
+    across = [group for group in same if len(dict(group)) > 1]
+    within = [group for group in same if len(dict(group)) == 1]
     for groups, where in (
         (across, "in several splits, so that scores are too good"),
-        ([group for group in same if group not in across], "twice in a split"),
+        (within, "twice in a split"),
     ):
         if groups:
             first = " and ".join(f"{os.path.basename(path)} ({split})" for split, path in groups[0])
@@ -169,8 +171,3 @@ def _of_pictures(parts: Mapping[str, DetectionDataset]) -> Iterator[str]:
         ):
             if messages:
                 yield f"{name}: {len(messages)} of {look.number} images {what}, first {messages[0]}"
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
-    return ", ".join(names[:MANY]) + more

@@ -79,10 +79,9 @@ def look_at(dataset: DetectionDataset) -> Looks:
     paths, copies = [], []
     unreadable: list[str] = []
     resized: list[str] = []
+    chosen = [index for index in chosen if lengths[index] <= most_bytes]
     for index in chosen:
         path, size = dataset.paths[index], dataset.sizes[index].tolist()
-        if lengths[index] > most_bytes:
-            continue
         try:
             image = EncodedImage(read_file(path), path)
             found = [image.width, image.height]
@@ -101,7 +100,7 @@ def look_at(dataset: DetectionDataset) -> Looks:
             copies.append(copy / np.linalg.norm(copy))
             paths.append(path)
     return Looks(
-        *(count, paths, np.array(copies, np.float32).reshape(-1, SIDE * SIDE)),
+        *(len(chosen), paths, np.array(copies, np.float32).reshape(-1, SIDE * SIDE)),
         *(unreadable, resized),
     )
 

@@ -49,8 +49,7 @@ class Layout(NamedTuple):
         """The splits that there are, the usual ones first."""
         order = {name: number for number, name in enumerate(SPLITS)}
         names = sorted(self.splits, key=lambda name: (order.get(usual_split(name), 3), len(name)))
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        return ", ".join(names[:6]) + more
+        return first_of(names, 6)
 
 
 def recognise(root: Path, format: str, class_names: Sequence[str] | None) -> Layout:
@@ -223,5 +222,10 @@ def _contents(root: Path) -> str:
     if os.path.isfile(root):
         return f"the file {root.name}"
     names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in _listed(root)]
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more if names else "nothing"
+    return first_of(names, 6) or "nothing"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first of some names, and how many more there are, for a line of text."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -184,12 +184,6 @@ class DetectionDataset:
         Annotations are numbered from 1 (pycocotools takes 0 for "no match"). COCO knows no
         `difficult`; the flag is left out.
         """
-        images = [
-            {"id": image_id, "file_name": path, "width": width, "height": height}
-            for image_id, path, (width, height) in zip(
-                self.image_ids, self.paths, self.sizes.tolist(), strict=True
-            )
-        ]
         owners = np.repeat(np.asarray(self.image_ids), np.diff(self._starts)).tolist()
         xywh = self._columns["boxes"].double()
         xywh[:, 2:] -= xywh[:, :2]
@@ -212,8 +206,18 @@ class DetectionDataset:
             }
             for number, (image_id, box, label, crowd, area) in enumerate(rows, start=1)
         ]
+        return self.to_coco_images() | {"annotations": annotations}
+
+    def to_coco_images(self) -> dict[str, Any]:
+        """COCO's `images` and `categories`: what the ids in its results stand for."""
+        images = [
+            {"id": image_id, "file_name": path, "width": width, "height": height}
+            for image_id, path, (width, height) in zip(
+                self.image_ids, self.paths, self.sizes.tolist(), strict=True
+            )
+        ]
         categories = [
             {"id": category_id, "name": name}
             for category_id, name in zip(self.category_ids, self.class_names, strict=True)
         ]
-        return {"images": images, "annotations": annotations, "categories": categories}
+        return {"images": images, "categories": categories}

@@ -70,11 +70,7 @@ def load_voc(
     if class_names is None:
         class_names = _classes_of(pages.values())
         class_names = VOC_CLASSES if set(class_names) <= set(VOC_CLASSES) else class_names
-    refuse_paths_outside(
-        root / "JPEGImages",
-        [os.path.relpath(path, root / "JPEGImages") for path in paths.values()],
-        lambda index: str(split_file),
-    )
+    _refuse_outside(root / "JPEGImages", paths, split_file)
     ids = {name: number for number, name in enumerate(all_names, start=1)}
     return _dataset(str(root), {name: ids[name] for name in names}, pages, paths, class_names)
 
@@ -120,12 +116,13 @@ def load_voc_pairs(
     for name, path in paths.items():
         if name not in read:
             read[name] = replace(nothing, size=read_image_size(path))
-    refuse_paths_outside(
-        images,
-        [os.path.relpath(path, images) for path in paths.values()],
-        lambda index: str(images),
-    )
+    _refuse_outside(images, paths, images)
     return _dataset(str(pages), ids, read, paths, class_names)
+
+
+def _refuse_outside(folder: Path, paths: Mapping[str, Path], source: Path) -> None:
+    names = [os.path.relpath(path, folder) for path in paths.values()]
+    refuse_paths_outside(folder, names, lambda _: str(source))
 
 
 def _dataset(

@@ -14,7 +14,7 @@ from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image_size
 from backbones.common.listing import visible_files, with_suffix
 from backbones.common.regular_files import read_file
-from detect.data.cleaning import clean_boxes
+from detect.data.cleaning import clean_boxes, warn_of_boxes
 from detect.data.paths import is_file_name, is_inside, refuse_paths_outside
 from detect.data.sample import DetectionDataset
 from detect.data.splits import usual_split
@@ -35,8 +35,8 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     first, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the box around it is taken. Images
     without a label file, or with an empty one, have no objects. The former, and label files without
     an image, are counted in a line each. Boxes without area or outside their image are dropped and
-    those reaching beyond it are clipped, each with one warning that counts them; repeated rows
-    count once.
+    those reaching beyond it are clipped, each with one warning that counts them; so are rows that a
+    file repeats, which count once.
 
     `category_ids` are the class numbers of the file, from 0. `image_id` is the place of an image
     among those of all splits, from 1, and so unique across them.
@@ -80,6 +80,12 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
             places.append(f"{labels_path}, line {line}")
     _warn_of_orphans(images)
     table = np.array(rows, np.float64).reshape(-1, 6)
+    repeated = np.ones(len(table), bool)
+    repeated[np.unique(table, axis=0, return_index=True)[1]] = False
+    warn_of_boxes(
+        repeated, "objects left out that the file has already", str(source), lambda m: places[m]
+    )
+    table, places = table[~repeated], [places[m] for m in np.flatnonzero(~repeated)]
     image_index = table[:, 0].astype(np.int64)
     box_sizes = sizes[image_index].reshape(-1, 2)
     boxes, keep = clean_boxes(
@@ -200,7 +206,6 @@ def _read_labels(
     """Line number, and class number with x1, y1, x2, y2 in fractions of the image, of each row."""
     if not os.path.lexists(path):
         return
-    seen = set()
     for line, text in enumerate(_lines(path), start=1):
         if not text:
             continue
@@ -231,10 +236,6 @@ def _read_labels(
         else:
             xs, ys = values[::2], values[1::2]
             box = (min(xs), min(ys), max(xs), max(ys))
-        if (number, box) in seen:
-            logger.warning("%s: the same object as before, left out", where)
-            continue
-        seen.add((number, box))
         yield line, (int(number), *box)
 
 

@@ -4,7 +4,6 @@ from detect.evaluation.coco import evaluate_coco
 from detect.evaluation.results import (
     coco_results,
     load_results,
-    to_coco_images,
     to_coco_results,
 )
 from detect.evaluation.voc import evaluate_voc
@@ -14,6 +13,5 @@ __all__ = [
     "evaluate_coco",
     "evaluate_voc",
     "load_results",
-    "to_coco_images",
     "to_coco_results",
 ]

@@ -55,6 +55,7 @@ def inspect_data(config: InspectConfig) -> Account:
     account = take_account(parts, notes)
     log_account(account)
     pictures = _pictures(parts, config.pictures)
+    (folder / "sheet.png").unlink(missing_ok=True)
     if pictures:
         write_image(folder / "sheet.png", gallery([picture for _, picture in pictures], COLUMNS))
     write_page(

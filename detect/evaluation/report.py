@@ -57,15 +57,11 @@ def write_report(
     """
     scores = evaluate_coco(dataset, detections)
     curves = threshold_curves(dataset, detections)
-    counts = np.bincount(
-        np.concatenate([sample.labels[~sample.crowd].numpy() for sample in dataset]),
-        minlength=len(dataset.class_names) + 1,
-    )
     report: dict[str, Any] = {
         "title": title,
         "date": date.today().isoformat(),
         "images": len(dataset),
-        "objects": dict(zip(dataset.class_names, counts[1:].tolist(), strict=True)),
+        "objects": dataset.objects_by_class(),
         "cost": None if cost is None else dict(cost),
         "coco": scores,
         "voc": {

@@ -1,6 +1,5 @@
 """Detections in COCO's results format."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
-from backbones.common.regular_files import read_file
+from backbones.common.read_json import read_json
 from detect.data import DetectionDataset
 from detect.data.results_file import read_results
 
@@ -62,17 +61,6 @@ def to_coco_results(
     ]
 
 
-def to_coco_images(dataset: DetectionDataset) -> dict[str, Any]:
-    """What the ids in `to_coco_results` stand for: COCO's `images` and `categories`."""
-    samples = [dataset.sample(index) for index in range(len(dataset))]
-    images = [
-        {"id": s.image_id, "file_name": str(s.path), "height": s.height, "width": s.width}
-        for s in samples
-    ]
-    pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
-    return {"images": images, "categories": [{"id": key, "name": name} for key, name in pairs]}
-
-
 def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, Tensor]]:
     """Read a results file of any detector as detections of a dataset, one dict an image.
 
@@ -114,15 +102,15 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
 
 
 def check_ids(path: Path, dataset: DetectionDataset) -> None:
-    """Raise `UserError` where a file as `to_coco_images` and `tools.infer` write it, if it is
+    """Raise `UserError` where a file as `evaluate` and `infer` write it, if it is
     there, has other images or categories under the ids of a dataset."""
     if not os.path.exists(path):
         return
+    document = read_json(path)
     try:
-        document = json.loads(read_file(path).decode("utf-8"))
         files = {entry["id"]: str(entry["file_name"]) for entry in document["images"]}
         names = {entry["id"]: str(entry["name"]) for entry in document["categories"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"{path}: expected images and categories that the results beside it refer to, cannot "
             f"read them: {error}"

@@ -25,7 +25,7 @@ from detect.data.open import (
 )
 from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
-from detect.evaluation import load_results, to_coco_images, to_coco_results
+from detect.evaluation import load_results, to_coco_results
 from detect.evaluation.report import write_report
 from detect.inference.config import InferenceConfig, check_calibration_split
 from detect.inference.score import calibration_images, detect_dataset
@@ -118,7 +118,7 @@ def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
     with atomic_write(folder / "results.json", "w") as file:
         json.dump(to_coco_results(dataset, detections), file)
     with atomic_write(folder / "images.json", "w") as file:
-        json.dump(to_coco_images(dataset), file)
+        json.dump(dataset.to_coco_images(), file)
     how = f", in {detector.metadata['precision']} ({detector.metadata['engine']})"
     if config.model:
         how += f", with {json.dumps(config.model)}"
@@ -140,8 +140,8 @@ def _with_split(
     """The configuration with the split that is scored, said in a line where it names none."""
     split = config.split
     if split is None:
-        split = of_training.get("test") or of_training.get("val") or "val"
-        split = "test" if split != "test" and has_split(config.data, "test") else split
+        last = "test" if has_split(config.data, "test") else of_training.get("val") or "val"
+        split = of_training.get("test") or last
         logger.info("%s: scored on the split %s (--split for another)", config.data.root, split)
     config = replace(config, split=split)  # checks it against that of calibration
     return config, split

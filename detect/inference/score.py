@@ -119,7 +119,10 @@ def detect_dataset(
         proposals: from `proposals_for`, for a detector without a proposer.
     """
     own = range(distributed.rank(), len(dataset), distributed.world_size())
-    found: Looks = {index: (_nothing(), torch.zeros(0, 4)) for index in own}
+    nowhere = torch.zeros(0, 4)
+    no_label = torch.zeros(0, dtype=torch.int64)
+    nothing = {"boxes": nowhere, "labels": no_label, "scores": torch.zeros(0)}
+    found: Looks = dict.fromkeys(own, (nothing, nowhere))
     unreadable: list[str] = []
     crops, looked_at = 0, 0
     spans: list[tuple[float, float]] = []
@@ -136,8 +139,9 @@ def detect_dataset(
             regions = [proposals[dataset.image_ids[index]] for index, _ in batch]
         detections = detector.detect_tensors(images, regions)
         ended = time.perf_counter()
-        nowhere = [torch.zeros(0, 4)] * len(batch)
-        boxes = nowhere if regions is None else [proposal.boxes.cpu() for proposal in regions]
+        boxes = [nowhere] * len(batch)
+        if regions is not None:
+            boxes = [proposal.boxes.cpu() for proposal in regions]
         indices = (index for index, _ in batch)
         looks = zip(detections, boxes, strict=True)
         return dict(zip(indices, looks, strict=True)), (started, ended)
@@ -191,11 +195,3 @@ def _readable(
             yield index, dataset.load_image(index)
         except ImageError as error:
             unreadable.append(str(error))
-
-
-def _nothing() -> dict[str, Tensor]:
-    return {
-        "boxes": torch.zeros(0, 4),
-        "labels": torch.zeros(0, dtype=torch.int64),
-        "scores": torch.zeros(0),
-    }

@@ -16,7 +16,7 @@ from detect.checkpoint import save_detector
 from detect.commands import evaluate, propose
 from detect.config import ModelConfig
 from detect.data import load_coco, make_digits
-from detect.evaluation import evaluate_coco, to_coco_images, to_coco_results
+from detect.evaluation import evaluate_coco, to_coco_results
 from detect.proposals import LearnedConfig
 
 
@@ -64,7 +64,7 @@ def test_results_with_other_ids_are_refused(kind, digits, results, tmp_path, mon
     dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
     arguments = ["--results", str(tmp_path / "results.json"), *data_arguments(digits)]
     arguments += ["--output", str(tmp_path / "out")]
-    document = to_coco_images(dataset)
+    document = dataset.to_coco_images()
     for number, entry in enumerate(document["images"]):
         entry["file_name"] = f"elsewhere/{Path(dataset.paths[number]).name}"
     (tmp_path / "images.json").write_text(json.dumps(document))

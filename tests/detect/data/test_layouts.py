@@ -10,6 +10,7 @@ from PIL import Image
 from backbones.common.errors import UserError
 from detect.data import DetectionDataset
 from detect.data.open import DatasetConfig, build_dataset, build_datasets, resolve_data
+from detect.media.sources import find_inputs
 
 BOX = [5.0, 4.0, 15.0, 16.0]
 """Of the only object of each picture with one: xyxy in pixels, of 40x20."""
@@ -265,3 +266,15 @@ def test_images_without_annotation_are_negatives_and_counted(tmp_path, caplog):
     xml(tmp_path / "voc/orphan.xml")
     assert len(load("voc")) == 4
     assert "annotations without image: 1, first orphan" in caplog.text
+
+
+def test_names_longer_than_a_file_may_have_are_not_found(tmp_path):
+    """`Path.exists` raises for them."""
+    name = "x" * 300
+    with pytest.raises(UserError, match="not found: expected the folder"):
+        resolve_data(DatasetConfig(root=str(tmp_path / name)))
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_inputs([name])
+    write(tmp_path / "data.yaml", f"train: {name}\nnames: [a]\n")
+    with pytest.raises(UserError, match="x: not found"):
+        build_dataset(DatasetConfig(root=str(tmp_path)), "train")

@@ -116,7 +116,8 @@ def test_what_is_left_out_is_counted(root: Path, caplog) -> None:
         "label files without an image: 1, first",
         "lost.txt",
         "left out for their suffix: 1 (.md)",
-        "a.txt, line 2: the same object as before, left out",
+        "objects left out that the file has already: 1, first",
+        "a.txt, line 2",
         "boxes dropped for having no area: 1, first",
         "a.txt, line 3",
     ):
