@@ -4,7 +4,6 @@ Networks of equal compute with receptive fields of 299, 151 and 79 pixels, and t
 79 pixels ("naive"), are trained in the same way and compared.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from backbones.common import distributed
 from backbones.common.config import as_base
 from backbones.common.device import autocast, resolve_device, resolve_precision
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder
+from backbones.common.files import make_folder, write_json
 from backbones.common.plots import new_plot, save_plot
 from backbones.networks.checkpoint import load_backbone
 from backbones.networks.cost import count_multiply_adds
@@ -99,8 +98,7 @@ def compare_receptive_fields(config: ReceptiveFieldConfig) -> list[ReceptiveFiel
         )
         for variant in config.variants
     ]
-    with atomic_write(folder / "receptive_fields.json", "w") as file:
-        json.dump([asdict(row) for row in rows], file, indent=2)
+    write_json(folder / "receptive_fields.json", [asdict(row) for row in rows], indent=2)
     draw_comparison(rows, folder)
     return rows
 

@@ -1,6 +1,5 @@
 """Scores of classifiers, each alone and together as an ensemble, as a table and a file."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from backbones.classification.evaluation import (
 )
 from backbones.common.device import Precision, resolve_device, resolve_precision
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder
+from backbones.common.files import make_folder, write_json
 from backbones.common.ranges import check_ranges
 from backbones.data.multi_crop import CropCount
 
@@ -114,8 +113,7 @@ def evaluate_backbones(config: EvaluateBackboneConfig) -> dict[str, Any]:
         "scores": {name: top_scores(predictions) for name, predictions in results.items()},
         "classes": [asdict(score) for score in class_scores(chosen, source.class_names)],
     }
-    with atomic_write(config.output, "w") as file:
-        json.dump(report, file, indent=2)
+    write_json(config.output, report, indent=2)
     return report
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import json
 import logging
 import os
 import tempfile
@@ -9,7 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import IO
+from typing import IO, Any
 
 from backbones.common.errors import UserError
 
@@ -146,6 +147,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
             with suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> None:
+    """A value as a JSON file, by `atomic_write`."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=indent)
 
 
 def umask() -> int:

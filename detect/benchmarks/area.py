@@ -15,7 +15,7 @@ import torch
 
 from backbones.benchmarks.timing import describe_machine
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder
+from backbones.common.files import atomic_write, make_folder, write_json
 from backbones.common.images import read_image
 from backbones.common.packages import require
 from backbones.common.plots import new_plot, save_plot
@@ -61,8 +61,8 @@ def measure_area(config: AreaConfig) -> str:
         side = write_mosaic(path, part, megapixels)
         rows.append({"megapixels": side**2 / 1e6} | _infer(config, path, folder / path.stem))
         path.unlink()
-    with atomic_write(folder / "area.json", "w") as file:
-        json.dump({"machine": describe_machine(torch.device("cpu")), "rows": rows}, file, indent=2)
+    machine = describe_machine(torch.device("cpu"))
+    write_json(folder / "area.json", {"machine": machine, "rows": rows}, indent=2)
     _draw(rows, folder / "area.png")
     table = area_table(rows)
     with atomic_write(folder / "area.md", "w") as file:

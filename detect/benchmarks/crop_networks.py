@@ -5,7 +5,6 @@ receptive fields are trained and scored on the very same proposals, and compared
 objects.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from backbones import create_backbone
 from backbones.common import distributed
 from backbones.common.config import as_base, save_config
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder
+from backbones.common.files import atomic_write, make_folder, write_json
 from backbones.common.plots import new_plot, save_plot
 from backbones.networks.cost import count_multiply_adds
 from backbones.training.run_folder import refuse_another_run
@@ -151,8 +150,7 @@ def _compare(
                 "sizes": evaluate_by_size(test, load_results(run / "test_results.json", test)),
             }
         )
-    with atomic_write(folder / "comparison.json", "w") as file:
-        json.dump(rows, file, indent=2)
+    write_json(folder / "comparison.json", rows, indent=2)
     with atomic_write(folder / "comparison.md", "w") as file:
         file.write(comparison_table(rows))
     draw_comparison(rows, folder / "comparison.png")

@@ -1,6 +1,5 @@
 """Accuracy against speed of several detectors and settings, an Ultralytics model beside them."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ import torch
 from backbones.benchmarks.timing import describe_machine, time_interleaved
 from backbones.common.device import resolve_device
 from backbones.common.errors import MissingPackageError, UserError
-from backbones.common.files import atomic_write, make_folder
+from backbones.common.files import atomic_write, make_folder, write_json
 from backbones.common.plots import literal, new_plot, save_plot
 from backbones.common.ranges import check_ranges
 from detect.benchmarks.stages import STAGES, crop_costs, image_costs, stage_costs
@@ -147,8 +146,7 @@ def measure_speed_accuracy(config: SpeedAccuracyConfig) -> str:
         ),
     }
     report = {"machine": describe_machine(first.device), "rows": rows, "cost": cost}
-    with atomic_write(folder / "speed_accuracy.json", "w") as file:
-        json.dump(report | {"config": asdict(config)}, file, indent=2)
+    write_json(folder / "speed_accuracy.json", report | {"config": asdict(config)}, indent=2)
     table = speed_accuracy_table(rows)
     with atomic_write(folder / "speed_accuracy.md", "w") as file:
         file.write(table)

@@ -5,7 +5,6 @@ scikit-image. Training and held-out images share neither scans nor photographs.
 """
 
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder, umask
+from backbones.common.files import make_folder, umask, write_json
 from backbones.common.images import read_image
 from backbones.common.read_json import read_json
 from detect.data.digit_scenes import Scene, draw_scene
@@ -177,8 +176,7 @@ def _generate(folder: Path, settings: _Settings) -> None:
             "annotations": annotations,
             "categories": [{"id": digit + 1, "name": str(digit)} for digit in range(10)],
         }
-        with atomic_write(folder / "annotations" / f"{split}.json", "w") as file:
-            json.dump(document, file)
+        write_json(folder / "annotations" / f"{split}.json", document)
 
 
 def _annotations(

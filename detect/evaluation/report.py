@@ -1,7 +1,6 @@
 """A report on one evaluation: scores as JSON, and one HTML page that needs nothing beside it."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -12,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from backbones.common.errors import ImageError
-from backbones.common.files import atomic_write
+from backbones.common.files import write_json
 from backbones.common.plots import literal, new_plot
 from detect.data import DetectionDataset
 from detect.evaluation.coco import FINE_SIZES, evaluate_by_size, evaluate_coco, precision_curves
@@ -84,8 +83,7 @@ def write_report(
         "precision_at_recall": precision_curves(dataset, detections),
         "proposals": None if regions is None else proposal_recall(dataset, regions),
     }
-    with atomic_write(folder / "report.json", "w") as file:
-        json.dump(report, file, indent=2)
+    write_json(folder / "report.json", report, indent=2)
     write_page(
         folder / "report.html",
         "report.html.jinja",

@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -280,14 +280,15 @@ def _targets(source: Source, output: Path) -> dict[Input, Path]:
     videos = set(source.videos)
     targets: dict[Input, Path] = {}
     taken: set[str] = set()
+    number = defaultdict[str, int](lambda: 1)
     for path in paths:
         suffix = ".mp4" if path in videos else ".jpg"
         stem = printable(os.fsencode(path.stem)[:LONGEST_NAME].decode("utf-8", "ignore"))
         stem = stem.lstrip(".") or "image"  # what a dot begins is hidden
-        name, number = stem + suffix, 1
+        name = stem + suffix
         while name in taken:
-            number += 1
-            name = f"{stem}_{number}{suffix}"
+            number[stem] += 1
+            name = f"{stem}_{number[stem]}{suffix}"
         taken.add(name)
         target = output / name
         if os.path.realpath(target) in inputs:

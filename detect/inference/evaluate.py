@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder
+from backbones.common.files import make_folder, write_json
 from detect.auto import Auto
 from detect.checkpoint import load_detector
 from detect.data import DetectionDataset
@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return _evaluate_detector(config, config.weights)
     assert config.results is not None
     results = config.results
-    config, split = _with_split(replace(config, data=resolve_data(config.data)), {})
+    config, split = with_split(replace(config, data=resolve_data(config.data)), {})
     dataset = build_dataset(config.data, split)
     warn_without_objects(dataset, split)
     detections = load_results(results, dataset)
@@ -106,7 +106,7 @@ def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
     training = detector.metadata.get("training") or {}
     data = dataset_for(config.data, detector.class_names, training)
     of_training = {} if config.data.root is not None else training["data"]
-    config, split = _with_split(replace(config, data=data), of_training)
+    config, split = with_split(replace(config, data=data), of_training)
     dataset = build_dataset(data, split)
     check_same_classes(detector.class_names, detector.category_ids, dataset, split)
     warn_without_objects(dataset, split)
@@ -115,10 +115,8 @@ def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
     calibration = calibration_images(data, config.calibration_split)
     detector = deploy_detector(detector, config.precision, calibration, config.engine)
     detections, regions, cost = detect_dataset(detector, dataset, proposals)
-    with atomic_write(folder / "results.json", "w") as file:
-        json.dump(to_coco_results(dataset, detections), file)
-    with atomic_write(folder / "images.json", "w") as file:
-        json.dump(dataset.to_coco_images(), file)
+    write_json(folder / "results.json", to_coco_results(dataset, detections))
+    write_json(folder / "images.json", dataset.to_coco_images())
     how = f", in {detector.metadata['precision']} ({detector.metadata['engine']})"
     if config.model:
         how += f", with {json.dumps(config.model)}"
@@ -134,7 +132,7 @@ def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
     )
 
 
-def _with_split(
+def with_split(
     config: EvaluateConfig, of_training: Mapping[str, Any]
 ) -> tuple[EvaluateConfig, str]:
     """The configuration with the split that is scored, said in a line where it names none."""

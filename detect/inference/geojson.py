@@ -1,12 +1,11 @@
 """Detections in an image of a place on Earth, as GeoJSON."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from backbones.common.files import atomic_write
+from backbones.common.files import write_json
 from detect.media.large import Place
 
 
@@ -43,5 +42,4 @@ def write_geojson(
         "crs": {"type": "name", "properties": {"name": place.crs}},
         "features": features,
     }
-    with atomic_write(path, "w") as file:
-        json.dump(document, file)
+    write_json(path, document)

@@ -1,6 +1,5 @@
 """Running a detector over a dataset: its detections, scores, and what they cost."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from backbones.common import distributed
 from backbones.common.errors import ImageError
-from backbones.common.files import atomic_write
+from backbones.common.files import write_json
 from backbones.common.progress import TrainingProgress
 from detect.data import DetectionDataset
 from detect.data.open import DatasetConfig, build_dataset
@@ -94,10 +93,8 @@ def score_detector(
     scores = distributed.call_on_main(score)
     if not distributed.is_main():
         return scores
-    with atomic_write(folder / "test_results.json", "w") as file:
-        json.dump(to_coco_results(dataset, detections), file)
-    with atomic_write(folder / "test.json", "w") as file:
-        json.dump(scores, file, indent=2)
+    write_json(folder / "test_results.json", to_coco_results(dataset, detections))
+    write_json(folder / "test.json", scores, indent=2)
     return scores
 
 

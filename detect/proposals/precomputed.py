@@ -1,6 +1,5 @@
 """Proposals made beforehand, by another program or a detector: files in COCO results format."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from torchvision.ops import clip_boxes_to_image
 
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write
+from backbones.common.files import write_json
 from detect.data import DetectionDataset
 from detect.data.results_file import read_results
 from detect.proposals.base import Proposals
@@ -54,8 +53,7 @@ def save_proposals(path: str | Path, proposals: Mapping[int, Proposals]) -> None
         xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
         for box, score in zip(xywh.tolist(), scores.tolist(), strict=True):
             entries.append({"image_id": image_id, "bbox": box, "score": score})
-    with atomic_write(path, "w") as file:
-        json.dump(entries, file)
+    write_json(path, entries)
 
 
 def proposals_for(

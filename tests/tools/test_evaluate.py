@@ -16,7 +16,9 @@ from detect.checkpoint import save_detector
 from detect.commands import evaluate, propose
 from detect.config import ModelConfig
 from detect.data import load_coco, make_digits
+from detect.data.open import DatasetConfig
 from detect.evaluation import evaluate_coco, to_coco_results
+from detect.inference.evaluate import EvaluateConfig, with_split
 from detect.proposals import LearnedConfig
 
 
@@ -272,3 +274,20 @@ def test_mistakes_are_one_line(arguments, words, digits, tmp_path, monkeypatch, 
     message = error_of(evaluate, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert words in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("of_training", "there", "split"),
+    [
+        ({"test": "night", "val": "val"}, ["night", "test"], "night"),
+        ({"test": None, "val": "dusk"}, ["test", "dusk"], "test"),
+        ({"test": None, "val": "dusk"}, ["dusk", "val"], "dusk"),
+        ({}, ["val"], "val"),
+    ],
+)
+def test_the_split_is_what_the_training_was_tested_on(of_training, there, split, tmp_path):
+    for name in there:
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"{name}.json").write_text("{}")
+    config = EvaluateConfig(weights="a", data=DatasetConfig(root=str(tmp_path)))
+    assert with_split(config, of_training)[1] == split

@@ -7,7 +7,6 @@ learns more from all of them. Validation images stay as they are.
 """
 
 import io
-import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder
+from backbones.common.files import make_folder, write_json
 from backbones.data.sources import open_split
 
 SHARD = 2000
@@ -60,8 +59,7 @@ def pack(images: Path, bccd: Path, folder: Path, val_images: int) -> None:
         list(pool.map(pack_shard, range(0, len(train), SHARD)))
     chosen = range(min(val_images, len(val)))
     _write_shard(folder / "val-0000.tar.gz", (val.read(index)[:2] for index in chosen))
-    with atomic_write(folder / CLASSES, "w") as text:
-        json.dump(list(train.class_names), text)
+    write_json(folder / CLASSES, list(train.class_names))
 
 
 def unpack(folder: Path, work: Path) -> tuple[Path, Path]:

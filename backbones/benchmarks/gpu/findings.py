@@ -1,6 +1,5 @@
 """What a series of checks found, on paper as soon as it is known: a killed run loses nothing."""
 
-import json
 import logging
 import traceback
 from collections.abc import Iterable
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.benchmarks.gpu.processes import TurnError
-from backbones.common.files import atomic_write, make_folder
+from backbones.common.files import atomic_write, make_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +72,7 @@ class Report:
             "failures": self.failures,
         }
         make_folder(self.folder)
-        with atomic_write(self.folder / "gpu_check.json", "w") as file:
-            json.dump(content, file, indent=1)
+        write_json(self.folder / "gpu_check.json", content, indent=1)
         with atomic_write(self.folder / "gpu_check.txt", "w") as file:
             file.write(self.table() + "\n")
 
