@@ -22,7 +22,7 @@ from backbones.networks.weights import find_weights, save_weights
 from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.deployment.exported import SUFFIXES as EXPORTED
-from detect.deployment.exported import load_exported
+from detect.deployment.exported import classes_of, load_exported
 from detect.detector import Detector
 from detect.rcnn.model import RCNN
 
@@ -105,13 +105,7 @@ def load_detector(
     state, metadata = read_checkpoint(path, "detector")
     with broken_metadata(path):
         config_dict = dict(metadata["config"])
-        class_names, category_ids = list(metadata["class_names"]), list(metadata["category_ids"])
-        if len(class_names) != len(category_ids) or not class_names:
-            raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
-        if {type(name) for name in class_names} != {str}:
-            raise TypeError("class_names must be text")
-        if {type(number) for number in category_ids} != {int}:
-            raise TypeError("category_ids must be whole numbers")
+        class_names, category_ids = classes_of(metadata)
         # The weights are in this very file; the backbone they once started from need not exist.
         started_anew: dict[str, Any] = {"weights": None, "init": None, "freeze": "none"}
         if "learned" in config_dict:

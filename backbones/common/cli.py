@@ -24,8 +24,9 @@ _LONGEST = 2000
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Make `main` a tool: what the user can mend becomes one line on stderr, not a traceback.
 
-    A `UserError` exits with code 2 and Ctrl-C with 130, as shells expect. Anything else is a
-    defect of this package and keeps its traceback. Log messages go to stderr.
+    A `UserError`, or what the system says of a file by its name, exits with code 2 and Ctrl-C with
+    130, as shells expect. Anything else is a defect of this package and keeps its traceback. Log
+    messages go to stderr.
     """
 
     @functools.wraps(main)
@@ -36,6 +37,12 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 main()
         except UserError as error:
             exit_with_error(error)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            # A name that is too long, a folder that may not be looked into: the user's to mend.
+            name = os.fsdecode(str(error.filename))
+            exit_with_error(UserError(f"{name[:300]}: {error.strerror}"))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

@@ -104,7 +104,7 @@ def _in_groups(config_class: type, arguments: Sequence[str]) -> list[str]:
             )
         word, _, value = written.pop(place).partition("=")
         if not value:
-            if place == len(written) or written[place].startswith("--"):
+            if place == len(written) or not written[place] or written[place].startswith("--"):
                 raise UserError(f"{word}: expected a value after it")
             value = written.pop(place)
         given = [(key, value if implied is None else implied) for key, implied in short.items()]
@@ -271,6 +271,9 @@ def _build(config_class: type[Config], values: Namespace, prefix: str) -> Config
             value = tuple(_build(item, one, f"{key}[{i}].") for i, one in enumerate(value))
         else:
             _check_value(key, value)
+            # An unset variable of a shell; as a path it would be the folder that one is in.
+            if value == "" or (isinstance(value, list | tuple) and "" in value):
+                raise UserError(f"{key}: expected {_type_name(hint)}, got an empty text")
         arguments[field.name] = value
     return config_class(**arguments)
 

@@ -129,14 +129,15 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
         UserError: the disk refuses it; what was there stays.
     """
     path = Path(path)
-    encoding = None if "b" in mode else "utf-8"
+    # Names of files may hold bytes that are no text.
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name[:100]}.", suffix=UNFINISHED
         )
         try:
-            with os.fdopen(handle, mode, encoding=encoding) as file:
+            with os.fdopen(handle, mode, encoding=encoding, errors=errors) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from yaml.constructor import ConstructorError
 
 from backbones.common.errors import UserError
 from backbones.common.read_json import check_text
+from backbones.common.regular_files import open_file
 
 MAX_BYTES = 1 << 20
 """Of a file: seconds to read."""
@@ -29,7 +30,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
             key twice or one that is no text or number, or what `check_plain` refuses.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_BYTES + 1)
         text = data.decode("utf-8-sig")
     except OSError as error:

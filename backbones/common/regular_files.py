@@ -15,13 +15,14 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except ValueError as error:  # a NUL or half a character in the name
-        raise OSError(errno.EINVAL, f"no name of a file: {error}") from error
+        raise OSError(errno.EINVAL, f"no name of a file: {error}", path) from error
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")
     os.close(handle)
     is_folder = stat.S_ISDIR(mode)
-    raise OSError(errno.EINVAL, "is a folder" if is_folder else "is a pipe or a device, no file")
+    what = "is a folder" if is_folder else "is a pipe or a device, no file"
+    raise OSError(errno.EINVAL, what, path)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -81,10 +81,7 @@ class DetectionDataset:
         area: ArrayLike | None = None,
     ) -> None:
         self.class_names = list(class_names)
-        for name in self.class_names:
-            # Fonts and pages have no such characters; some libraries end the process.
-            if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-                raise UserError(f"class name {name!r} has characters that cannot be printed")
+        check_class_names(self.class_names)
         self.category_ids = list(category_ids)
         self.image_ids = list(image_ids)
         self.paths = list(paths)
@@ -221,3 +218,11 @@ class DetectionDataset:
             for category_id, name in zip(self.category_ids, self.class_names, strict=True)
         ]
         return {"images": images, "categories": categories}
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Raise `UserError` for a name that cannot be printed."""
+    for name in names:
+        # Fonts and pages have no such characters; some libraries end the process.
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+            raise UserError(f"class name {name!r} has characters that cannot be printed")

@@ -244,7 +244,8 @@ def _lines(path: Path) -> list[str]:
         # The mark that some editors put at a file's beginning is no part of it.
         return [line.strip() for line in read_file(path).decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read this text file: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot read this text file: {reason}") from error
 
 
 def _warn_of_orphans(images: Sequence[Path]) -> None:

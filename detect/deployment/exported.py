@@ -1,8 +1,7 @@
 """Detectors in files of ONNX and OpenVINO, in use like those of this package."""
 
-import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +11,11 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.common.packages import require
+from backbones.common.read_json import parse_json
+from backbones.common.regular_files import open_file, read_file
 from backbones.deployment.openvino import CompiledModel, core
 from backbones.networks.metadata import broken_metadata
+from detect.data.sample import check_class_names
 from detect.detector import Detector
 from detect.proposals import Proposals
 from detect.rcnn.checks import check_image
@@ -31,6 +33,12 @@ SUFFIXES = (".onnx", ".xml")
 class ExportedModel:
     """A file's graph in the place of an `RCNN` in a `Detector`; CPU only.
 
+    Args:
+        path: the file, for messages.
+        run: the graph.
+        num_classes: K.
+        score_thresh: see below.
+
     Attributes:
         score_thresh: score that all detections have at least; fixed in the file.
         wanted: `bool [K]`, classes that are told, None: all. The graph suppresses among all.
@@ -38,8 +46,15 @@ class ExportedModel:
 
     device = torch.device("cpu")
 
-    def __init__(self, run: Callable[[np.ndarray], Sequence[np.ndarray]], score_thresh: float):
-        self._run, self.score_thresh = run, score_thresh
+    def __init__(
+        self,
+        path: Path,
+        run: Callable[[np.ndarray], Sequence[np.ndarray]],
+        num_classes: int,
+        score_thresh: float,
+    ) -> None:
+        self._path, self._run, self._num_classes = path, run, num_classes
+        self.score_thresh = score_thresh
         self.proposer = self  # the graph has its own
         self.wanted: Tensor | None = None
 
@@ -50,19 +65,43 @@ class ExportedModel:
     def detect(
         self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None
     ) -> list[dict[str, Tensor]]:
-        """See `RCNN.detect`; there can be no proposals of others."""
+        """See `RCNN.detect`; there can be no proposals of others.
+
+        Raises:
+            UserError: the graph cannot be run, or gives no detections.
+        """
         if proposals is not None:
             raise ValueError("an exported detector has proposals of its own and takes no others")
         found = []
         for index, image in enumerate(images):
             check_image(image, f"images[{index}]")
-            outputs = self._run(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-            one = dict(zip(OUTPUTS, map(torch.from_numpy, outputs), strict=True))
+            try:
+                outputs = self._run(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+                one = dict(zip(OUTPUTS, map(torch.from_numpy, outputs), strict=True))
+            except Exception as error:  # each library has its own
+                raise UserError(f"{self._path}: cannot be run: {_reason(error)}") from error
+            self._check(one)
             if self.wanted is not None:
                 keep = self.wanted[one["labels"] - 1]
                 one = {name: tensor[keep] for name, tensor in one.items()}
             found.append(one)
         return found
+
+    def _check(self, found: Mapping[str, Tensor]) -> None:
+        """What is read from a file may be another graph than `export_detector` wrote."""
+        boxes, labels, scores = (found[name] for name in OUTPUTS)
+        if (
+            boxes.shape != (len(boxes), 4)
+            or not labels.shape == scores.shape == boxes.shape[:1]
+            or labels.is_floating_point()
+            or not boxes.isfinite().all()
+            or not ((labels >= 1) & (labels <= self._num_classes)).all()
+            or not ((scores >= 0) & (scores <= 1)).all()
+        ):
+            raise UserError(
+                f"{self._path}: what its graph gives are no detections of {self._num_classes} "
+                "classes: export it anew"
+            )
 
     def describe(self) -> str:
         """In a few words, for the detector's `repr`."""
@@ -84,23 +123,57 @@ def load_exported(path: str | Path) -> Detector:
         UserError: damaged, or a file of something else.
         MissingPackageError: the package that runs it is not installed.
     """
-    engine = "onnxruntime" if Path(path).suffix == ".onnx" else "openvino"
+    path = Path(path)
+    engine = "onnxruntime" if path.suffix == ".onnx" else "openvino"
     require("export" if engine == "onnxruntime" else engine, engine)
     read = _read_onnx if engine == "onnxruntime" else _read_openvino
     try:
-        texts, start = read(Path(path))
+        open_file(path).close()  # libraries would wait for a pipe
+        texts, start = read(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # each library has its own
-        reason = str(error).strip().rpartition("\n")[2]
-        raise UserError(f"{path}: {engine} cannot read this file: {reason}") from error
-    if json.loads(texts.get("kind", "null")) != "detector":
+        raise UserError(f"{path}: {engine} cannot read this file: {_reason(error)}") from error
+    with broken_metadata(path):
+        metadata = {key: parse_json(text) for key, text in texts.items()}
+    if metadata.get("kind") != "detector":
         raise UserError(
             f"{path}: expected a detector that tools.export wrote, found something else"
         )
     with broken_metadata(path):
-        metadata = {key: json.loads(text) for key, text in texts.items()}
-        model = ExportedModel(start(metadata["precision"]), float(metadata["score_thresh"]))
-        names, ids = metadata["class_names"], metadata["category_ids"]
+        names, ids = classes_of(metadata)
+        score_thresh = metadata["score_thresh"]
+        if not isinstance(score_thresh, float) or not 0 <= score_thresh <= 1:
+            raise ValueError(f"score_thresh must be in [0, 1], got {score_thresh!r}")
+        run = start(metadata["precision"])
+        model = ExportedModel(path, run, len(names), score_thresh)
         return Detector(cast(RCNN, model), names, ids, {**metadata, "engine": engine})
+
+
+def classes_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """Names and ids of labels `1..K` that the metadata of a detector's file hold.
+
+    Raises:
+        KeyError, TypeError, ValueError, UserError: they are none, see `broken_metadata`.
+    """
+    for key in ("metrics", "training"):
+        if not isinstance(metadata.get(key), dict | None):
+            raise TypeError(f"{key} must be a mapping")
+    class_names, category_ids = metadata["class_names"], metadata["category_ids"]
+    if not isinstance(class_names, list) or {type(name) for name in class_names} != {str}:
+        raise TypeError("class_names must be a list of text")
+    if not isinstance(category_ids, list) or {type(number) for number in category_ids} != {int}:
+        raise TypeError("category_ids must be a list of whole numbers")
+    if len(class_names) != len(category_ids):
+        raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
+    if min(len({*class_names}), len({*category_ids})) < len(class_names):
+        raise ValueError("a class name or category id stands twice")
+    check_class_names(class_names)
+    return class_names, category_ids
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2] or type(error).__name__
 
 
 Reading = tuple[dict[str, str], Callable[[str], Callable[[np.ndarray], Sequence[np.ndarray]]]]
@@ -110,7 +183,7 @@ Reading = tuple[dict[str, str], Callable[[str], Callable[[np.ndarray], Sequence[
 def _read_onnx(path: Path) -> Reading:
     import onnxruntime
 
-    data = path.read_bytes()
+    data = read_file(path)
     sessions: dict[int, Any] = {}
     starting = threading.Lock()
 

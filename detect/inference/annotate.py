@@ -22,7 +22,7 @@ from detect.inference.formats import Format
 from detect.inference.geojson import write_geojson
 from detect.inference.outputs import clear_earlier, numbered_folder
 from detect.inference.results import Frame, Results, targets_of
-from detect.media.crops import printable
+from detect.media.crops import LONGEST_NAME, printable
 from detect.media.drawing import draw_detections, draw_large
 from detect.media.large import LargeImage
 from detect.media.sources import Input, Source, read_images
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 NEW_FOLDERS = Path("runs/infer")
 """Where runs write to that name no folder."""
-
-LONGEST_NAME = 200
-"""Bytes of a result's name without its suffix: file systems have room for 255."""
 
 
 @dataclass
@@ -269,6 +266,7 @@ def _annotate_video(
 
 
 def _report_error(report: InferenceReport, message: str) -> None:
+    message = " ".join(message.split())  # servers and names of files have line ends
     logger.error(message)
     report.errors.append(message)
 

@@ -1,13 +1,15 @@
 """Inputs that are no files: pictures and streams on the net, and cameras."""
 
 import base64
+import string
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import NoReturn
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from torch import Tensor
 
@@ -64,6 +66,13 @@ class Address:
         return self.url.replace(f"{user}{at}", f"{name}:***@", 1) if colon else self.url
 
 
+class _NoFTP(urllib.request.FTPHandler):
+    """Where a server redirects to is no address that this package reads."""
+
+    def ftp_open(self, req: urllib.request.Request) -> NoReturn:
+        raise urllib.error.URLError(f"redirected to {req.full_url}")
+
+
 def fetch_image(address: Address) -> Tensor:
     """A picture on the net as `uint8` RGB `[3, H, W]`.
 
@@ -72,14 +81,18 @@ def fetch_image(address: Address) -> Tensor:
     """
     parts = urlsplit(address.url)
     user, at, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    # Umlauts and spaces as servers take them; what is quoted already stays.
+    path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    url = urlunsplit(parts._replace(netloc=host, path=path, query=query))
+    request = urllib.request.Request(url)
     request.add_header("User-Agent", "lowres-rcnn")
     if at:  # for this server alone, not for one that it redirects to
         secret = base64.b64encode(unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {secret}")
     ends, data = time.monotonic() + LONGEST_SECONDS, bytearray()
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        opener = urllib.request.build_opener(_NoFTP)
+        with opener.open(request, timeout=TIMEOUT_SECONDS) as response:
             while part := response.read1(1 << 20):
                 data += part
                 if len(data) > MAX_IMAGE_BYTES:

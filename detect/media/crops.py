@@ -6,6 +6,9 @@ from torch import Tensor
 
 from detect.blocks import Parts
 
+LONGEST_NAME = 200
+"""Bytes of a result's name without its suffix: file systems have room for 255."""
+
 
 def cut_crops(image: Parts, boxes: Tensor) -> Iterator[Tensor]:
     """What is in each box, `uint8` RGB `[3, h, w]`, at least a pixel.
@@ -21,8 +24,9 @@ def cut_crops(image: Parts, boxes: Tensor) -> Iterator[Tensor]:
 
 
 def folder_of(class_name: str) -> str:
-    """The name of a folder for the crops of a class."""
-    return printable(class_name).replace("/", "_").lstrip(".") or "_"
+    """The name of a folder for the crops of a class, which file systems have room for."""
+    name = printable(class_name).replace("/", "_").lstrip(".").encode()[:LONGEST_NAME]
+    return name.decode("utf-8", "ignore") or "_"
 
 
 def printable(name: str) -> str:

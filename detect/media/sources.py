@@ -55,6 +55,8 @@ def find_inputs(names: Iterable[str], *, recursive: bool = False) -> Source:
     found: dict[Input, None] = {}
     for name in names:
         if name == "-":
+            if sys.stdin is None:
+                raise UserError("inputs: -: standard input is closed")
             lines = os.fsdecode(sys.stdin.buffer.read()).replace("\r\n", "\n").split("\n")
             found |= dict.fromkeys(p for line in lines if line for p in _expand(line, recursive))
         else:

@@ -1,9 +1,11 @@
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.tool_runs import error_of, run
@@ -124,3 +126,68 @@ def test_a_whole_detector(tmp_path, monkeypatch):
 def test_mistakes_are_one_line(output, words, tmp_path, monkeypatch, capsys):
     arguments = ("--weights", str(tmp_path / "none.safetensors"), "--output", output)
     assert words in error_of(export, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+GOOD = {"kind": "detector", "class_names": ["a", "b"], "category_ids": [3, 7]}
+GOOD |= {"score_thresh": 0.2, "precision": "fp32"}
+
+
+def write_constant(path, box, label, score, texts) -> None:
+    """A graph that finds the same in each image."""
+    import onnx
+
+    values = (np.float32([box]), np.int64([label]), np.float32([score]))
+    constants = [onnx.numpy_helper.from_array(value) for value in values]
+    nodes = [
+        onnx.helper.make_node("Constant", [], [name], value=value)
+        for name, value in zip(OUTPUTS, constants, strict=True)
+    ]
+    of_image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, [None, None, 3])
+    of_outputs = [
+        onnx.helper.make_tensor_value_info(name, value.data_type, value.dims)
+        for name, value in zip(OUTPUTS, constants, strict=True)
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [of_image], of_outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.helper.set_model_props(model, texts)
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("values", "changed", "message"),
+    [
+        (([0, 0, 9, 9], 3, 0.9), {}, "are no detections of 2 classes"),
+        (([0, 0, 9, 9], 0, 0.9), {}, "are no detections of 2 classes"),
+        (([0, 0, 9, np.nan], 1, 0.9), {}, "are no detections of 2 classes"),
+        (([0, 0, 9, 9], 1, np.nan), {}, "are no detections of 2 classes"),
+        (([0, 0, 9], 1, 0.9), {}, "are no detections of 2 classes"),
+        (None, {"class_names": ["a"]}, "1 class names, 2 category ids"),
+        (None, {"class_names": ["a", "a"]}, "stands twice"),
+        (None, {"class_names": ["a", "b\n"]}, "cannot be printed"),
+        (None, {"class_names": "ab"}, "class_names must be a list"),
+        (None, {"score_thresh": np.nan}, "score_thresh must be in [0, 1], got nan"),
+        (None, {"metrics": [1]}, "metrics must be a mapping"),
+        (None, {"training": [1]}, "training must be a mapping"),
+        (None, {"kind": 5}, "expected a detector"),
+        (None, "{", "broken metadata"),
+    ],
+)
+def test_a_damaged_file_is_one_line(
+    values, changed, message, exported, tmp_path, monkeypatch, capsys
+):
+    texts = dict.fromkeys(GOOD, changed)
+    if isinstance(changed, dict):
+        texts = {key: json.dumps(value) for key, value in (GOOD | changed).items()}
+    write_constant(tmp_path / "x.onnx", *(values or ([0, 0, 9, 9], 1, 0.9)), texts)
+    words = ("--weights", str(tmp_path / "x.onnx"), "--inputs", str(exported / "photo.png"))
+    words += ("--output", str(tmp_path / "out"))
+    assert message in error_of(infer, *words, monkeypatch=monkeypatch, capsys=capsys)
+
+
+@pytest.mark.parametrize("name", ["pipe.onnx", "pipe.xml"])
+def test_a_pipe_is_not_waited_for(name, exported, tmp_path, monkeypatch, capsys):
+    os.mkfifo(tmp_path / name)
+    words = ("--weights", str(tmp_path / name), "--inputs", str(exported / "photo.png"))
+    error = error_of(infer, *words, monkeypatch=monkeypatch, capsys=capsys)
+    assert f"{name}: cannot be read: is a pipe" in error

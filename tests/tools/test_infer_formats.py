@@ -227,3 +227,13 @@ def test_classes_are_chosen_by_name(detector, inputs, tmp_path, monkeypatch):
     assert [str(report.output) for report in reports] == ["runs/infer", "runs/infer2"]
     assert str(reports[1]).endswith(f"(7 {reports[1].objects['7']}), written to runs/infer2")
     assert reports[1].objects["7"] >= 12
+
+
+def test_a_class_may_have_a_longer_name_than_a_folder_can(detector, inputs, tmp_path, monkeypatch):
+    names = ["\u00fc" * 200, "b" * 5000, "c"]
+    monkeypatch.setattr(detector, "class_names", names)
+    for overwrite in (False, True):
+        infer(detector, inputs, tmp_path, score_thresh=0.0, save=["crops"], overwrite=overwrite)
+    there = {path.name for path in (tmp_path / "crops").iterdir()}
+    assert there <= {"\u00fc" * 100, "b" * 200, "c"}
+    assert len(there) > 1

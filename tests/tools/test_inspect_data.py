@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +98,18 @@ def test_a_run_remembers_its_data(export_of_yolo, tmp_path, monkeypatch, capsys,
 def test_mistakes_are_one_line(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert words in error_of(inspect_data, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_names_that_are_no_text_and_markup(export_of_yolo, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    shutil.copytree(export_of_yolo, root)
+    for folder, suffix in (("images", "png"), ("labels", "txt")):
+        place = root / folder
+        os.rename(place / f"cam0_1.{suffix}", os.fsencode(place) + b"/cam0_\xff." + suffix.encode())
+        (place / f"cam1_2.{suffix}").rename(place / f"<script>.{suffix}")
+    arguments = ["--data", str(root), "--output", str(tmp_path / "out")]
+    assert run(inspect_data, *arguments, monkeypatch=monkeypatch) == 0
+    page = (tmp_path / "out/data.html").read_text()
+    assert "cam0_\\udcff.png" in page
+    assert "&lt;script&gt;.png" in page
+    assert "<script>" not in page

@@ -414,3 +414,19 @@ def test_a_saved_configuration_is_read_by_value(tmp_path):
     path.write_text("sise: 3\n")
     with pytest.raises(UserError, match=r"config\.yaml: unknown key sise"):
         load_config(Train, path)
+
+
+def test_names_that_are_too_long_or_empty_are_one_line(monkeypatch, capsys):
+    @dataclass(frozen=True)
+    class Where:
+        run: str = "runs"
+        names: tuple[str, ...] = ()
+
+    for arguments, message in (
+        (["--config", "x" * 300], f"error: {'x' * 300}: File name too long"),
+        (["--run", ""], "error: run: expected str, got an empty text"),
+        (["--names", "a", ""], "error: names: expected"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            command(lambda arguments=arguments: parse_config(Where, arguments))()
+        assert message in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Exports as tools write them are recognised, with the right boxes and classes."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +279,11 @@ def test_names_longer_than_a_file_may_have_are_not_found(tmp_path):
     write(tmp_path / "data.yaml", f"train: {name}\nnames: [a]\n")
     with pytest.raises(UserError, match="x: not found"):
         build_dataset(DatasetConfig(root=str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "x.json"])
+def test_a_pipe_is_named_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    for root in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=rf"{name}: .*is a pipe or a device"):
+            build_dataset(DatasetConfig(root=str(root)), "train")

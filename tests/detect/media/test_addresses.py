@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,43 @@ def test_a_playlist_at_an_address_opens_nothing_else(folder, suffix):
 def test_a_camera_that_is_not_there_is_a_line():
     with pytest.raises(UserError, match="camera 98: cannot open video: No such file"):
         VideoReader(Address("98"))
+
+
+def test_an_address_may_be_longer_than_a_name_and_have_umlauts(folder):
+    (folder / "\u00fc b.png").write_bytes((folder / "a.png").read_bytes())
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        (address,) = find_inputs([f"{url}/\u00fc b.png?signature={'x' * 400}"]).images
+        assert torch.equal(fetch_image(address), NOISE[0])
+        server.shutdown()
+
+
+@pytest.mark.parametrize("place", ["ftp://127.0.0.1:{}/x.png", "file:///etc/passwd"])
+def test_a_server_cannot_redirect_to_what_is_no_address(place):
+    """The port that it names would answer."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        other.settimeout(0.2)
+        head = "HTTP/1.1 302 Found\r\nLocation: " + place.format(other.getsockname()[1])
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(f"{head}\r\n\r\n".encode())
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(ImageError, match=r"redirected to ftp|not allowed"):
+            fetch_image(Address(f"http://127.0.0.1:{server.getsockname()[1]}/a.png"))
+        with pytest.raises(TimeoutError):
+            other.accept()
+
+
+def test_standard_input_that_is_closed_is_a_line(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="standard input is closed"):
+        find_inputs(["-"])
