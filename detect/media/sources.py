@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image
-from backbones.common.listing import files_in, visible_files, with_suffix
+from backbones.common.listing import files_in, is_visible, visible_files, with_suffix
 from detect.media.addresses import SCHEMES, Address, fetch_image
 from detect.media.video import VIDEO_SUFFIXES, VideoReader
 
@@ -97,13 +97,29 @@ def _expand(name: str, recursive: bool) -> Sequence[Input]:
             raise UserError(f"{name}: no images or videos in this folder")
         return inside
     try:
-        found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        found = [Path(match) for match in sorted(_matches(name))]
     except OSError as error:
         raise UserError(f"{name}: cannot read this folder: {error.strerror}") from error
     matches = with_suffix([match for match in found if not os.path.isdir(match)], known, name)
     if not matches:
         raise UserError(f"{name}: no such file or folder, and no image or video matches it")
     return matches
+
+
+def _matches(pattern: str) -> set[str]:
+    """As `glob`, but `**` does not follow links, which may lead in circles."""
+    if pattern.endswith("/**") or pattern == "**":
+        pattern += "/*"
+    head, stars, rest = pattern.partition("**/")
+    if not stars or (head and not head.endswith("/")):
+        return set(glob.glob(pattern))
+    found = set()
+    for top in glob.glob(head) if head else ["."]:
+        for place, folders, _ in os.walk(top):
+            folders[:] = filter(is_visible, folders)
+            inside = "" if place == "." else glob.escape(place.removeprefix("./")) + "/"
+            found |= _matches(inside.replace("//", "/") + rest)
+    return found
 
 
 def spread_images(source: Source, count: int) -> Iterator[Tensor]:

@@ -67,3 +67,18 @@ def test_images_are_taken_from_the_whole_of_the_inputs(tmp_path):
     assert len(both) == 16
     assert both[:8] == [6.0 * value for value in range(2, 40, 5)]
     assert sum(value > 150 for value in both[8:]) == 2
+
+
+def test_a_pattern_does_not_go_in_circles(tmp_path, monkeypatch):
+    for name in ("a/b/1.png", "a/2.png", "3.png", ".hidden/4.png", "a/[x]/5.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("one", "two"):
+        (tmp_path / "a/b" / name).symlink_to(tmp_path)
+    everything = ["3.png", "a/2.png", "a/[x]/5.png", "a/b/1.png"]
+    monkeypatch.chdir(tmp_path)
+    assert [str(path) for path in find_inputs(["**/*.png"]).images] == everything
+    assert [str(path) for path in find_inputs(["**"]).images] == everything
+    assert [str(path) for path in find_inputs(["a/**/*.png"]).images] == everything[1:]
+    absolute = find_inputs([f"{tmp_path}/**/b/*.png"]).images
+    assert absolute == [tmp_path / "a/b/1.png"]
