@@ -1,5 +1,6 @@
 """Datasets in YOLO's layout: a `data.yaml`, folders `images` and `labels`, a text file an image."""
 
+import itertools
 import logging
 import math
 import os
@@ -73,8 +74,10 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     sizes = np.array([read_image_size(path) for path in images])
     rows: list[tuple[int, int, float, float, float, float]] = []
     places: list[str] = []
-    for index, path in enumerate(images):
-        labels_path = _labels_path(path)
+    label_paths = [_labels_path(path) for path in images]
+    for folder, files in itertools.groupby(label_paths, lambda path: path.parent):
+        refuse_paths_outside(folder, [file.name for file in files], lambda _: str(source))
+    for index, labels_path in enumerate(label_paths):
         for line, (number, x1, y1, x2, y2) in _read_labels(labels_path, labels_of):
             rows.append((index, labels_of[number], x1, y1, x2, y2))
             places.append(f"{labels_path}, line {line}")

@@ -160,6 +160,17 @@ def test_a_wrong_document_is_named(document: str, words: str, root: Path) -> Non
         load_yolo(root, "train")
 
 
+def test_labels_are_not_read_through_a_link(root: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("root:x:0:0")
+    label = next((root / "labels/train").glob("*.txt"))
+    label.unlink()
+    label.symlink_to(secret)
+    with pytest.raises(UserError, match=r"leads out of .* by a link") as error:
+        load_yolo(root, "train")
+    assert "root:x" not in str(error.value)
+
+
 fractions = st.floats(0.01, 0.99)
 
 
