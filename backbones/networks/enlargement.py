@@ -69,11 +69,8 @@ def start_stem(
         return dict(state), None
     first = STEM_KERNELS[0]
     if wanted.receptive_field == "151" and first in kernels:
-        folded = {first: fold_enlargement(kernels[first])}
-        return {
-            **state,
-            **folded,
-        }, "it sees images as the network for 299 pixels sees them enlarged"
+        folded = {**state, first: fold_enlargement(kernels[first])}
+        return folded, "it sees images as the network for 299 pixels sees them enlarged"
     if wanted.receptive_field == "79" and kernels:
         averaged = {
             name: average_phases(kernel, first=name == first) for name, kernel in kernels.items()

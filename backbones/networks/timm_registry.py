@@ -40,12 +40,14 @@ def _start(state: dict[str, Tensor], model: InceptionV3) -> dict[str, Tensor]:
         return state
     given = SPECS["inception_v3"]
     made, _ = start_stem(state, given, model.spec)
-    if model.spec.receptive_field == "79" and model.in_chans == 3:
-        heads = ("fc.", "aux_head.")
-        body = {name: tensor for name, tensor in made.items() if not name.startswith(heads)}
-        model.load_state_dict(body, strict=False)
-        match_enlarged(model, state, given)
-        made |= {name: own[name] for name in made if "running" in name}
+    if model.spec.receptive_field == "79":
+        # One for colours, as the weights are: timm makes the first kernel for other channels later.
+        colours = InceptionV3(model.spec, num_classes=0, width=model.width)
+        colours.load_state_dict(
+            {name: made[name] for name in colours.state_dict() if name in made}, strict=False
+        )
+        match_enlarged(colours, state, given)
+        made |= {name: own for name, own in colours.state_dict().items() if "running" in name}
     return made
 
 

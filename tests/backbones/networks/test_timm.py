@@ -11,6 +11,7 @@ from timm.optim import param_groups_layer_decay
 from backbones import SPECS, InceptionV3, UserError, create_backbone, save_backbone
 from backbones.deployment.onnx import export_backbone
 from backbones.deployment.pytorch import deploy
+from backbones.networks import statistics
 from backbones.networks.finetuning import layer_scales
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.model import RCNN
@@ -138,6 +139,27 @@ def test_other_channels_get_weights_of_three(theirs, in_chans):
     assert found.stem.conv1.conv.in_channels == in_chans
     with pytest.raises(ValueError, match=rf"normalised float images \[N, {in_chans}, H, W\], got"):
         found((255 * x).to(torch.uint8))
+
+
+def test_statistics_are_matched_for_other_channels_too(monkeypatch):
+    """A grey image is to the network for one channel what it is in colours to the other."""
+    monkeypatch.setattr(statistics, "PHOTOGRAPHS", ("coffee",))  # two images, to be fast
+    monkeypatch.setattr(statistics, "SIDES", (110,))
+    torch.manual_seed(0)
+    public = timm.create_model("inception_v3", num_classes=7).state_dict()
+    overlay = {"state_dict": public, "num_classes": 7}
+    colours, grey = (
+        timm.create_model(
+            *("inception_v3_79", True),
+            **{"pretrained_cfg_overlay": overlay, "num_classes": 7, "in_chans": in_chans},
+        ).eval()
+        for in_chans in (3, 1)
+    )
+    averaged = public["Mixed_5b.branch1x1.bn.running_var"]
+    assert not torch.equal(colours.stage_a[0].branch1x1.bn.running_var, averaged)
+    x = torch.randn(2, 1, 79, 79)
+    with torch.inference_mode():
+        same(grey(x), colours(x.expand(-1, 3, -1, -1)))
 
 
 def test_a_checkpoint_of_ours_with_one_channel_and_other_classes(tmp_path):
