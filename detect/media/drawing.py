@@ -6,7 +6,6 @@ import numpy as np
 import supervision as sv
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from detect.blocks import Parts
 
@@ -107,14 +106,15 @@ def draw_large(image: Parts, detections: dict[str, Tensor], class_names: Sequenc
 
 
 def gallery(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:
-    """Pictures `uint8 [3, H_i, W_i]` side by side in rows, on white, as one picture."""
-    height = max(image.shape[1] for image in images)
+    """Pictures `uint8 [3, H_i, W_i]` in rows as high as their highest, on white, as one picture."""
     width = max(image.shape[2] for image in images)
-    cells = [
-        F.pad(image, (0, width - image.shape[2] + gap, 0, height - image.shape[1] + gap), value=255)
-        for image in images
-    ]
-    blank = torch.full_like(cells[0], 255)
-    cells += [blank] * (-len(cells) % columns)
-    rows = [torch.cat(cells[i : i + columns], dim=2) for i in range(0, len(cells), columns)]
+    rows = []
+    for first in range(0, len(images), columns):
+        row = images[first : first + columns]
+        height = max(image.shape[1] for image in row)
+        canvas = images[0].new_full((3, height + gap, columns * (width + gap)), 255)
+        for place, image in enumerate(row):
+            left = place * (width + gap)
+            canvas[:, : image.shape[1], left : left + image.shape[2]] = image
+        rows.append(canvas)
     return torch.cat(rows, dim=1)[:, :-gap, :-gap]

@@ -42,12 +42,15 @@ def test_nothing_found_draws_nothing():
 def test_gallery_is_rows_of_cells_on_white():
     images = [torch.full((3, 4, 6), value, dtype=torch.uint8) for value in (1, 2, 3)]
     images[2] = images[2][:, :2]
+    images.append(images[2][:, :1])
+    images[3] = images[3] + 1
     picture = gallery(images, columns=2, gap=1)
-    assert picture.shape == (3, 4 + 1 + 4, 6 + 1 + 6)
+    assert picture.shape == (3, 4 + 1 + 2, 6 + 1 + 6)  # the second row is lower
     assert picture[:, :4, :6].eq(1).all()
     assert picture[:, :4, 7:].eq(2).all()
     assert picture[:, 5:7, :6].eq(3).all()
-    for white in (picture[:, 4], picture[:, :, 6], picture[:, 7:, :6], picture[:, 5:, 7:]):
+    assert picture[:, 5:6, 7:].eq(4).all()
+    for white in (picture[:, 4], picture[:, :, 6], picture[:, 6:, 7:]):
         assert white.eq(255).all()
 
 
