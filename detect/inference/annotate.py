@@ -285,8 +285,8 @@ def _targets(source: Source, output: Path) -> dict[Input, Path]:
         stem = stem.lstrip(".") or "image"  # what a dot begins is hidden
         name = stem + suffix
         while name in taken:
-            number[stem] += 1
-            name = f"{stem}_{number[stem]}{suffix}"
+            number[stem + suffix] += 1
+            name = f"{stem}_{number[stem + suffix]}{suffix}"
         taken.add(name)
         target = output / name
         if os.path.realpath(target) in inputs:

@@ -331,7 +331,7 @@ def test_a_score_threshold_of_proposals_saves_crops(detector_file, tmp_path):
     ("change", "words"),
     [
         ({"category_ids": [1, 2]}, "10 class names, 2 category ids"),
-        ({"class_names": [], "category_ids": []}, "0 class names, 0 category ids"),
+        ({"class_names": [], "category_ids": []}, "class_names must be a list of text"),
         (
             {"config": {"learned": {"anchors_per_image": 3}}},
             "learned.anchors_per_image",
@@ -355,8 +355,8 @@ def test_a_score_threshold_of_proposals_saves_crops(detector_file, tmp_path):
         ({"config": {"learned": {"anchor_ratios": [1] * 10**6}}}, "more than 100000 values"),
         ({"config": {"learned": {"nms_thresh": float("nan")}}}, "nms_thresh: expected a finite"),
         ({"input_size": 10**6}, "input_size must be at most 2048, got 1000000"),
-        ({"class_names": [["a"]] * 10}, "class_names must be text"),
-        ({"category_ids": ["1"] * 10}, "category_ids must be whole numbers"),
+        ({"class_names": [["a"]] * 10}, "class_names must be a list of text"),
+        ({"category_ids": ["1"] * 10}, "category_ids must be a list of whole numbers"),
     ],
 )
 def test_broken_metadata_of_a_detector_names_the_file(change, words, detector_file, tmp_path):
