@@ -101,6 +101,9 @@ def warm_start(
         expected = {name: tensor for name, tensor in expected.items() if name not in missing}
     spec = model.spec
     network = f"{spec.name} (layout {spec.layout}, width {model.width})"
+    first = "stem.conv1.conv.weight"
+    if first in body and first in expected and len(body[first]) > len(expected[first]):
+        network += ", they are of a wider one: set model.width, for public weights to 1"
     check_fit(expected, body, f"these weights do not fit {network}")
     model.load_state_dict(with_counters(body), strict=False)
     if "fc." in fresh:

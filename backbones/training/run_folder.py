@@ -1,6 +1,7 @@
 """The folder of a training run: its config, log, curves and TensorBoard scalars."""
 
 import csv
+import dataclasses
 import errno
 import logging
 import os
@@ -129,8 +130,15 @@ class RunFolder:
         root.addHandler(self._handler)
         self._curves: IO[str] | None = None
         if not os.path.exists(self.path / "config.yaml"):
-            save_config(self.path / "config.yaml", self._config)
+            self._save_config()
         return self
+
+    def _save_config(self) -> None:
+        # Another run may be begun by the file; whether this one was resumed is no part of it.
+        config = self._config
+        if getattr(config, "resume", False):
+            config = dataclasses.replace(config, resume=False)
+        save_config(self.path / "config.yaml", config)
 
     def __exit__(
         self,
@@ -164,7 +172,7 @@ class RunFolder:
         """
         if not distributed.is_main():
             return
-        save_config(self.path / "config.yaml", self._config)
+        self._save_config()
         path = self.path / "curves.csv"
         kept = []
         try:

@@ -89,7 +89,10 @@ def chosen_score_thresh(detector: Detector, config: InferConfig) -> float:
     return chosen
 
 
-USUAL = "weights inputs output score_thresh save classes device engine precision"
+USUAL = (
+    "weights inputs recursive every output overwrite save pre_labels classes score_thresh device "
+    "engine precision"
+)
 
 
 @command

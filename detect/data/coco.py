@@ -66,7 +66,8 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
         file_name = _get(entry, "file_name", where)
         if not isinstance(file_name, str):
             raise UserError(f"{where}: expected a string as file_name, got {file_name!r}")
-        files.append(file_name)
+        # Written on Windows; Linux would take it for a name.
+        files.append(file_name.replace("\\", "/"))
         size = [_integer(_get(entry, key, where), key, where) for key in ("width", "height")]
         if min(size) < 1 or max(size) >= 2**31:
             raise UserError(f"{where}: expected a positive width and height, got {size}")

@@ -207,12 +207,19 @@ def test_a_checkpoint_says_of_which_run_it_is(tmp_path):
         run.refuse_another({"width": 3})
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_configuration_that_is_kept_may_begin_another_run(tmp_path, resume):
+    with RunFolder(tmp_path, Config(resume=resume)):
+        assert load_config(Config, tmp_path / "config.yaml") == Config()
+
+
 def test_a_folder_that_vanishes_ends_the_run_in_a_line(tmp_path):
     def vanishing():
         with RunFolder(tmp_path / "run", Config()) as run:
             run.open_curves(0)
             run.record(1, 0.1, {"loss/class": 1.0})
-            shutil.rmtree(tmp_path / "run")
+            while (tmp_path / "run").exists():  # TensorBoard's thread may be writing
+                shutil.rmtree(tmp_path / "run", ignore_errors=True)
             run.record(2, 0.1, {"loss/class": 1.0})
 
     with pytest.raises(UserError, match=r"curves\.csv: cannot be written: deleted while the run"):

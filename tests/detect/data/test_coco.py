@@ -119,6 +119,13 @@ def test_sparse_ids_round_trip(
     assert sorted(map(key, written["annotations"])) == sorted(map(key, annotations))
 
 
+def test_separators_of_windows(tmp_path: Path) -> None:
+    content = document()
+    content["images"][0]["file_name"] = "images\\a.png"
+    dataset = load(tmp_path, content)
+    assert dataset.paths[0] == str(tmp_path / "images/a.png")
+
+
 def test_loads_pixels_and_checks_their_size(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
