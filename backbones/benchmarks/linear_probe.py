@@ -20,7 +20,12 @@ from backbones.common.ranges import check_ranges
 from backbones.data.datasets import EvaluationImages, collate
 from backbones.data.sources import open_split
 from backbones.deployment.pytorch import deploy
-from backbones.networks.enlargement import STEM_KERNELS, fold_enlargement, start_stem
+from backbones.networks.enlargement import (
+    STEM_KERNELS,
+    fold_enlargement,
+    repeat_pixels,
+    start_stem,
+)
 from backbones.networks.inception import InceptionV3
 from backbones.networks.pretrained import read_weights
 from backbones.networks.specs import SPECS
@@ -144,17 +149,13 @@ def _starts(config: ProbeConfig) -> dict[str, tuple[InceptionV3, View]]:
         "first kernel folded": (network("inception_v3_79", folded), _as_it_is),
         "phases averaged": (averaged, _as_it_is),
         "phases averaged, normalisation matched": (started, _as_it_is),
-        "`inception_v3_151`, image twice as large": (adapted("inception_v3_151"), _repeated),
+        "`inception_v3_151`, image twice as large": (adapted("inception_v3_151"), repeat_pixels),
         "`inception_v3`, image resized to 299": (network("inception_v3", state), _resized),
     }
 
 
 def _as_it_is(images: Tensor) -> Tensor:
     return images
-
-
-def _repeated(images: Tensor) -> Tensor:
-    return images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 def _resized(images: Tensor) -> Tensor:

@@ -10,6 +10,11 @@ from backbones.networks.specs import BackboneSpec
 STEM_KERNELS = tuple(f"stem.conv{number}.conv.weight" for number in (1, 2, 3))
 
 
+def repeat_pixels(images: Tensor) -> Tensor:
+    """Images `[N, C, H, W]` enlarged to twice their sides, each pixel repeated."""
+    return images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
 def fold_enlargement(kernel: Tensor) -> Tensor:
     """A kernel of stride 1 that sees an image as `kernel`, with stride 2, sees it enlarged.
 

@@ -9,7 +9,7 @@ from skimage import data
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
-from backbones.networks.enlargement import STEM_KERNELS, start_stem
+from backbones.networks.enlargement import STEM_KERNELS, repeat_pixels, start_stem
 from backbones.networks.specs import SPECS, BackboneSpec
 from backbones.networks.stems import Stem
 
@@ -64,8 +64,7 @@ def match_enlarged(model: Any, state: Mapping[str, Tensor], given: BackboneSpec)
     like.stem.load_state_dict(model.stem.state_dict())
     like.load_state_dict(kernels, strict=False)
     images = photographs(model.spec.input_size)
-    enlarged = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    match_statistics(model.eval(), images, like.eval(), enlarged)
+    match_statistics(model.eval(), images, like.eval(), repeat_pixels(images))
     model.train(mode)
 
 

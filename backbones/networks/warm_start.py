@@ -9,7 +9,7 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.networks.blocks import init_weights
-from backbones.networks.enlargement import start_stem
+from backbones.networks.enlargement import STEM_KERNELS, start_stem
 from backbones.networks.inception import AuxKind, InceptionV3
 from backbones.networks.pretrained import read_weights
 from backbones.networks.specs import find_spec
@@ -101,7 +101,7 @@ def warm_start(
         expected = {name: tensor for name, tensor in expected.items() if name not in missing}
     spec = model.spec
     network = f"{spec.name} (layout {spec.layout}, width {model.width})"
-    first = "stem.conv1.conv.weight"
+    first = STEM_KERNELS[0]
     if first in body and first in expected and len(body[first]) > len(expected[first]):
         network += ", they are of a wider one: set model.width, for public weights to 1"
     check_fit(expected, body, f"these weights do not fit {network}")
