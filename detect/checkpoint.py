@@ -109,7 +109,7 @@ def load_detector(
         # The weights are in this very file; the backbone they once started from need not exist.
         started_anew: dict[str, Any] = {"weights": None, "init": None, "freeze": "none"}
         if "learned" in config_dict:
-            started_anew["learned"] = config_dict["learned"] | {"weights": None}
+            started_anew["learned"] = config_dict["learned"] | {"weights": None, "freeze": "none"}
         trained_as = from_dict(ModelConfig, config_dict | started_anew)
         spec = spec_from_metadata(metadata)
         if spec.name != trained_as.variant:

@@ -94,10 +94,13 @@ class ModelConfig:
                         f"model.{key}weights {value} would replace weights of model.init "
                         f"{self.init}: set one of them to null"
                     )
-        elif self.freeze != "none" and self.weights is None:
-            raise UserError(
-                f"model.freeze {self.freeze} would keep random weights: set model.weights or init"
-            )
+        else:
+            for key, part in (("", self), ("learned.", self.learned)):
+                if part.freeze != "none" and part.weights is None:
+                    raise UserError(
+                        f"model.{key}freeze {part.freeze} would keep random weights: set "
+                        f"model.{key}weights or model.init"
+                    )
         unused = {
             "learned": self.learned not in (LearnedConfig(), LEARNED_FROM_DATA),
             "grid": self.grid != GridConfig(),

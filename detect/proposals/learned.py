@@ -20,6 +20,7 @@ from backbones.common import distributed
 from backbones.common.device import constant
 from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
+from backbones.networks.finetuning import Frozen, freeze_blocks, keep_frozen
 from backbones.networks.inception import InceptionV3
 from backbones.networks.specs import SPECS, BackboneSpec
 from backbones.networks.stems import stage_geometry
@@ -60,6 +61,9 @@ class LearnedConfig:
     weights: str | None = None
     """Weights that the proposer's trunk starts from, as of `model.weights`, and for images
     normalised alike; null starts at random."""
+    freeze: Frozen = "none"
+    """Parts of the proposer's trunk that keep the weights and statistics they start from, as of
+    `model.freeze`."""
     scale: float | Auto | None = None
     """Pixels that the proposer sees for a pixel of the image. What is then larger than a tile is
     looked at in overlapping tiles, and smaller as a whole. Null looks at each image once as a
@@ -150,6 +154,7 @@ class LearnedProposer(Proposer):
         self.tile_size = number(config.tile_size, "learned.tile_size")
         self.anchor_sizes = number(config.anchor_sizes, "learned.anchor_sizes")
         self.trunk = _start_trunk(config, replace(TRUNK, mean=mean, std=std))
+        freeze_blocks(self.trunk, config.freeze)
         strides, offsets = zip(*stage_geometry(self.trunk.spec), strict=True)
         # The stem's convolutions have no padding: without a border, the first cell of the last
         # level would look at pixel 37 and objects at the edge would have no anchor.
@@ -202,6 +207,13 @@ class LearnedProposer(Proposer):
             own = list(islice(rest, len(plan)))
             found.append(join_views(own, plan, size, nms_thresh=config.nms_thresh, limit=limit))
         return found
+
+    def train(self, mode: bool = True) -> "LearnedProposer":
+        """Training or eval mode; frozen parts of the trunk stay in eval mode."""
+        super().train(mode)
+        if mode:
+            keep_frozen(self.trunk)
+        return self
 
     def seen_scale(self, height: int, width: int) -> float:
         """Pixels that are seen for one of an image, where it is seen largest."""

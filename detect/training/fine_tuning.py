@@ -20,7 +20,7 @@ from detect.rcnn.model import RCNN
 STRUCTURE = ("variant", "width", "proposer", "learned.width", "learned.channels")
 """Keys of `ModelConfig` that decide names and shapes of the weights."""
 
-NOT_COMPARED = ("weights", "init", "freeze", "learned.weights")
+NOT_COMPARED = ("weights", "init", "freeze", "learned.weights", "learned.freeze")
 """Keys of `ModelConfig` about how training starts."""
 
 HEADS = ("cls_score", "bbox_pred")

@@ -1,5 +1,6 @@
 """From a configuration to a detector: what each key of the model makes of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,13 +57,14 @@ def test_it_starts_from_the_files_weights(backbone):
 )
 def test_frozen_parts_learn_nothing(freeze, frozen, backbone):
     """Neither by gradients nor by the statistics of what goes through them."""
-    config = ModelConfig(NAIVE, weights=str(backbone), freeze=freeze, proposer="grid")
-    network = build_detector(config, 3).train().backbone
-    parts = {name.split(".")[0] for name, p in network.named_parameters() if not p.requires_grad}
-    assert parts == frozen
-    layers = [(n, m) for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    still = {name.split(".")[0] for name, layer in layers if not layer.training}
-    assert still == frozen
+    trunk = replace(SMALL, weights=str(backbone), freeze=freeze)
+    config = ModelConfig(NAIVE, weights=str(backbone), freeze=freeze, learned=trunk)
+    model = build_detector(config, 3).train()
+    for network in (model.backbone, model.proposer.trunk):
+        parameters = network.named_parameters()
+        assert {name.split(".")[0] for name, p in parameters if not p.requires_grad} == frozen
+        layers = [(n, m) for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert {name.split(".")[0] for name, layer in layers if not layer.training} == frozen
 
 
 def test_each_proposer_is_built_with_its_own_settings():

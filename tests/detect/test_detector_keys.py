@@ -47,6 +47,7 @@ TESTS = {
     "model.proposer": BUILD + "test_each_proposer_is_built_with_its_own_settings",
     "model.learned.width": PROPOSALS + "test_width_and_channels_are_the_networks",
     "model.learned.weights": FINE_TUNING + "test_the_proposers_trunk_alone",
+    "model.learned.freeze": BUILD + "test_frozen_parts_learn_nothing",
     "model.learned.scale": PROPOSALS + "test_with_a_scale_larger_images_are_looked_at_in_tiles",
     "model.learned.tile_size": PROPOSALS + "test_without_a_scale_the_longer_side_is_a_tiles",
     "model.learned.channels": PROPOSALS + "test_width_and_channels_are_the_networks",
