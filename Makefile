@@ -5,13 +5,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-large fuzz soak gpu docs lint install clean
+.PHONY: demo test test-large test-ray fuzz soak gpu docs lint install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a small detector on handwritten digits and draw what it finds"
 	@echo "make test   lint, type-check and test"
 	@echo "make test-large  data sets of full size: minutes, 4 GB of memory, 1 GB of disk"
+	@echo "make test-ray    inference by workers of Ray that are killed; installs Ray: PICTURES=200"
 	@echo "make fuzz   5,000 broken files of every kind: SEED=1 COUNT=5000, some minutes"
 	@echo "make soak   long runs and random kills, most of an hour: MINUTES=20 PICTURES=20000 KILLS=10"
 	@echo "make gpu    correctness, speed and training on a GPU, in some eight minutes"
@@ -45,6 +46,10 @@ test: lint
 
 test-large: .venv/installed
 	$(BIN)/pytest -m large -s
+
+test-ray: .venv/installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	$(BIN)/pytest -m ray -s tests/examples
 
 fuzz: .venv/installed
 	$(BIN)/pytest -m fuzz -s tests/fuzz

@@ -68,7 +68,7 @@ def parse_config(
         elif usual:
             show_only(parser, usual.split())
         values = _parse(config_class, parser, arguments)
-        if values.get("resume") and arguments[:1] != ["--config"]:
+        if "run" in values and values.get("resume") and arguments[:1] != ["--config"]:
             arguments = _of_the_run(config_class, values, parser.get_default("run")) + arguments
             try:
                 values = _parse(config_class, parser, arguments)

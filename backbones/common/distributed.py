@@ -1,4 +1,4 @@
-"""Several processes that train one network: who this one is, and sums over all of them.
+"""Several processes at one work: who this one is, and sums over all of them.
 
 Started by torchrun, by SLURM's srun with one task for each process, or by
 `backbones.common.launch`. Without any there is one process, and everything here is a plain function
@@ -89,7 +89,7 @@ def equal_part(batch_size: int, count: int, accumulate: int = 1) -> int:
 
 
 @contextmanager
-def processes(device: str) -> Iterator[torch.device]:
+def processes(device: str, timeout: timedelta = TIMEOUT) -> Iterator[torch.device]:
     """Join the other processes, where there are any, until the block ends.
 
     In the block only the main process logs and warns; the others log errors alone.
@@ -97,6 +97,7 @@ def processes(device: str) -> Iterator[torch.device]:
     Args:
         device: as for `resolve_device`. With several processes `auto` and `cuda` are the GPU with
             the process's number on its machine.
+        timeout: for which one waits for the others.
 
     Yields:
         The device of this process.
@@ -121,7 +122,7 @@ def processes(device: str) -> Iterator[torch.device]:
         torch.cuda.set_device(own)
     # gloo beside NCCL carries what lies in the memory of the machine: flags, counts, checkpoints.
     backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-    _join(place, backend)
+    _join(place, backend, timeout)
     try:
         with nullcontext() if is_main() else _errors_alone():
             logger.info("%d processes, the main one on %s", place.world_size, own)
@@ -130,18 +131,18 @@ def processes(device: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def _join(place: _Place, backend: str) -> None:
+def _join(place: _Place, backend: str, timeout: timedelta) -> None:
     if is_main() and _is_srun(os.environ) and not _is_torchrun(os.environ):
         # In an interactive step of several tasks there is often this one alone.
         logger.info(
             "waiting for %d more of %d processes of srun's step; without SLURM_STEP_NUM_TASKS in "
-            "the environment this one trains alone",
+            "the environment this one works alone",
             *(place.world_size - 1, place.world_size),
         )
     try:
         with _interruptible():
             dist.init_process_group(
-                backend, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT
+                backend, rank=place.rank, world_size=place.world_size, timeout=timeout
             )
     except dist.DistError as error:
         reason = str(error).partition("\n")[0]
@@ -255,7 +256,7 @@ def lost_processes_are_errors() -> Iterator[None]:
         reason = text.partition("\n")[0]
         raise LostProcessError(
             f"another of the {world_size()} processes was lost ({reason}): look at its messages, "
-            "then continue with --resume"
+            "then start again, with --resume where the command has it"
         ) from error
 
 

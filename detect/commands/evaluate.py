@@ -2,9 +2,12 @@
 
 lowres-rcnn evaluate --weights runs/mine --data.format voc --data.root DIR --split test
 
+torchrun --nproc-per-node 2 -m -- detect evaluate --weights runs/mine --output DIR
+
 lowres-rcnn evaluate --results results.json --data.format coco --data.root DIR --split val2017
 """
 
+from backbones.common import distributed
 from backbones.common.cli import command
 from backbones.common.config import parse_config
 from detect.evaluation.coco import listed
@@ -18,6 +21,8 @@ def main() -> None:
     """Run from the command line."""
     config = parse_config(EvaluateConfig, description=__doc__, usual=USUAL)
     report = evaluate(config)
+    if not distributed.is_main():
+        return
     scores = listed(report["coco"], ("AP", "AP50", "AP75", "APs", "APm", "APl"))
     print(f"at 100 detections: {scores}" if report["coco"]["crowded"] else scores)
     cost = report["cost"]

@@ -1,13 +1,17 @@
 """Detect objects in images, folders, globs, videos and streams.
 
 lowres-rcnn infer --weights runs/mine --inputs photo.jpg folder/ video.mp4 --output runs/found
+
+torchrun --nproc-per-node 2 -m -- detect infer --weights runs/mine --inputs folder/ --output DIR
 """
 
 import logging
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
+from backbones.common import distributed
 from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.errors import UserError
@@ -20,6 +24,7 @@ from detect.detector import Detector
 from detect.inference.annotate import infer
 from detect.inference.config import InferenceConfig
 from detect.inference.formats import Format
+from detect.inference.report import InferenceReport
 from detect.media.sources import find_inputs, spread_images
 
 logger = logging.getLogger(__name__)
@@ -44,6 +49,9 @@ class InferConfig(InferenceConfig):
     `runs/infer2` and so on, a new one for each run."""
     overwrite: bool = False
     """Delete what an earlier run wrote into `output`, which is an error otherwise."""
+    resume: bool = False
+    """Go on with what an earlier run, however it ended, has left in `output`: inputs that are done
+    are not looked at again, and the results are those of one run. Without any, begin."""
     save: list[Format] = field(default_factory=list)
     """Formats beside COCO's JSON: `yolo` and `voc` (a label file an image), `csv` (a row an
     object), `crops` (a picture of each object, in a folder by class)."""
@@ -64,6 +72,8 @@ class InferConfig(InferenceConfig):
         check_ranges(self, "", {"[1, inf)": "every"})
         if self.calibration and self.precision != "int8":
             raise UserError("calibration is for precision int8: remove one, or name both")
+        if self.resume and (self.overwrite or self.output is None):
+            raise UserError("resume is for a named output, and without overwrite")
         if self.pre_labels and not {"yolo", "voc"} & {*self.save}:
             raise UserError("pre_labels is for the formats yolo and voc: name one by save")
 
@@ -90,24 +100,43 @@ def chosen_score_thresh(detector: Detector, config: InferConfig) -> float:
 
 
 USUAL = (
-    "weights inputs recursive every output overwrite save pre_labels classes score_thresh device "
-    "engine precision"
+    "weights inputs recursive every output overwrite resume save pre_labels classes score_thresh "
+    "device engine precision"
 )
+
+LONGEST_WAIT = timedelta(days=365)
+"""For a process that has more to do than the others; one that died is noticed by itself."""
 
 
 @command
 def main() -> None:
     """Run from the command line."""
     config = parse_config(InferConfig, description=__doc__, usual=USUAL)
-    source = find_inputs(config.inputs, recursive=config.recursive)
-    detector = load_detector(config.weights, config.device, config.model)
+    with (
+        distributed.processes(config.device, LONGEST_WAIT) as device,
+        distributed.lost_processes_are_errors(),
+    ):
+        report = _infer(config, str(device) if distributed.is_launched() else config.device)
+    if not distributed.is_main():
+        return
+    print(report)
+    if report.errors:
+        raise UserError(f"inputs that could not be read: {len(report.errors)}, see above")
+
+
+def _infer(config: InferConfig, device: str) -> InferenceReport:
+    # Standard input can be read once, and a folder may have become fuller for the last to look.
+    source = distributed.call_on_main(
+        lambda: find_inputs(config.inputs, recursive=config.recursive)
+    )
+    detector = load_detector(config.weights, device, config.model)
     score_thresh = chosen_score_thresh(detector, config)
     calibration = find_inputs(config.calibration) if config.calibration else source
     examples = spread_images(calibration, CALIBRATION_IMAGES)
     detector = deploy_detector(detector, config.precision, examples, config.engine)
     if config.classes:
         detector.keep_classes(config.classes)
-    report = infer(
+    return infer(
         detector,
         source,
         None if config.output is None else Path(config.output),
@@ -115,8 +144,6 @@ def main() -> None:
         save=config.save,
         pre_labels=config.pre_labels,
         overwrite=config.overwrite,
+        resume=config.resume,
         every=config.every,
     )
-    print(report)
-    if report.errors:
-        raise UserError(f"inputs that could not be read: {len(report.errors)}, see above")

@@ -1,16 +1,20 @@
 """Run a detector over many inputs; write annotated pictures and videos, and results as JSON."""
 
+import hashlib
 import importlib.util
+import json
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from backbones.common import distributed
 from backbones.common.errors import ImageError, ImageTooLargeError, UserError
 from backbones.common.files import locked, make_folder
 from backbones.common.images import read_image_size, write_image
@@ -20,9 +24,17 @@ from detect.blocks import PartsOfTensor
 from detect.detector import Detector
 from detect.inference.formats import Format
 from detect.inference.geojson import write_geojson
-from detect.inference.outputs import clear_earlier, numbered_folder
+from detect.inference.outputs import (
+    PARTS,
+    annotated_files,
+    check_foreign,
+    clear_earlier,
+    numbered_folder,
+    remove_half_written,
+)
+from detect.inference.parts import join_parts, part_folder, take_up
+from detect.inference.report import InferenceReport
 from detect.inference.results import Frame, Results, targets_of
-from detect.media.crops import LONGEST_NAME, printable
 from detect.media.drawing import draw_detections, draw_large
 from detect.media.large import LargeImage
 from detect.media.sources import Input, Source, read_images
@@ -35,35 +47,6 @@ NEW_FOLDERS = Path("runs/infer")
 """Where runs write to that name no folder."""
 
 
-@dataclass
-class InferenceReport:
-    """What `infer` did.
-
-    Attributes:
-        output: folder that was written to.
-        images: number of pictures and video frames with detections made.
-        objects: number of objects found, by class.
-        errors: one line for each input that could not be read (to its end).
-    """
-
-    output: Path
-    images: int = 0
-    objects: Counter[str] = field(default_factory=Counter)
-    errors: list[str] = field(default_factory=list)
-
-    def count(self, found: dict[str, Tensor], class_names: Sequence[str]) -> None:
-        """Count an image and what was found in it."""
-        self.images += 1
-        self.objects.update(class_names[label - 1] for label in found["labels"].tolist())
-
-    def __str__(self) -> str:
-        classes = ", ".join(f"{name} {count}" for name, count in self.objects.items() if count)
-        return (
-            f"images and frames: {self.images}, objects: {self.objects.total()}"
-            f"{f' ({classes})' if classes else ''}, written to {self.output}"
-        )
-
-
 def infer(
     detector: Detector,
     source: Source,
@@ -73,6 +56,7 @@ def infer(
     save: Collection[Format] = (),
     pre_labels: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
     every: int = 1,
 ) -> InferenceReport:
     """Detect objects in every input and write what was found into the folder `output`.
@@ -89,6 +73,10 @@ def infer(
     Of an image that is read part by part (see `detect.blocks`) a few blocks for each thread are in
     memory, and the picture is a smaller copy; of a GeoTIFF `NAME.geojson` has the boxes on the map.
 
+    Several processes (see `distributed.processes`) each take every n-th picture and every n-th
+    video. What they list is joined at the end, see `detect.inference.parts`, as it is when a run is
+    resumed. All get the report.
+
     Args:
         detector: what to run.
         source: what to run it on.
@@ -98,6 +86,7 @@ def infer(
         save: further formats, see `Results`.
         pre_labels: likewise.
         overwrite: delete what an earlier run has left in the folder, which is refused otherwise.
+        resume: or keep it, and do what is not done.
         every: of so many frames of a video the first is looked at.
 
     Raises:
@@ -110,19 +99,56 @@ def infer(
             "this detector was trained on precomputed proposals and has no proposer of its own: "
             "evaluate it on its dataset, or train one with model.proposer learned or grid"
         )
-    output = numbered_folder(NEW_FOLDERS) if output is None else output
-    targets = _targets(source, output)
-    with StopSignals("image", exits=True) as stop, locked(make_folder(output)):
-        written = [*targets.values(), *targets_of(output, save)]
-        clear_earlier(output, written, overwrite=overwrite)
-        report = InferenceReport(output, objects=Counter(dict.fromkeys(detector.class_names, 0)))
-        names = (detector.class_names, detector.category_ids)
-        with (
-            _says_what_is_kept(report, output),
-            Results(output, *names, save, pre_labels=pre_labels) as results,
-        ):
-            _infer(detector, source, targets, score_thresh, report, results, stop, every)
+    folder = output or distributed.call_on_main(lambda: numbered_folder(NEW_FOLDERS))
+    targets = annotated_files(source, folder)
+    in_parts = resume or distributed.world_size() > 1
+    trained = json.dumps(detector.metadata, sort_keys=True)
+    wanted = detector.model.wanted
+    settings: dict[str, Any] = {
+        "detector": hashlib.sha256(trained.encode()).hexdigest(),
+        "classes": None if wanted is None else wanted.tolist(),
+        **{"score_thresh": score_thresh, "save": sorted(save), "pre_labels": pre_labels},
+        "every": every,
+    }
+    names = (detector.class_names, detector.category_ids)
+    new_results = partial(Results, folder, *names, save, pre_labels=pre_labels, settings=settings)
+    with StopSignals("image", exits=True) as stop, ExitStack() as held:
+
+        def begin() -> tuple[int, set[str]]:
+            held.enter_context(locked(make_folder(folder)))
+            written = [*targets.values(), *targets_of(folder, save)]
+            written += [folder / PARTS] if in_parts else []
+            if resume and (earlier := check_foreign(folder, written)):
+                remove_half_written(folder, {*earlier, *(path.name for path in written)})
+                return take_up(folder, targets, settings)
+            clear_earlier(folder, written, overwrite=overwrite)
+            return 0, set()
+
+        first, done = distributed.call_on_main(begin)
+        report = InferenceReport(folder, objects=Counter(dict.fromkeys(detector.class_names, 0)))
+        lists = part_folder(folder, first + distributed.rank()) if in_parts else None
+        with _says_what_is_kept(report, stop), new_results(lists=lists) as results:
+            own = _own_part(source, {path for path in targets if targets[path].name in done})
+            _infer(detector, own, targets, score_thresh, report, results, stop, every)
+            errors = distributed.gather(report.errors)
+        if in_parts:
+            report.errors = [line for part in errors for line in part]
+            report.images, found = distributed.call_on_main(
+                lambda: join_parts(folder, new_results, targets, first)
+            )
+            report.objects = Counter({name: found[key] for name, key in zip(*names, strict=True)})
     return report
+
+
+def _own_part(source: Source, done: Collection[Input]) -> Source:
+    """Of the inputs that are not done, those of this process."""
+    rank, count = distributed.rank(), distributed.world_size()
+    images, videos = (
+        [path for path in paths if path not in done] for paths in (source.images, source.videos)
+    )
+    if count > 1 and videos:
+        logger.info("videos and streams: %d, each is for one of the processes", len(videos))
+    return Source(images[rank::count], videos[rank::count])
 
 
 def _infer(
@@ -271,35 +297,20 @@ def _report_error(report: InferenceReport, message: str) -> None:
     report.errors.append(message)
 
 
-def _targets(source: Source, output: Path) -> dict[Input, Path]:
-    """The file for each input, numbered where two inputs share a name, so that none is lost."""
-    paths = [*source.images, *source.videos]
-    inputs = {os.path.realpath(path) for path in paths if isinstance(path, Path)}
-    videos = set(source.videos)
-    targets: dict[Input, Path] = {}
-    taken: set[str] = set()
-    number = defaultdict[str, int](lambda: 1)
-    for path in paths:
-        suffix = ".mp4" if path in videos else ".jpg"
-        stem = printable(os.fsencode(path.stem)[:LONGEST_NAME].decode("utf-8", "ignore"))
-        stem = stem.lstrip(".") or "image"  # what a dot begins is hidden
-        name = stem + suffix
-        while name in taken:
-            number[stem + suffix] += 1
-            name = f"{stem}_{number[stem + suffix]}{suffix}"
-        taken.add(name)
-        target = output / name
-        if os.path.realpath(target) in inputs:
-            raise UserError(f"{target}: the result would overwrite this input: change the output")
-        targets[path] = target
-    return targets
-
-
 @contextmanager
-def _says_what_is_kept(report: InferenceReport, output: Path) -> Iterator[None]:
-    """After Ctrl-C or SIGTERM, how far the work has come."""
+def _says_what_is_kept(report: InferenceReport, stop: StopSignals) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM, how far the work has come. They also end the wait for others."""
     try:
-        yield
+        try:
+            yield
+        except RuntimeError:
+            if stop.received:
+                stop.leave()
+            raise
     except (KeyboardInterrupt, SystemExit):
-        logger.warning("%s keeps what was found so far, images: %d", output, report.images)
+        whose = " of this process" if distributed.world_size() > 1 else ""
+        logger.warning(
+            "%s keeps what was found so far, images%s: %d; --resume goes on with it",
+            *(report.output, whose, report.images),
+        )
         raise

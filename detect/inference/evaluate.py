@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones.common import distributed
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder, write_json
 from detect.auto import Auto
@@ -77,14 +78,26 @@ class EvaluateConfig(InferenceConfig):
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score what the configuration names; leaves what `EvaluateConfig.output` says.
 
+    Started by torchrun or srun, each process looks at its part of the images (see
+    `detect_dataset`), and the main one scores.
+
     Returns:
         What `report.json` holds, see `write_report`.
 
     Raises:
         UserError: a checkpoint, dataset or file is not as the configuration says.
     """
-    if config.weights is not None:
-        return _evaluate_detector(config, config.weights)
+    with (
+        distributed.processes(config.device) as device,
+        distributed.lost_processes_are_errors(),
+    ):
+        if config.weights is None:
+            return distributed.call_on_main(lambda: _evaluate_results(config))
+        own = str(device) if distributed.is_launched() else config.device
+        return _evaluate_detector(config, config.weights, own)
+
+
+def _evaluate_results(config: EvaluateConfig) -> dict[str, Any]:
     assert config.results is not None
     results = config.results
     config, split = with_split(replace(config, data=resolve_data(config.data)), {})
@@ -101,8 +114,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return _report(config, dataset, detections, make_folder(config.output), results)
 
 
-def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
-    detector = load_detector(weights, config.device, config.model)
+def _evaluate_detector(config: EvaluateConfig, weights: str, device: str) -> dict[str, Any]:
+    detector = load_detector(weights, device, config.model)
     training = detector.metadata.get("training") or {}
     data = dataset_for(config.data, detector.class_names, training)
     of_training = {} if config.data.root is not None else training["data"]
@@ -115,21 +128,25 @@ def _evaluate_detector(config: EvaluateConfig, weights: str) -> dict[str, Any]:
     calibration = calibration_images(data, config.calibration_split)
     detector = deploy_detector(detector, config.precision, calibration, config.engine)
     detections, regions, cost = detect_dataset(detector, dataset, proposals)
-    write_json(folder / "results.json", to_coco_results(dataset, detections))
-    write_json(folder / "images.json", dataset.to_coco_images())
     how = f", in {detector.metadata['precision']} ({detector.metadata['engine']})"
     if config.model:
         how += f", with {json.dumps(config.model)}"
     proposer, seen = detector.model.proposer, None
     if isinstance(proposer, LearnedProposer):
         seen = [proposer.seen_scale(height, width) for width, height in dataset.sizes.tolist()]
-    return _report(
-        *(config, dataset, detections, folder, weights, how),
-        best_score_thresh=detector.best_score_thresh,
-        cost=asdict(cost),
-        regions=regions,
-        seen=seen,
-    )
+
+    def write() -> dict[str, Any]:
+        write_json(folder / "results.json", to_coco_results(dataset, detections))
+        write_json(folder / "images.json", dataset.to_coco_images())
+        return _report(
+            *(config, dataset, detections, folder, weights, how),
+            best_score_thresh=detector.best_score_thresh,
+            cost=asdict(cost),
+            regions=regions,
+            seen=seen,
+        )
+
+    return distributed.call_on_main(write)
 
 
 def with_split(

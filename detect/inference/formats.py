@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 from torch import Tensor
@@ -68,18 +68,23 @@ def voc_annotation(
 
 
 def csv_rows(
-    found: Mapping[str, Tensor],
-    file_name: str,
-    frame: int | None,
-    time: float,
-    class_names: Sequence[str],
+    results: Iterable[Mapping[str, Any]], image: Mapping[str, Any], names: Mapping[int, str]
 ) -> str:
-    """A row an object, in the columns of `CSV_HEADER`; of a picture, frame and time are empty."""
-    moment = ("", "") if frame is None else (frame, f"{time:.6f}")
-    return csv_lines(
-        (file_name, *moment, class_names[label - 1], f"{score:.6f}", *(f"{x:.2f}" for x in box))
-        for box, label, score in _objects(found)
-    )
+    """A row an object, in the columns of `CSV_HEADER`; of a picture, frame and time are empty.
+
+    Args:
+        results: of one image, in COCO's format.
+        image: its entry in `images.json`.
+        names: of the classes by category id.
+    """
+    moment = (image["frame"], f"{image['time']:.6f}") if "frame" in image else ("", "")
+    rows = []
+    for row in results:
+        x, y, width, height = row["bbox"]
+        corners = (f"{value:.2f}" for value in (x, y, x + width, y + height))
+        name, score = names[row["category_id"]], f"{row['score']:.6f}"
+        rows.append((image["file_name"], *moment, name, score, *corners))
+    return csv_lines(rows)
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> str:

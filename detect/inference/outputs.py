@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -12,14 +13,19 @@ from typing import Any, Self
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, make_folder, remove_unfinished, write_errors
 from backbones.common.read_json import read_json
+from detect.media.crops import LONGEST_NAME, printable
+from detect.media.sources import Input, Source
 
 logger = logging.getLogger(__name__)
 
-_LISTS = ("results.json", "images.json")
+IMAGES, RESULTS, CSV = "images.json", "results.json", "results.csv"
 
-CSV = "results.csv"
+_LISTS = (RESULTS, IMAGES)
 
-FOLDERS = ("crops", "voc", "yolo")
+PARTS = "parts"
+"""Folder of those lists that are joined at the end, see `detect.inference.parts`."""
+
+FOLDERS = ("crops", "voc", "yolo", PARTS)
 """Below the output; what is in them is listed in `images.json` too."""
 
 
@@ -40,6 +46,34 @@ def numbered_folder(first: Path) -> Path:
     return folder
 
 
+def annotated_files(source: Source, output: Path) -> dict[Input, Path]:
+    """The file for each input, numbered where two inputs share a name, so that none is lost.
+
+    Raises:
+        UserError: it would be the input itself.
+    """
+    paths = [*source.images, *source.videos]
+    inputs = {os.path.realpath(path) for path in paths if isinstance(path, Path)}
+    videos = set(source.videos)
+    targets: dict[Input, Path] = {}
+    taken: set[str] = set()
+    number = defaultdict[str, int](lambda: 1)
+    for path in paths:
+        suffix = ".mp4" if path in videos else ".jpg"
+        stem = printable(os.fsencode(path.stem)[:LONGEST_NAME].decode("utf-8", "ignore"))
+        stem = stem.lstrip(".") or "image"  # what a dot begins is hidden
+        name = stem + suffix
+        while name in taken:
+            number[stem + suffix] += 1
+            name = f"{stem}_{number[stem + suffix]}{suffix}"
+        taken.add(name)
+        target = output / name
+        if os.path.realpath(target) in inputs:
+            raise UserError(f"{target}: the result would overwrite this input: change the output")
+        targets[path] = target
+    return targets
+
+
 def clear_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -> None:
     """Delete what an earlier run left in a folder, which would pass for this one's.
 
@@ -54,33 +88,59 @@ def clear_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -
         UserError: `infer` did not write one of the files that it would replace, or wrote them and
             may not overwrite them; nothing is deleted then.
     """
-    earlier = _earlier(output / "images.json")
+    earlier = check_foreign(output, targets)
     if earlier and not overwrite:
         raise UserError(
-            f"{output}: has the results of an earlier run: choose another output, or --overwrite, "
-            "which deletes what that run wrote"
+            f"{output}: has the results of an earlier run: choose another output, --resume, which "
+            "goes on with it, or --overwrite, which deletes what that run wrote"
         )
+    if count := _delete(output, earlier, {path.name for path in targets}):
+        logger.info("%s: files of an earlier run that were removed: %d", output, count)
+
+
+def check_foreign(output: Path, targets: Collection[Path]) -> set[str]:
+    """Names of the files of earlier runs; raises as `clear_earlier` for what is none of them."""
+    earlier = _earlier(output)
     for path in (*(output / name for name in _LISTS), *targets):
         for foreign in _foreign(path, output, earlier):
             raise UserError(
                 f"{foreign}: is there already, and infer did not write it: delete it, or choose "
                 "another output"
             )
+    return earlier
+
+
+def remove_parts(output: Path) -> None:
+    """Delete the lists in `PARTS`, and that folder."""
+    names = {name for name in _earlier(output) if Path(name).parts[0] == PARTS}
+    _delete(output, names, set())
+
+
+def _delete(output: Path, earlier: Collection[str], targets: Collection[str]) -> int:
+    """Delete files of an earlier run, and what it has left half written of them or of others.
+
+    Returns how many files there were.
+    """
     old = [output / name for name in sorted(earlier)]
     old = [path for path in old if os.path.isfile(path) and _is_inside(path, output)]
-    if old:
-        logger.info("%s: files of an earlier run that are removed: %d", output, len(old))
-    # The list of what there is comes last, as this may be cut short too.
-    for path in sorted(old, key=lambda path: path == output / "images.json"):
+    # The lists of what there is come last, as this may be cut short too.
+    for path in sorted(old, key=lambda path: path.name == IMAGES):
         with write_errors(path):
             path.unlink()
-    remove_unfinished(output, {*earlier, *(path.name for path in targets)})
-    by_folder = _by_folder(earlier)
-    for folder in sorted(by_folder, key=lambda folder: -len(folder.parts)):
+    remove_half_written(output, {*earlier, *targets})
+    for folder in sorted(_by_folder(earlier), key=lambda folder: -len(folder.parts)):
         if _is_inside(output / folder, output):
-            remove_unfinished(output / folder, by_folder[folder])
             with suppress(OSError):  # where there are other things in it
                 (output / folder).rmdir()
+    return len(old)
+
+
+def remove_half_written(output: Path, names: Collection[str]) -> None:
+    """Delete what a killed run has left half written of files with these names."""
+    remove_unfinished(output, names)
+    for folder, inside in _by_folder(names).items():
+        if _is_inside(output / folder, output):
+            remove_unfinished(output / folder, inside)
 
 
 def _by_folder(names: Iterable[str]) -> dict[Path, set[str]]:
@@ -109,8 +169,13 @@ def _foreign(path: Path, output: Path, earlier: Collection[str]) -> Iterator[Pat
         yield path
 
 
-def _earlier(path: Path) -> set[str]:
-    """Names of the files of an earlier run; none where `path` is not as `infer` writes it."""
+def _earlier(output: Path) -> set[str]:
+    """Names of the files of earlier runs; none of lists that are not as `infer` writes them."""
+    lists = (output / IMAGES, *output.glob(f"{PARTS}/*/{IMAGES}"))
+    return {name for path in lists for name in _listed(path, path.parent.relative_to(output))}
+
+
+def _listed(path: Path, folder: Path) -> set[str]:
     try:
         document = read_json(path)
         images, files = document["images"], list(document.get("files", ()))
@@ -121,8 +186,10 @@ def _earlier(path: Path) -> set[str]:
         names |= set(files)
     except (UserError, AttributeError, KeyError, TypeError):
         return set()
-    is_own = all(isinstance(name, str) and _is_own(name) for name in names)
-    return {*names, *_LISTS} if is_own else set()
+    if not all(isinstance(name, str) and _is_own(name) for name in names):
+        return set()
+    lists = (*_LISTS, *document.get("files", ()))
+    return names | {(folder / name).as_posix() for name in lists}
 
 
 def _is_own(name: str) -> bool:

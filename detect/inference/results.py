@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import yaml
 from torch import Tensor
@@ -15,7 +15,7 @@ from backbones.common.errors import ImageError
 from backbones.common.files import atomic_write
 from backbones.common.images import write_image
 from backbones.common.regular_files import open_file
-from detect.blocks import Parts
+from detect.blocks import Parts, PartsOfTensor
 from detect.evaluation.results import coco_results
 from detect.inference.formats import (
     CSV_HEADER,
@@ -25,7 +25,7 @@ from detect.inference.formats import (
     voc_annotation,
     yolo_rows,
 )
-from detect.inference.outputs import CSV, GrowingFile, GrowingList
+from detect.inference.outputs import CSV, IMAGES, RESULTS, GrowingFile, GrowingList
 from detect.media.addresses import Address
 from detect.media.crops import cut_crops, folder_of
 from detect.media.sources import Input
@@ -53,6 +53,11 @@ class Results:
         save: further formats.
         pre_labels: `yolo` and `voc` become data sets to correct and train on: images beside the
             labels, which have no scores.
+        settings: what another run must have alike to go on with this one; values of JSON.
+        lists: folder for what is no file of one image; None: `output`.
+
+    Attributes:
+        files: names of those in `lists`, the list of images first.
 
     Raises:
         UserError: in what follows, the disk refuses it.
@@ -66,25 +71,30 @@ class Results:
         save: Collection[Format] = (),
         *,
         pre_labels: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        lists: Path | None = None,
     ) -> None:
         self._output, self._save, self._pre_labels = output, save, pre_labels
         self._class_names, self._category_ids = class_names, category_ids
+        self._names = dict(zip(category_ids, class_names, strict=True))
         self._count = 0
-        pairs = zip(category_ids, class_names, strict=True)
-        categories = json.dumps([{"id": number, "name": name} for number, name in pairs])
+        lists = output if lists is None else lists
+        categories = json.dumps([{"id": key, "name": name} for key, name in self._names.items()])
         shared = [CSV] if "csv" in save else []
-        shared += [_YOLO] if "yolo" in save else []
         shared += [_VOC_SPLIT] if "voc" in save and pre_labels else []
+        self.files = [IMAGES, RESULTS, *shared]
+        shared += [_YOLO] if "yolo" in save else []
         with ExitStack() as stack:
             # First of all, as it says which files an interrupted run leaves.
-            head = f'{{"files": {json.dumps(shared)}, "images": ['
+            head = f'{{"files": {json.dumps(shared)}, "settings": {json.dumps(settings or {})}, '
             tail = f'], "categories": {categories}}}'
-            self._images = stack.enter_context(GrowingList(output / "images.json", head, tail))
-            self._found = stack.enter_context(GrowingList(output / "results.json", "[", "]"))
+            images = GrowingList(lists / IMAGES, head + '"images": [', tail)
+            self._images = stack.enter_context(images)
+            self._found = stack.enter_context(GrowingList(lists / RESULTS, "[", "]"))
             if CSV in shared:
-                self._csv = stack.enter_context(GrowingFile(output / CSV, csv_lines([CSV_HEADER])))
+                self._csv = stack.enter_context(GrowingFile(lists / CSV, csv_lines([CSV_HEADER])))
             if _VOC_SPLIT in shared:
-                self._split = stack.enter_context(GrowingFile(output / _VOC_SPLIT))
+                self._split = stack.enter_context(GrowingFile(lists / _VOC_SPLIT))
             if _YOLO in shared:
                 split = {"train": "images"} if pre_labels else {}
                 names = dict(enumerate(class_names))
@@ -120,19 +130,17 @@ class Results:
             ImageError: an image cannot be copied, or a crop has a size that JPEG has not.
             UserError: the disk refuses it.
         """
-        self._count += 1
-        # Names of files may hold bytes that are no text.
-        name = os.fsencode(str(frame.file)).decode("utf-8", "backslashreplace")
-        entry = {"id": self._count, "file_name": name, "height": image.height, "width": image.width}
+        size = {"height": image.height, "width": image.width}
+        entry: dict[str, Any] = {"id": 0, "file_name": name_of(frame.file), **size}
         entry["annotated"] = annotated.name
         if frame.number is not None:
             entry |= {"frame": frame.number, "time": round(frame.time, 6)}
+        if not isinstance(image, PartsOfTensor):
+            entry["in_blocks"] = True
         if on_map is not None:
             entry["geojson"] = on_map.name
-        stem, suffix = annotated.stem, ".png"
-        if frame.number is not None:
-            stem = f"{annotated.name}/{frame.number:06d}"
-        elif isinstance(frame.file, Path):
+        stem, suffix = _stem(entry), ".png"
+        if frame.number is None and isinstance(frame.file, Path):
             suffix = frame.file.suffix
         texts = self._texts(stem, suffix, found, (image.height, image.width))
         folders = {"yolo": "yolo/images", "voc": "voc/JPEGImages"} if self._pre_labels else {}
@@ -142,12 +150,7 @@ class Results:
         crops = crops if "crops" in self._save else []
         if files := [*texts, *copies, *crops]:
             entry["files"] = files
-        if "csv" in self._save:
-            self._csv.append(csv_rows(found, name, frame.number, frame.time, self._class_names))
-        # In this order: an image that is listed has all its results, and no file can be left that
-        # is not listed.
-        self._found.add(coco_results(found, self._count, self._category_ids))
-        self._images.add([entry])
+        self._list(entry, coco_results(found, 0, self._category_ids))
         # Labels before images: one without a label has no objects.
         for path, text in texts.items():
             with atomic_write(self._output / path, "w") as file:
@@ -158,6 +161,21 @@ class Results:
             self._split.append(f"{stem}\n")
         for path, crop in zip(crops, cut_crops(image, found["boxes"]), strict=False):
             write_image(self._output / path, crop)
+
+    def add_listed(self, entry: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
+        """List anew what other lists have of an image: its entry, and its rows of results."""
+        self._list(entry, results)
+        if _VOC_SPLIT in self.files:
+            self._split.append(f"{_stem(entry)}\n")
+
+    def _list(self, entry: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
+        self._count += 1
+        if CSV in self.files:
+            self._csv.append(csv_rows(results, entry, self._names))
+        # In this order: an image that is listed has all its results, and no file can be left that
+        # is not listed.
+        self._found.add(row | {"image_id": self._count} for row in results)
+        self._images.add([entry | {"id": self._count}])
 
     def _texts(
         self, stem: str, suffix: str, found: dict[str, Tensor], size: tuple[int, int]
@@ -172,6 +190,17 @@ class Results:
                 *(found, size, name, self._class_names), with_scores=with_scores
             )
         return texts
+
+
+def name_of(file: Input) -> str:
+    """As lists have it: names of files may hold bytes that are no text."""
+    return os.fsencode(str(file)).decode("utf-8", "backslashreplace")
+
+
+def _stem(entry: Mapping[str, Any]) -> str:
+    """What the files of an image are called, without their suffixes."""
+    annotated = str(entry["annotated"])
+    return f"{annotated}/{entry['frame']:06d}" if "frame" in entry else Path(annotated).stem
 
 
 def targets_of(output: Path, save: Collection[Format]) -> list[Path]:

@@ -22,8 +22,8 @@ from backbones.networks.weights import load_weights, save_weights
 from detect.checkpoint import load_detector
 from detect.commands import infer, train_detector
 from detect.data import load_coco, make_digits
-from detect.inference.annotate import _targets
 from detect.inference.annotate import infer as infer_inputs
+from detect.inference.outputs import annotated_files
 from detect.inference.score import Cost, detect_dataset
 from detect.media.sources import Source
 from detect.media.video import VideoReader, slideshow
@@ -260,7 +260,7 @@ def test_a_video_that_ends_early_keeps_its_frames(
 def test_results_are_numbered_where_their_names_meet(tmp_path):
     images = [tmp_path / name for name in ("phone.jpg", "phone.png", "phone_2.jpg", "x/phone.jpg")]
     videos = [tmp_path / name for name in ("phone.mp4", "phone.mkv")]
-    targets = _targets(Source(images, videos), tmp_path / "out")
+    targets = annotated_files(Source(images, videos), tmp_path / "out")
     assert [path.name for path in targets.values()] == [
         *("phone.jpg", "phone_2.jpg", "phone_2_2.jpg", "phone_3.jpg"),
         *("phone.mp4", "phone_2.mp4"),

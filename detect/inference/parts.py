@@ -1,0 +1,134 @@
+"""The lists of a run in parts: of several processes, or of a run and those that go on with it.
+
+Each process writes lists of its own into `parts/NUMBER`, whole at every moment as those of one
+process are. Joined they are the lists of the output, in the order of the inputs. While
+`images.json` of the output is there it alone counts, else the parts do, so that a kill at any
+moment loses nothing and counts nothing twice.
+"""
+
+import logging
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backbones.common.errors import UserError
+from backbones.common.files import atomic_write, write_errors
+from backbones.common.read_json import read_json
+from detect.inference.outputs import IMAGES, PARTS, RESULTS, remove_parts
+from detect.inference.results import Results, name_of
+from detect.media.sources import Input
+
+logger = logging.getLogger(__name__)
+
+
+def part_folder(output: Path, number: int) -> Path:
+    """Folder for the lists of one process."""
+    return output / PARTS / str(number)
+
+
+def _parts(output: Path) -> list[Path]:
+    folders = [path.parent for path in output.glob(f"{PARTS}/*/{IMAGES}")]
+    return [folder for folder in folders if folder.name.isdigit()]
+
+
+def take_up(
+    output: Path, targets: Mapping[Input, Path], settings: Mapping[str, Any]
+) -> tuple[int, set[str]]:
+    """Make parts of what earlier runs have left in the lists of a folder.
+
+    The last input of a part counts as not done, for its picture or video may be missing.
+
+    Args:
+        output: the folder, locked.
+        targets: annotated picture or video of each input.
+        settings: of this run, see `Results`.
+
+    Returns:
+        Number of the first new part, and names of the annotated pictures and videos that are done.
+
+    Raises:
+        UserError: an earlier run had other settings, or an input that is none of these; nothing is
+            changed then.
+    """
+    whole, parts = output / IMAGES, _parts(output)
+    inputs = {target.name: name_of(path) for path, target in targets.items()}
+    done = set[str]()
+    for path in [whole] if whole.exists() else [part / IMAGES for part in parts]:
+        document = read_json(path)
+        begun = document.get("settings") or {}
+        if other := [key for key, value in settings.items() if begun.get(key) != value]:
+            raise UserError(
+                f"{output}: was begun with another {', '.join(other)}: resume with the same, or "
+                "choose another output"
+            )
+        for entry in _finished(document["images"]):
+            if inputs.get(entry["annotated"]) != entry["file_name"]:
+                raise UserError(
+                    f"{output}: has {entry['annotated']} of {entry['file_name']}, which is not "
+                    "among these inputs, or would have another name: resume with the same inputs"
+                )
+            done.add(entry["annotated"])
+    logger.info("%s: images and videos that are done already: %d", output, len(done))
+    if not whole.exists():
+        return max((int(part.name) + 1 for part in parts), default=0), done
+    remove_parts(output)  # they have been joined
+    for name in (IMAGES, RESULTS):
+        if (output / name).exists():
+            with (
+                open(output / name, "rb") as old,
+                atomic_write(part_folder(output, 0) / name) as new,
+            ):
+                shutil.copyfileobj(old, new)
+    with write_errors(whole):
+        whole.unlink()
+    return 1, done
+
+
+def _finished(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if entry["annotated"] != entries[-1]["annotated"]]
+
+
+def join_parts(
+    output: Path, new_results: Callable[..., Results], targets: Mapping[Input, Path], first: int
+) -> tuple[int, Counter[int]]:
+    """Make one of the lists of all parts: each picture and frame once, in the order of the inputs.
+
+    Args:
+        output: the folder, locked.
+        new_results: `Results` of this run but for `lists`.
+        targets: annotated picture or video of each input.
+        first: number of the first part of this run.
+
+    Returns:
+        How many images and frames there are, and how many objects by category id.
+    """
+    order = {target.name: number for number, target in enumerate(targets.values())}
+    found: dict[tuple[int, int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for part in _parts(output):
+        entries = read_json(part / IMAGES)["images"]
+        by_image = defaultdict[int, list[dict[str, Any]]](list)
+        for row in read_json(part / RESULTS) if (part / RESULTS).exists() else ():
+            by_image[row["image_id"]].append(row)
+        for entry in entries if int(part.name) >= first else _finished(entries):
+            # As one process does them: images in blocks after the others, then videos.
+            kind = 2 if "frame" in entry else int("in_blocks" in entry)
+            place = kind, order[entry["annotated"]], entry.get("frame", 0)
+            found[place] = entry, by_image[entry["id"]]
+    objects = Counter[int]()
+    joined = output / PARTS / "joined"
+    with new_results(lists=joined) as results:
+        for _, (entry, rows) in sorted(found.items(), key=lambda item: item[0]):
+            results.add_listed(entry, rows)
+            objects.update(row["category_id"] for row in rows)
+    for name in reversed(results.files):  # the list of images last: from then on the parts are past
+        with write_errors(output / name):
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(joined / name, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(joined / name, output / name)
+    shutil.rmtree(joined)
+    remove_parts(output)
+    return len(found), objects
