@@ -5,12 +5,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-large test-ray fuzz soak gpu docs lint install clean
+.PHONY: demo test test-newest test-oldest test-large test-ray fuzz soak gpu docs lint install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a small detector on handwritten digits and draw what it finds"
 	@echo "make test   lint, type-check and test"
+	@echo "make test-newest, test-oldest  the same with the newest, and the oldest packages allowed"
 	@echo "make test-large  data sets of full size: minutes, 4 GB of memory, 1 GB of disk"
 	@echo "make test-ray    inference by workers of Ray that are killed; installs Ray: PICTURES=200"
 	@echo "make fuzz   5,000 broken files of every kind: SEED=1 COUNT=5000, some minutes"
@@ -44,6 +45,22 @@ lint: .venv/installed
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal
 
+# The ranges of pyproject.toml at both ends, each in an environment of its own.
+test-newest test-oldest: test-%: .venv-%/installed
+	.venv-$*/bin/pytest -n 2 --dist worksteal
+
+.venv-newest/installed: RESOLUTION := highest
+.venv-oldest/installed: RESOLUTION := lowest-direct
+.venv-newest/installed .venv-oldest/installed: pyproject.toml
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check uv
+	$(@D)/bin/uv pip install --quiet --python $(@D) --resolution $(RESOLUTION) -e ".[dev]"
+	@# As above: of the version that opencv-python-headless has.
+	cv2=$$($(@D)/bin/pip freeze | sed -n s/^opencv-python-headless/opencv-contrib-python-headless/p) && \
+		$(@D)/bin/uv pip install --quiet --python $(@D) --no-deps "$$cv2"
+	@touch $@
+
 test-large: .venv/installed
 	$(BIN)/pytest -m large -s
 
@@ -65,4 +82,4 @@ docs: .venv/installed
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES, from_pillow, read_image
 from backbones.common.listing import files_in
 from detect.blocks import LARGE_PIXELS, DetectBlocks, Parts, PartsOfTensor, detect_in_blocks
+from detect.hub import push_weights
 from detect.proposals import LearnedProposer, Proposals
 from detect.rcnn.checks import check_image
 from detect.rcnn.model import RCNN
@@ -98,6 +99,26 @@ class Detector:
                     f"{', '.join(self.class_names)}"
                 )
         self.model.wanted = torch.tensor([name in names for name in self.class_names])
+
+    def push_to_hub(self, repository: str, *, license: str, private: bool = False) -> None:
+        """Put it on the Hugging Face hub, where `load_detector("hf-hub:OWNER/NAME")` finds it.
+
+        The repository is made unless it is there, with a card of what the checkpoint says. Everyone
+        can read the checkpoint's metadata, the folders of the training data among them.
+
+        Args:
+            repository: `OWNER/NAME`.
+            license: of the weights, by an identifier of the hub, such as `apache-2.0` or `other`.
+            private: a new repository is seen by its owner alone.
+
+        Raises:
+            UserError: no right, no connection, or not what `load_detector` read of a checkpoint.
+        """
+        if "config" not in self.metadata or "engine" in self.metadata:
+            raise UserError("push_to_hub takes what load_detector read of a .safetensors file")
+        push_weights(
+            *(repository, self.model.state_dict(), self.metadata), license=license, private=private
+        )
 
     @torch.inference_mode()
     def __call__(

@@ -1,10 +1,13 @@
 """Fixtures that several test files share."""
 
 import os
+import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from helpers.weights_server import weights_server
 
 from backbones.training.run_folder import RunFolder
 
@@ -46,3 +49,17 @@ def bccd() -> Path:
     if not root.is_dir():
         pytest.skip(f"BCCD is not at {root}: set LOWRES_DATA to the folder that holds bccd/BCCD")
     return root
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server in the place of the libraries' own, and empty caches."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
+    with weights_server() as server:
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server

@@ -1,11 +1,17 @@
+import ast
+import json
+import re
 import runpy
 from pathlib import Path
+from unittest.mock import create_autospec
 
+import matplotlib.pyplot as plt
 import torch
-from helpers.untrained_detector import save_untrained
 
-from backbones.common.images import write_image
+import detect.data
+import detect.deployment.export
 from detect import load_detector
+from detect.data import make_digits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -23,21 +29,50 @@ def test_torchvisions_loop_trains(tmp_path, monkeypatch, capsys):
     assert detector.class_names == [str(digit) for digit in range(10)]
 
 
-def test_the_tour_of_a_detector(tmp_path, monkeypatch, capsys):
-    pictures = tmp_path / "runs/digits/val"
-    pictures.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    for name in ("a.jpg", "b.jpg"):
-        pixels = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8, generator=generator)
-        write_image(pictures / name, pixels)
-    save_untrained(tmp_path / "runs/loop.safetensors", 3)
+def test_the_cells_of_the_notebook_run_in_order(tmp_path, monkeypatch, capsys):
+    """In one process, on less data; not the export, a minute of a core, but its call."""
+    cells = json.loads((EXAMPLES / "detector.ipynb").read_text())["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    sources = ["".join(cell["source"]) for cell in cells]
+    (place,) = (
+        i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", ())
+    )
+    given = set(re.findall(r"^([A-Z_]+) = ", sources[place], re.MULTILINE))
+    options = {"epochs": "1", "batch_size": "4", "workers": "0", "device": "cpu"}
+    options |= {"model.learned.tile_size": "64", "model.learned.channels": "16"}
+    options |= {"model.rcnn.crop_size": "32", "model.proposals_per_image": "10"}
+    # All are unsure as yet.
+    options |= {"model.rcnn.score_thresh": "0", "model.proposal_score_thresh": "0"}
+    own = {
+        "DATA": make_digits(tmp_path / "digits", train=4, val=2, image_size=128),
+        "RUN": str(tmp_path / "run"),
+        "OPTIONS": [part for key, value in options.items() for part in (f"--{key}", value)],
+        "SCORE_THRESH": 0.0,
+    }
+    assert own.keys() == given
+    export_detector = create_autospec(detect.deployment.export.export_detector)
+    monkeypatch.setattr(detect.deployment.export, "export_detector", export_detector)
+    monkeypatch.setattr(detect.data, "make_digits", create_autospec(make_digits))
+    monkeypatch.setattr(plt, "show", lambda: None)
     monkeypatch.chdir(tmp_path)
-    names = runpy.run_path(str(EXAMPLES / "detector_in_python.py"))
-    found = names["detector"](pictures / "a.jpg", score_thresh=0.1)
-    assert 0 < len(found) == len(list(tmp_path.glob("runs/crops/*/*.jpg")))
+    names: dict = {}
+    for i, source in enumerate(sources):
+        *body, last = ast.parse(source).body
+        exec(compile(ast.Module(body, []), f"cell {i}", "exec"), names)
+        show = isinstance(last, ast.Expr)
+        kind = ast.Expression(last.value) if show else ast.Module([last], [])
+        shown = eval(compile(kind, f"cell {i}", "eval" if show else "exec"), names)
+        if i == place:
+            names |= own
+        if hasattr(shown, "_repr_png_"):
+            assert shown._repr_png_().startswith(b"\x89PNG")
+    plt.close("all")
+    found = names["result"]
+    assert 0 < len(found) == len(names["crops"]) == len(list(tmp_path.glob("runs/crops/*/*.jpg")))
     assert (tmp_path / "runs/found.jpg").stat().st_size > 0
-    assert (names["annotated"] != names["scene"][:, :, ::-1]).any()
-    said = capsys.readouterr().out
-    assert "Detector(inception_v3_79, crops of 32 pixels, LearnedProposer, scores from" in said
-    assert "3 classes: 0, 1, 2)" in said
-    assert said.count("b.jpg 90x70: ") == 2  # some at once, and one after the other
+    assert (names["annotated"] != names["scene"]).any()
+    assert names["counts"] == sorted(names["counts"], reverse=True)
+    assert names["counts"][0] > names["counts"][-1] == 0
+    assert f"{found.names[0]} {found.scores[0]:.2f}: " in capsys.readouterr().out
+    export_detector.assert_called_once_with("runs/digits.onnx", names["trained"])

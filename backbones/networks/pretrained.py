@@ -4,10 +4,8 @@ Public weights are those of torchvision's and timm's `inception_v3`, which those
 keep and check.
 """
 
-import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from torchvision.models import Inception_V3_Weights
 from backbones.common import distributed
 from backbones.common.errors import UserError
 from backbones.common.read_json import parse_json
+from backbones.networks import hub
 from backbones.networks.conversion import from_torchvision, is_torchvision
 from backbones.networks.metadata import (
     broken_metadata,
@@ -151,7 +150,7 @@ def _from_torchvision(name: str) -> tuple[dict[str, Tensor], BackboneSpec]:
         raise UserError(f"torchvision:{name}: expected torchvision:{' or '.join(known)}")
     url = known[name].url
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-    with _download(f"torchvision:{name}", f"{url} to {file}"):
+    with hub.download(f"torchvision:{name}", f"{url} to {file}"):
         state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
     # Images are normalised twice there, by ImageNet's statistics and, in `transform_input`, from
     # them to 0.5: to the network they are as ours.
@@ -168,37 +167,16 @@ def _from_timm(name: str) -> tuple[dict[str, Tensor], BackboneSpec]:
 
 def _from_hub(name: str) -> tuple[dict[str, Tensor], BackboneSpec]:
     files = (
-        f"model.safetensors and config.json from https://huggingface.co/{name.partition('@')[0]} "
-        "into a folder, and set the weights to that model.safetensors"
+        f"{hub.WEIGHTS} and config.json from {hub.page_of(name.partition('@')[0])} "
+        f"into a folder, and set the weights to that {hub.WEIGHTS}"
     )
-    where = f"hf-hub:{name}"
-    with _download(where, files):
+    where = hub.SCHEME + name
+    with hub.download(where, files):
         image, architecture, _ = load_model_config_from_hf(name)
     spec = _spec_from_config(where, {"architecture": architecture, **image})
-    with _download(where, files):
+    with hub.download(where, files):
         state = load_state_dict_from_hf(name, weights_only=True)
     return _tensors(where, state), spec
-
-
-@contextmanager
-def _download(name: str, instead: str) -> Iterator[None]:
-    """Turn what a download raises into one line, which says what to get by hand instead."""
-    # Each of some ten attempts would be two lines.
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx", "httpx2")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    except Exception as error:  # which ones, changes with the library's own HTTP client
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise UserError(
-            f"{name}: cannot be downloaded, or what was is damaged ({reason}): try again, or "
-            f"download {instead}"
-        ) from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _discard(function: Callable[[str], Any], name: str) -> None:

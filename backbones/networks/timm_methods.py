@@ -68,6 +68,8 @@ class TimmMethods(nn.Module):
 
     def set_head(self, num_classes: int, global_pool: str) -> None:
         """Put on a pooling and a classifier as PyTorch makes it; raises as `reset_classifier`."""
+        # As timm writes it into the description of a network that it pushes to the hub.
+        global_pool = global_pool.removeprefix("fast")
         if global_pool not in get_args(GlobalPool):
             raise ValueError(
                 f"global_pool must be one of {get_args(GlobalPool)}, got {global_pool!r}"

@@ -16,6 +16,7 @@ from torch import Tensor
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
 from backbones.common.read_json import parse_json
+from backbones.networks import hub
 
 _NO_DIGEST = "0" * 64
 _HEADER_BYTES = 100_000_000
@@ -84,12 +85,14 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def find_weights(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or of a run folder `best.safetensors`, or where nothing chose
-    `last.safetensors`.
+    """The file itself; of a run folder `best.safetensors`, or where nothing chose
+    `last.safetensors`; of `hf-hub:OWNER/NAME[@REVISION]` its `model.safetensors`, downloaded once.
 
     Raises:
         UserError: there is none.
     """
+    if os.fspath(path).startswith(hub.SCHEME):
+        return hub.download_weights(os.fspath(path))
     path = Path(path)
     if not os.path.isdir(path):
         if not os.path.exists(path):

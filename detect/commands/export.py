@@ -13,6 +13,7 @@ from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
 from backbones.deployment.onnx import export_backbone
+from backbones.networks.hub import SCHEME
 from backbones.networks.weights import find_weights, load_metadata
 from detect.checkpoint import load_detector
 from detect.deployment.detector import CALIBRATION_IMAGES
@@ -40,6 +41,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.output is not None and Path(self.output).suffix not in (".onnx", ".xml"):
             raise UserError(f"output must end in .onnx or .xml, got {self.output}")
+        if self.output is None and self.weights.startswith(SCHEME):
+            raise UserError(f"output: name a file for what is made of {self.weights}")
         if bool(self.calibration) != (self.precision == "int8"):
             raise UserError("precision int8 and calibration belong together: name both")
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import logging
-import time
 
 import huggingface_hub
 import pytest
@@ -117,20 +116,6 @@ def test_what_is_no_state_dict_of_it_is_one_line(content, message, tmp_path, cap
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A server in the place of the libraries' own, and empty caches."""
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
-    with weights_server() as server:
-        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield server
 
 
 @pytest.fixture

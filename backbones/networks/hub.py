@@ -1,0 +1,62 @@
+"""Weights on the Hugging Face hub; its client transports, resumes and keeps them."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+
+from backbones.common.errors import UserError
+
+SCHEME = "hf-hub:"
+"""What `OWNER/NAME` or `OWNER/NAME@REVISION` is written after."""
+
+WEIGHTS = "model.safetensors"
+"""As timm, transformers and the hub itself call the file of a repository."""
+
+
+def download_weights(name: str) -> Path:
+    """The file of weights in a repository, which is downloaded unless it is on the disk already.
+
+    Args:
+        name: `OWNER/NAME` or `OWNER/NAME@REVISION`, after `hf-hub:` or not.
+
+    Raises:
+        UserError: there is none, or it does not come whole.
+    """
+    name = name.removeprefix(SCHEME)
+    repository, _, revision = name.partition("@")
+    with download(SCHEME + name, f"{WEIGHTS} from {page_of(repository)} and name that file"):
+        return Path(huggingface_hub.hf_hub_download(repository, WEIGHTS, revision=revision or None))
+
+
+def page_of(repository: str) -> str:
+    """Where people see a repository."""
+    return f"https://huggingface.co/{repository}"
+
+
+@contextmanager
+def download(name: str, instead: str) -> Iterator[None]:
+    """Turn what a download raises into one line, which says what to get by hand instead."""
+    failure = f"{name}: cannot be downloaded, or what was is damaged"
+    with one_line(failure, f"try again, or download {instead}"):
+        yield
+
+
+@contextmanager
+def one_line(failure: str, advice: str) -> Iterator[None]:
+    """Turn what a transfer raises into a `UserError`, with the reason between both parts."""
+    # Each of some ten attempts would be two lines.
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx", "httpx2")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except Exception as error:  # which ones, changes with the library's own HTTP client
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"{failure} ({reason}): {advice}") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
