@@ -5,33 +5,32 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
 
 from backbones.common.device import upload
-from backbones.common.errors import UserError
-from backbones.common.images import IMAGE_SUFFIXES, from_pillow, read_image
-from backbones.common.listing import files_in
+from backbones.common.errors import ImageError, UserError
 from detect.blocks import LARGE_PIXELS, DetectBlocks, Parts, PartsOfTensor, detect_in_blocks
 from detect.hub import push_weights
+from detect.media.given import (
+    ONE_IMAGE,
+    Folder,
+    Image,
+    file_name,
+    image_files,
+    is_folder,
+    is_video,
+    to_tensor,
+)
 from detect.proposals import LearnedProposer, Proposals
 from detect.rcnn.checks import check_image
 from detect.rcnn.model import RCNN
 from detect.rcnn.postprocess import above_score
 from detect.result import Result
 from detect.streaming import work_through
-
-Image = str | os.PathLike[str] | np.ndarray | Tensor | PIL.Image.Image
-"""A file, an `uint8` RGB array `[H, W, 3]`, an `uint8` RGB tensor `[3, H, W]`, or Pillow's."""
-
-Folder = str | os.PathLike[str]
-
-ONE_IMAGE = (str, os.PathLike, np.ndarray, Tensor, PIL.Image.Image)
 
 FAR_LARGER = 2.0
 """Longest side of an image beside that of all training images, from which on a warning is due."""
@@ -78,10 +77,7 @@ class Detector:
     @property
     def best_score_thresh(self) -> float:
         """The score from which detections had the best F1 on validation data; 0.5 without these."""
-        value = (self.metadata.get("metrics") or {}).get("score_thresh", 0.5)
-        if not isinstance(value, float) or not 0 <= value <= 1:
-            raise UserError(f"score_thresh among the metrics must be in [0, 1], got {value!r}")
-        return value
+        return float((self.metadata.get("metrics") or {}).get("score_thresh", 0.5))
 
     def keep_classes(self, names: Sequence[str]) -> None:
         """Detect objects of these classes alone; those of others neither suppress nor count.
@@ -116,38 +112,59 @@ class Detector:
         """
         if "config" not in self.metadata or "engine" in self.metadata:
             raise UserError("push_to_hub takes what load_detector read of a .safetensors file")
-        push_weights(
-            *(repository, self.model.state_dict(), self.metadata), license=license, private=private
-        )
+        state = self.model.state_dict()
+        push_weights(repository, state, self.metadata, license=license, private=private)
 
-    @torch.inference_mode()
+    @overload
     def __call__(
         self,
         image: Image,
         proposals: Proposals | None = None,
         *,
-        score_thresh: float = 0.0,
+        score_thresh: float | None = None,
         bgr: bool = False,
-    ) -> Result:
-        """Detect objects in one image.
+    ) -> Result: ...
+
+    @overload
+    def __call__(
+        self,
+        image: list[Any],
+        proposals: list[Proposals] | None = None,
+        *,
+        score_thresh: float | None = None,
+        bgr: bool = False,
+    ) -> list[Result]: ...
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: Image | list[Any],
+        proposals: Any = None,
+        *,
+        score_thresh: float | None = None,
+        bgr: bool = False,
+    ) -> Result | list[Result]:
+        """Detect objects in one image, or as `detect` in a list of them or a folder.
 
         Args:
             image: a file, an `uint8` array `[H, W, 3]`, an `uint8` tensor `[3, H, W]`, or an image
                 of Pillow. Arrays and tensors are RGB unless `bgr` says otherwise.
             proposals: regions to look at, needed where the detector has no proposer.
-            score_thresh: detections below it are left out; all have at least the detector's own
-                `rcnn.score_thresh`.
+            score_thresh: detections below it are left out; None: `best_score_thresh`, as in the
+                command `infer`. With 0 there are those of all scores, as average precision wants
+                them, down to the detector's own `rcnn.score_thresh`.
             bgr: the array or tensor has blue first, as OpenCV reads images.
 
         Returns:
-            Boxes, labels and scores on the CPU, best first, and what can be made of them.
+            Boxes, labels and scores on the CPU, best first, and what can be made of them; of a list
+            or folder a list of these.
 
         Raises:
             ImageError: the file cannot be read.
-            ValueError: an array or tensor of another shape or dtype, a folder or list.
+            ValueError: an array or tensor of another shape or dtype.
         """
-        if isinstance(image, list | tuple) or _is_folder(image):
-            raise ValueError("one image is expected: detect takes a list or a folder, stream too")
+        if isinstance(image, list | tuple) or is_folder(image):
+            return self.detect(image, proposals, score_thresh=score_thresh, bgr=bgr)
         regions = None if proposals is None else [proposals]
         return self.detect([image], regions, score_thresh=score_thresh, bgr=bgr)[0]
 
@@ -157,7 +174,7 @@ class Detector:
         images: Sequence[Image] | Folder,
         proposals: Sequence[Proposals] | None = None,
         *,
-        score_thresh: float = 0.0,
+        score_thresh: float | None = None,
         bgr: bool = False,
     ) -> list[Result]:
         """Detect objects in some images: the same as one by one, in less time.
@@ -172,28 +189,31 @@ class Detector:
             bgr: as in `__call__`.
 
         Returns:
-            One for each image, as from `__call__`.
+            One for each image, as from `__call__`; of a folder's file that cannot be read there is
+            a warning and none.
 
         Raises:
             UserError: as `__call__`, or a folder without images.
         """
-        if _is_folder(images):
+        skips = is_folder(images)
+        if is_folder(images):
             images = image_files(images)
         if isinstance(images, ONE_IMAGE):
             raise ValueError("detect takes a list of images: call the detector itself with one")
-        if not images:
+        named = list(self._read(images, bgr, skips=skips))
+        if not named:
             return []
-        tensors = [self.as_tensor(image, bgr=bgr) for image in images]
-        found = self.detect_tensors(tensors, proposals)
+        found = self.detect_tensors([tensor for _, tensor in named], proposals)
         return [
-            self._result(one, tensor, _file_name(image), score_thresh)
-            for one, tensor, image in zip(found, tensors, images, strict=True)
+            self._result(one, tensor, name, score_thresh)
+            for one, (name, tensor) in zip(found, named, strict=True)
         ]
 
     def _result(
-        self, found: dict[str, Tensor], tensor: Tensor, name: str | None, score_thresh: float
+        self, found: dict[str, Tensor], tensor: Tensor, name: str | None, score_thresh: float | None
     ) -> Result:
-        found = above_score(found, score_thresh)
+        least = self.best_score_thresh if score_thresh is None else score_thresh
+        found = above_score(found, least)
         return Result(found, tensor, self.class_names, self.category_ids, name)
 
     @torch.inference_mode()
@@ -283,7 +303,11 @@ class Detector:
             )
 
     def stream(
-        self, images: Iterable[Image] | Folder, *, score_thresh: float = 0.0, bgr: bool = False
+        self,
+        images: Iterable[Image] | Folder,
+        *,
+        score_thresh: float | None = None,
+        bgr: bool = False,
     ) -> Iterator[Result]:
         """Detect objects in any number of images, faster than batch by batch.
 
@@ -292,35 +316,50 @@ class Detector:
         are in memory: for frames as they happen, call the detector itself.
 
         Args:
-            images: of what `__call__` takes, which may come one by one, or a folder of images.
+            images: of what `__call__` takes, which may come one by one, a folder of images, or a
+                video file, whose frames are taken.
             score_thresh: as in `__call__`.
             bgr: as in `__call__`.
 
         Returns:
-            One for each image, as from `__call__`, in their order.
+            One for each image, as from `__call__`, in their order; of a folder as from `detect`.
 
         Raises:
             ValueError: at once, for what is no series of images, or without a proposer.
             ImageError, ValueError: as `__call__`, after what was found in the images before.
         """
-        if _is_folder(images):
+        skips = is_folder(images)
+        if is_folder(images):
             images = image_files(images)
+        elif is_video(images):
+            from detect.media.video import VideoReader  # which takes a moment to import
+
+            images = VideoReader(os.fspath(images))
         if isinstance(images, ONE_IMAGE):
             raise ValueError("stream takes a series of images: call the detector itself with one")
         self.model.require_proposer()
-
         count = len(images) if isinstance(images, Sequence) else None
+        named = self._read(images, bgr, skips=skips)
         return (
             self._result(found, tensor, name, score_thresh)
-            for name, tensor, found in self.detect_named(self._read(images, bgr), count)
+            for name, tensor, found in self.detect_named(named, count)
         )
 
-    def _read(self, images: Iterable[Image], bgr: bool) -> Iterator[tuple[str | None, Tensor]]:
-        """Checked images, which stay as they are when the caller's array gets the next one."""
+    def _read(
+        self, images: Iterable[Image], bgr: bool, *, skips: bool
+    ) -> Iterator[tuple[str | None, Tensor]]:
+        """Checked images, which stay as they are when the caller's array gets the next one; what
+        cannot be read is an error, or `skips` and is a warning."""
         for i, image in enumerate(images):
-            tensor = self.as_tensor(image, bgr=bgr)
+            try:
+                tensor = self.as_tensor(image, bgr=bgr)
+            except ImageError as error:
+                if not skips:
+                    raise
+                logger.warning("left out: %s", error)
+                continue
             check_image(tensor, f"images[{i}]")
-            name = _file_name(image)
+            name = file_name(image)
             yield name, tensor.clone() if isinstance(image, np.ndarray | Tensor) else tensor
 
     def detect_named(
@@ -359,40 +398,4 @@ class Detector:
 
     def as_tensor(self, image: Image, *, bgr: bool = False) -> Tensor:
         """An image as `uint8` RGB `[3, H, W]`, on the detector's device; as `__call__`."""
-        swapped = bgr and isinstance(image, np.ndarray | Tensor)
-        if isinstance(image, PIL.Image.Image):
-            image = from_pillow(image, "image")
-        if isinstance(image, str | os.PathLike):
-            image = read_image(image)
-        elif isinstance(image, np.ndarray):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise ValueError(
-                    f"an array must be uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}"
-                )
-            image = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
-        if not isinstance(image, Tensor):
-            raise ValueError(
-                "an image must be a file, an array, a tensor or an image of Pillow, "
-                f"got {type(image).__name__}"
-            )
-        return upload(image.flip(0) if swapped else image, self.device)
-
-
-def _file_name(image: Image) -> str | None:
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
-
-
-def _is_folder(images: Any) -> TypeGuard[Folder]:
-    return isinstance(images, str | os.PathLike) and os.path.isdir(images)
-
-
-def image_files(folder: Folder) -> list[Path]:
-    """The image files in a folder, by name, not in deeper ones.
-
-    Raises:
-        UserError: there are none.
-    """
-    files = files_in(Path(folder), IMAGE_SUFFIXES, str(folder))
-    if not files:
-        raise UserError(f"{folder}: no images in this folder")
-    return files
+        return upload(to_tensor(image, bgr=bgr), self.device)

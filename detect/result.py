@@ -17,7 +17,7 @@ from backbones.common.files import make_folder
 from backbones.common.images import write_image
 from detect.blocks import PartsOfTensor
 from detect.evaluation.results import coco_results
-from detect.media.crops import cut_crops, folder_of
+from detect.media.crops import class_folders, cut_crops
 from detect.media.drawing import draw_detections
 from detect.rcnn.postprocess import above_score
 
@@ -144,8 +144,9 @@ class Result:
         crops = list(cut_crops(PartsOfTensor(self.image), self.boxes))
         if folder is not None:
             stem = "image" if self.name is None else Path(self.name).stem
-            for crop, name in zip(crops, self.names, strict=True):
-                own = make_folder(Path(folder, folder_of(name)))
+            folders = class_folders(self._class_names)
+            for crop, label in zip(crops, self.labels.tolist(), strict=True):
+                own = make_folder(Path(folder, folders[label - 1]))
                 numbered = (own / f"{stem}_{number}.jpg" for number in itertools.count())
                 write_image(next(path for path in numbered if not os.path.exists(path)), crop.cpu())
         return crops

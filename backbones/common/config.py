@@ -92,8 +92,8 @@ def _in_groups(config_class: type, arguments: Sequence[str]) -> list[str]:
     for name, hint in get_type_hints(config_class).items():
         if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
             continue
-        place = next((i for i, w in enumerate(written) if w.split("=")[0] == f"--{name}"), None)
-        if place is None:
+        places = [i for i, word in enumerate(written) if word.split("=")[0] == f"--{name}"]
+        if not places:
             continue
         short: Mapping[str, str | None] = getattr(hint, "SHORT", {})
         if not short:
@@ -102,11 +102,16 @@ def _in_groups(config_class: type, arguments: Sequence[str]) -> list[str]:
                 f"--{name} is a group of keys and takes no value: set {', '.join(keys[:4])}"
                 f"{' and others' * (len(keys) > 4)}, see --help-all"
             )
+        if len(places) > 1:
+            raise UserError(f"--{name} stands {len(places)} times: it takes one value, once")
+        place = places[0]
         word, _, value = written.pop(place).partition("=")
         if not value:
             if place == len(written) or not written[place] or written[place].startswith("--"):
                 raise UserError(f"{word}: expected a value after it")
             value = written.pop(place)
+            if written[place:] and not written[place].startswith("-"):
+                raise UserError(f"{word} takes one value: {written[place]!r} is a second one")
         given = [(key, value if implied is None else implied) for key, implied in short.items()]
         written = [f"--{name}.{key}={text}" for key, text in given] + written
     return written
@@ -121,12 +126,14 @@ def _of_the_run(config_class: type, values: Namespace, default: str) -> list[str
         UserError: there is none.
     """
     run, known = Path(values["run"]), {field.name for field in dataclasses.fields(config_class)}
+    what = f"{run} holds no run (it has no config.yaml)"
     if values["run"] == default:
         runs = [
             path.parent
             for path in run.parent.glob("*/config.yaml")
             if read_yaml(path).keys() <= known
         ]
+        what = f"{run.parent}{os.sep} has no folder with the config.yaml of a run of this kind"
         run = max(runs, key=lambda path: (path / "config.yaml").stat().st_mtime, default=run)
     if os.path.isfile(run / "config.yaml"):
         logger.info("resuming %s", run)
@@ -134,9 +141,7 @@ def _of_the_run(config_class: type, values: Namespace, default: str) -> list[str
         return ["--config", str(run / "config.yaml"), f"--run={run}"]
     if values["resume"] == "auto":
         return []
-    raise UserError(
-        f"--resume: {run} holds no run (it has no config.yaml): name the folder of one with --run"
-    )
+    raise UserError(f"--resume: {what}: name the folder of one with --run")
 
 
 def load_config(config_class: type[Config], path: str | os.PathLike[str]) -> Config:
@@ -230,6 +235,11 @@ def _parser(config_class: type, description: str | None) -> ArgumentParser:
         "several the later ones win.",
     )
     parser.add_class_arguments(config_class)
+    options = parser._option_string_actions
+    for name, hint in get_type_hints(config_class).items():
+        for key in (key for key, value in getattr(hint, "SHORT", {}).items() if value is None):
+            options[f"--{name}"].help = options[f"--{name}.{key}"].help
+            options[f"--{name}"].metavar = "PATH"
     return parser
 
 

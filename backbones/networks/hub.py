@@ -39,7 +39,7 @@ def page_of(repository: str) -> str:
 @contextmanager
 def download(name: str, instead: str) -> Iterator[None]:
     """Turn what a download raises into one line, which says what to get by hand instead."""
-    failure = f"{name}: cannot be downloaded, or what was is damaged"
+    failure = f"{name}: cannot be downloaded, or the downloaded file is damaged"
     with one_line(failure, f"try again, or download {instead}"):
         yield
 

@@ -12,6 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights
 
+from backbones.common.errors import UserError
 from backbones.networks.conversion import from_torchvision, is_torchvision
 from backbones.networks.enlargement import start_stem
 from backbones.networks.inception import InceptionV3
@@ -60,15 +61,25 @@ def _entry_point(spec: BackboneSpec) -> Callable[..., nn.Module]:
         configs = (kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay"))
         said = {key: one[key] for one in configs if isinstance(one, dict) for key in one}
         image: dict[str, Any] = {key: tuple(said[key]) for key in ("mean", "std") if key in said}
-        return build_model_with_cfg(
-            InceptionV3,
-            spec.name,
-            pretrained,
-            feature_cfg={"feature_cls": "hook", "out_indices": tuple(range(levels))},
-            pretrained_filter_fn=_start,
-            spec=replace(spec, **image),
-            **kwargs,
-        )
+        try:
+            return build_model_with_cfg(
+                InceptionV3,
+                spec.name,
+                pretrained,
+                feature_cfg={"feature_cls": "hook", "out_indices": tuple(range(levels))},
+                pretrained_filter_fn=_start,
+                spec=replace(spec, **image),
+                **kwargs,
+            )
+        except OSError as error:  # those of all the HTTP clients that there are extend it
+            if not pretrained:
+                raise
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise UserError(
+                f"{spec.name}: the pretrained weights cannot be read ({reason}): try again, or "
+                f"download {Inception_V3_Weights.IMAGENET1K_V1.url} and give "
+                'pretrained_cfg_overlay={"file": "inception_v3_google-0cc3c7bd.pth"}'
+            ) from error
 
     build.__name__ = build.__qualname__ = spec.name
     build.__doc__ = f"Build `{spec.name}` for `timm.create_model`."

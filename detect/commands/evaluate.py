@@ -1,10 +1,10 @@
 """Score a detector, or any detector's results, and write a report.
 
-lowres-rcnn evaluate --weights runs/mine --data.format voc --data.root DIR --split test
+lowres-rcnn evaluate --weights runs/mine --data DIR --split test
 
 torchrun --nproc-per-node 2 -m -- detect evaluate --weights runs/mine --output DIR
 
-lowres-rcnn evaluate --results results.json --data.format coco --data.root DIR --split val2017
+lowres-rcnn evaluate --results results.json --data DIR --split val2017
 """
 
 from backbones.common import distributed
@@ -13,7 +13,7 @@ from backbones.common.config import parse_config
 from detect.evaluation.coco import listed
 from detect.inference.evaluate import EvaluateConfig, evaluate
 
-USUAL = "weights results data.format data.root split output device"
+USUAL = "weights results data data.format split output device"
 
 
 @command

@@ -7,6 +7,7 @@ import os
 
 from backbones.common.cli import command
 from backbones.common.config import parse_config
+from backbones.common.errors import UserError
 from detect.evaluation.data_page import InspectConfig, inspect_data
 
 USUAL = "data output"
@@ -16,7 +17,9 @@ USUAL = "data output"
 def main() -> None:
     """Run from the command line."""
     config = parse_config(InspectConfig, description=__doc__, usual=USUAL)
-    inspect_data(config)
+    account = inspect_data(config)
     sheet = f"{config.output}/sheet.png"
     pictures = f", pictures: {sheet}" if os.path.exists(sheet) else ""
     print(f"page: {config.output}/data.html{pictures}")
+    if account.unreadable:
+        raise UserError(f"pictures that could not be read: {account.unreadable}, see above")

@@ -1,6 +1,6 @@
 """Write the proposals of a detector for whole splits: to train and compare several on the same.
 
-lowres-rcnn propose --weights runs/mine --data.format voc --data.root DIR --splits "[train, val]"
+lowres-rcnn propose --weights runs/mine --data DIR --splits "[train, val]"
 """
 
 import os
@@ -43,7 +43,7 @@ class ProposeConfig:
             raise UserError(f"splits must be different ones, got {list(self.splits)}")
 
 
-USUAL = "weights data.format data.root splits model output device"
+USUAL = "weights data data.format splits model output device"
 
 
 @command

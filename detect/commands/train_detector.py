@@ -1,6 +1,6 @@
 """Train a detector and score it.
 
-lowres-rcnn train_detector --config small --data.format yolo --data.root DIR --run runs/mine
+lowres-rcnn train_detector --config small --data DIR --run runs/mine
 
 lowres-rcnn train_detector --config bccd_79 --epochs 20
 
@@ -15,7 +15,7 @@ from detect.evaluation.coco import listed
 from detect.training.train import train_in_processes
 
 USUAL = (
-    "data.format data.root data.train data.val data.test run resume epochs batch_size "
+    "data data.format data.train data.val data.test run resume epochs batch_size "
     "optim.lr augment.flip model.weights model.learned.scale model.rcnn.crop_size device "
     "processes"
 )

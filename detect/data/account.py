@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detect.data.duplicates import look_at, nearly_same, same_files
+from detect.data.duplicates import Looks, look_at, nearly_same, same_files
 from detect.data.layouts import first_of
 from detect.data.sample import DetectionDataset
 
@@ -54,11 +54,13 @@ class Account(NamedTuple):
         splits: by name.
         notes: what was dropped, put right or made in reading it, a sentence each.
         mistakes: what else is likely wrong, a sentence each.
+        unreadable: pictures among those that were read that could not be.
     """
 
     splits: dict[str, Counts]
     notes: list[str]
     mistakes: list[str]
+    unreadable: int
 
 
 @contextmanager
@@ -91,8 +93,10 @@ def take_account(parts: Mapping[str, DetectionDataset], notes: Sequence[str]) ->
         notes: from `held_notes`.
     """
     splits = {name: _count(dataset) for name, dataset in parts.items()}
-    mistakes = [*_of_classes(splits), *_of_pictures(parts)]
-    return Account(splits, list(dict.fromkeys(notes)), mistakes)
+    looks = {name: look_at(dataset) for name, dataset in parts.items()}
+    mistakes = [*_of_classes(splits), *_of_pictures(parts, looks)]
+    unreadable = sum(len(look.unreadable) for look in looks.values())
+    return Account(splits, list(dict.fromkeys(notes)), mistakes, unreadable)
 
 
 def log_account(account: Account) -> None:
@@ -141,7 +145,9 @@ def _of_classes(splits: Mapping[str, Counts]) -> Iterator[str]:
         yield f"classes without an object in {where}: {first_of(names, MANY)}"
 
 
-def _of_pictures(parts: Mapping[str, DetectionDataset]) -> Iterator[str]:
+def _of_pictures(
+    parts: Mapping[str, DetectionDataset], looks: Mapping[str, Looks]
+) -> Iterator[str]:
     """Of files that are there twice, or are not what the annotations say."""
     same = same_files(parts)
     across = [group for group in same if len(dict(group)) > 1]
@@ -153,7 +159,6 @@ def _of_pictures(parts: Mapping[str, DetectionDataset]) -> Iterator[str]:
         if groups:
             first = " and ".join(f"{os.path.basename(path)} ({split})" for split, path in groups[0])
             yield f"the same picture {where}: {len(groups)}, first {first}"
-    looks = {name: look_at(dataset) for name, dataset in parts.items()}
     known = {path for group in across for _, path in group}
     for first_split, second in combinations(parts, 2):
         pairs = nearly_same(looks[first_split], looks[second])

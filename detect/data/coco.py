@@ -13,7 +13,7 @@ from backbones.common.memory import garbage_collection_paused
 from backbones.common.read_json import read_json
 from detect.data.cleaning import clean_boxes, order_corners
 from detect.data.paths import is_file_name, refuse_paths_outside
-from detect.data.sample import DetectionDataset
+from detect.data.sample import DetectionDataset, check_class_name
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +166,7 @@ def _categories(
         if category_id in names:
             raise UserError(f"{where}: id {category_id} is used twice")
         names[category_id] = str(_get(entry, "name", where))
+        check_class_name(names[category_id], where)
         above[category_id] = str(entry.get("supercategory"))
     # Roboflow's exports begin with one that has no objects, and often the name of a class.
     given = (row.get("category_id") for row in rows if isinstance(row, dict))

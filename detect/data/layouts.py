@@ -26,6 +26,9 @@ EXPECTED = {
 """What is looked for, by format."""
 
 
+_YOLO_IMAGES = ("train/images", "images/train", "images", ".")
+
+
 class Layout(NamedTuple):
     """What a folder was recognised as.
 
@@ -34,11 +37,13 @@ class Layout(NamedTuple):
         words: the layout, for people.
         splits: how each is loaded, by the name that it has there. Without any that is a `train`,
             all images are of one split, `train`.
+        missing: a sentence for each split that is named and is not there.
     """
 
     format: Literal["voc", "coco", "yolo"]
     words: str
     splits: Mapping[str, Callable[[], DetectionDataset]]
+    missing: Sequence[str] = ()
 
     def find(self, split: str) -> str | None:
         """The name that a split has here: its own, or one that means the same (`valid`)."""
@@ -81,6 +86,13 @@ def recognise(root: Path, format: str, class_names: Sequence[str] | None) -> Lay
             f"{', '.join(layout.format for layout in found)} by --data.format"
         )
     if not found:
+        places = [place for place in _YOLO_IMAGES if _holds(root / place, IMAGE_SUFFIXES)]
+        if "yolo" in wanted and places and _holds(root, {".txt"}, deep=True):
+            raise UserError(
+                f"{root}: not recognised; if these are images and labels of YOLO, name their "
+                f"classes: write {root / 'data.yaml'} with the lines `train: {places[0]}` and "
+                "`names: [car, van]`, for the classes 0 and 1"
+            )
         raise UserError(
             f"{root}: not recognised, looked for {'; '.join(EXPECTED[name] for name in wanted)}; "
             f"there is {_contents(root)}"
@@ -176,10 +188,15 @@ def _find_yolo(root: Path) -> Layout | None:
         for key in SPLITS
         if document.get(key) is not None and is_there(document, key, source)
     }
+    missing = [
+        f"{source}: {key}: {document[key]}: not found, there is no split {key}"
+        for key in SPLITS
+        if document.get(key) is not None and key not in splits
+    ]
     if not splits:
         # Says what is wrong with it.
         splits = {"train": partial(load_yolo, source, "train")}
-    return Layout("yolo", f"YOLO ({source.name})", splits)
+    return Layout("yolo", f"YOLO ({source.name})", splits, missing)
 
 
 def _is_split(name: str) -> bool:

@@ -12,6 +12,7 @@ from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
 from detect.data import DetectionDataset, make_digits
 from detect.data.layouts import Layout, recognise
+from detect.data.sample import check_class_name
 from detect.data.splits import hold_out, scene_of
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ class DatasetConfig:
     for that alone, `digits` are handwritten ones on photographs, generated into ROOT when they are
     not there."""
     root: str | None = None
-    """Folder of the dataset, to be named, or the file that says what is in it; `--data PATH` for
-    short."""
+    """Folder of the dataset, or the file that says what is in it; `--data PATH` names it and lets
+    its layout be recognised."""
     class_names: tuple[str, ...] | None = None
     """Classes in the order of their labels, for data in VOC's layout only; null takes VOC's 20
     where its lists of splits are there and the annotations have no others, else the names found."""
@@ -47,6 +48,8 @@ class DatasetConfig:
         check_ranges(self, "data.", {"[0, 1)": "val_share"})
         if self.class_names is not None and self.format not in ("auto", "voc"):
             _refuse_class_names(self.format)
+        for name in self.class_names or ():
+            check_class_name(name, "data.class_names")
 
 
 def _refuse_class_names(format: str) -> None:
@@ -66,6 +69,8 @@ def resolve_data(config: Config) -> Config:
     layout = _layout(config)
     format = config.format if config.format == "digits" else layout.format
     logger.info("%s: %s, splits: %s", config.root, layout.words, layout.listed())
+    for sentence in layout.missing:
+        logger.warning("%s", sentence)
     return replace(config, root=os.path.abspath(str(config.root)), format=format)
 
 

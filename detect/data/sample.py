@@ -62,7 +62,7 @@ class DetectionDataset:
         area: `[M]` in square pixels; that of the boxes where left out.
 
     Raises:
-        UserError: a class name cannot be printed.
+        UserError: a class name is empty or cannot be printed.
     """
 
     def __init__(
@@ -81,7 +81,8 @@ class DetectionDataset:
         area: ArrayLike | None = None,
     ) -> None:
         self.class_names = list(class_names)
-        check_class_names(self.class_names)
+        for label, name in enumerate(self.class_names, start=1):
+            check_class_name(name, f"label {label}")
         self.category_ids = list(category_ids)
         self.image_ids = list(image_ids)
         self.paths = list(paths)
@@ -220,9 +221,10 @@ class DetectionDataset:
         return {"images": images, "categories": categories}
 
 
-def check_class_names(names: Sequence[str]) -> None:
-    """Raise `UserError` for a name that cannot be printed."""
-    for name in names:
-        # Fonts and pages have no such characters; some libraries end the process.
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-            raise UserError(f"class name {name!r} has characters that cannot be printed")
+def check_class_name(name: str, where: str) -> None:
+    """Raise `UserError`, beginning with `where`, for a name that is empty or cannot be printed."""
+    if not name.strip():
+        raise UserError(f"{where}: expected the name of a class, got {name!r}")
+    # Fonts and pages have no such characters; some libraries end the process.
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise UserError(f"{where}: class name {name!r} has characters that cannot be printed")

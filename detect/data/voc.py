@@ -20,7 +20,7 @@ from backbones.common.listing import visible_files
 from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, order_corners
 from detect.data.paths import refuse_paths_outside
-from detect.data.sample import DetectionDataset
+from detect.data.sample import DetectionDataset, check_class_name
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,9 @@ def _read_annotation(path: Path) -> _Annotation:
             _number(element, f"bndbox/{side}", path) for side in ("xmin", "ymin", "xmax", "ymax")
         )
         difficult = element.findtext("difficult", "0").strip() == "1"
-        objects.append(_Object(_text(element, "name", path), box, difficult))
+        name = _text(element, "name", path)
+        check_class_name(name, str(path))
+        objects.append(_Object(name, box, difficult))
     file_name = (root.findtext("filename") or "").strip()
     return _Annotation((int(width), int(height)), file_name, objects, path)
 

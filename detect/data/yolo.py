@@ -17,7 +17,7 @@ from backbones.common.listing import visible_files, with_suffix
 from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, warn_of_boxes
 from detect.data.paths import is_file_name, is_inside, refuse_paths_outside
-from detect.data.sample import DetectionDataset
+from detect.data.sample import DetectionDataset, check_class_name
 from detect.data.splits import usual_split
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ def _class_names(value: Any, source: Path) -> dict[int, str]:
     for number, name in items.items():
         if type(number) is not int or number < 0 or not isinstance(name, str | int | float):
             raise UserError(f"{source}: names: expected `number: name`, got {number!r}: {name!r}")
+        check_class_name(str(name), f"{source}: names: {number}")
     names = {number: str(items[number]) for number in sorted(items)}
     if len(set(names.values())) < len(names):
         raise UserError(f"{source}: names: a name stands twice: {', '.join(names.values())}")

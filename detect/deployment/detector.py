@@ -15,7 +15,8 @@ from backbones.deployment.surgery import copy_layers
 from backbones.networks.inception import InceptionV3
 from detect.deployment.exported import ExportedModel
 from detect.deployment.proposer import deploy_proposer
-from detect.detector import Detector, Image
+from detect.detector import Detector
+from detect.media.given import Image
 from detect.proposals import LearnedProposer
 
 DetectorPrecision = Literal["auto", "fp32", "bf16", "int8"]

@@ -17,7 +17,8 @@ from backbones.networks.metadata import describe
 from detect.deployment.detector import calibration_crops
 from detect.deployment.exported import OUTPUTS, RT_INFO
 from detect.deployment.whole import WholeDetector
-from detect.detector import Detector, Image
+from detect.detector import Detector
+from detect.media.given import Image
 
 LARGEST_DIFFERENCE = 1e-2
 """Of a score, between PyTorch and what a file gives; a resized pixel may differ by rounding."""

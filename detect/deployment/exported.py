@@ -15,13 +15,15 @@ from backbones.common.read_json import parse_json
 from backbones.common.regular_files import open_file, read_file
 from backbones.deployment.openvino import CompiledModel, core
 from backbones.networks.metadata import broken_metadata
-from detect.data.sample import check_class_names
+from detect.data.sample import check_class_name
 from detect.detector import Detector
 from detect.proposals import Proposals
 from detect.rcnn.checks import check_image
 from detect.rcnn.model import RCNN
 
 OUTPUTS = ("boxes", "labels", "scores")
+
+_DTYPES = (torch.float32, torch.int64, torch.float32)
 
 RT_INFO = "lowres_rcnn"
 """Where OpenVINO's file has what ONNX's has as metadata."""
@@ -80,28 +82,33 @@ class ExportedModel:
                 one = dict(zip(OUTPUTS, map(torch.from_numpy, outputs), strict=True))
             except Exception as error:  # each library has its own
                 raise UserError(f"{self._path}: cannot be run: {_reason(error)}") from error
-            self._check(one)
+            one["boxes"] = self._checked(one, *image.shape[1:])
             if self.wanted is not None:
                 keep = self.wanted[one["labels"] - 1]
                 one = {name: tensor[keep] for name, tensor in one.items()}
             found.append(one)
         return found
 
-    def _check(self, found: Mapping[str, Tensor]) -> None:
-        """What is read from a file may be another graph than `export_detector` wrote."""
+    def _checked(self, found: Mapping[str, Tensor], height: int, width: int) -> Tensor:
+        """The boxes, inside of the image; raises for another graph than `export_detector` wrote."""
         boxes, labels, scores = (found[name] for name in OUTPUTS)
+        far = boxes.new_tensor([width, height] * 2)
         if (
-            boxes.shape != (len(boxes), 4)
+            boxes.ndim != 2
+            or boxes.shape[1] != 4
             or not labels.shape == scores.shape == boxes.shape[:1]
-            or labels.is_floating_point()
-            or not boxes.isfinite().all()
+            or (boxes.dtype, labels.dtype, scores.dtype) != _DTYPES
+            # NaN is in no range; in bf16 what is clipped to the image is a little beyond it.
+            or not ((boxes >= -far / 100) & (boxes <= far * 1.01)).all()
+            or not (boxes[:, :2] <= boxes[:, 2:]).all()
             or not ((labels >= 1) & (labels <= self._num_classes)).all()
             or not ((scores >= 0) & (scores <= 1)).all()
         ):
             raise UserError(
                 f"{self._path}: what its graph gives are no detections of {self._num_classes} "
-                "classes: export it anew"
+                f"classes in an image of {width}x{height} pixels: export it anew"
             )
+        return boxes.clamp(min=0).minimum(far)
 
     def describe(self) -> str:
         """In a few words, for the detector's `repr`."""
@@ -143,8 +150,7 @@ def load_exported(path: str | Path) -> Detector:
     with broken_metadata(path):
         names, ids = classes_of(metadata)
         score_thresh = metadata["score_thresh"]
-        if not isinstance(score_thresh, float) or not 0 <= score_thresh <= 1:
-            raise ValueError(f"score_thresh must be in [0, 1], got {score_thresh!r}")
+        _check_score("score_thresh", score_thresh)
         run = start(metadata["precision"])
         model = ExportedModel(path, run, len(names), score_thresh)
         return Detector(cast(RCNN, model), names, ids, {**metadata, "engine": engine})
@@ -159,6 +165,7 @@ def classes_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     for key in ("metrics", "training"):
         if not isinstance(metadata.get(key), dict | None):
             raise TypeError(f"{key} must be a mapping")
+    _check_score("metrics.score_thresh", (metadata.get("metrics") or {}).get("score_thresh", 0.5))
     class_names, category_ids = metadata["class_names"], metadata["category_ids"]
     if not isinstance(class_names, list) or {type(name) for name in class_names} != {str}:
         raise TypeError("class_names must be a list of text")
@@ -168,8 +175,14 @@ def classes_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
         raise ValueError(f"{len(class_names)} class names, {len(category_ids)} category ids")
     if min(len({*class_names}), len({*category_ids})) < len(class_names):
         raise ValueError("a class name or category id stands twice")
-    check_class_names(class_names)
+    for name in class_names:
+        check_class_name(name, "class_names")
     return class_names, category_ids
+
+
+def _check_score(key: str, value: Any) -> None:
+    if type(value) not in (float, int) or not 0 <= value <= 1:
+        raise ValueError(f"{key} must be in [0, 1], got {value!r}")
 
 
 def _reason(error: Exception) -> str:

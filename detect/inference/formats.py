@@ -82,9 +82,14 @@ def csv_rows(
     for row in results:
         x, y, width, height = row["bbox"]
         corners = (f"{value:.2f}" for value in (x, y, x + width, y + height))
-        name, score = names[row["category_id"]], f"{row['score']:.6f}"
-        rows.append((image["file_name"], *moment, name, score, *corners))
+        name, score = _no_formula(names[row["category_id"]]), f"{row['score']:.6f}"
+        rows.append((_no_formula(image["file_name"]), *moment, name, score, *corners))
     return csv_lines(rows)
+
+
+def _no_formula(text: str) -> str:
+    """Text with an apostrophe before it where a spreadsheet would compute it: it may be hostile."""
+    return f"'{text}" if text[:1] in {*"=+-@\t\r"} and len(text) > 1 else text
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> str:

@@ -27,7 +27,7 @@ from detect.inference.formats import (
 )
 from detect.inference.outputs import CSV, IMAGES, RESULTS, GrowingFile, GrowingList
 from detect.media.addresses import Address
-from detect.media.crops import cut_crops, folder_of
+from detect.media.crops import class_folders, cut_crops
 from detect.media.sources import Input
 
 _YOLO, _VOC_SPLIT = "yolo/data.yaml", "voc/ImageSets/Main/train.txt"
@@ -77,6 +77,7 @@ class Results:
         self._output, self._save, self._pre_labels = output, save, pre_labels
         self._class_names, self._category_ids = class_names, category_ids
         self._names = dict(zip(category_ids, class_names, strict=True))
+        self._folders = class_folders(class_names)
         self._count = 0
         lists = output if lists is None else lists
         categories = json.dumps([{"id": key, "name": name} for key, name in self._names.items()])
@@ -145,7 +146,7 @@ class Results:
         texts = self._texts(stem, suffix, found, (image.height, image.width))
         folders = {"yolo": "yolo/images", "voc": "voc/JPEGImages"} if self._pre_labels else {}
         copies = [f"{folders[key]}/{stem}{suffix}" for key in folders if key in self._save]
-        classes = [folder_of(self._class_names[label - 1]) for label in found["labels"].tolist()]
+        classes = [self._folders[label - 1] for label in found["labels"].tolist()]
         crops = [f"crops/{own}/{stem}_{number}.jpg" for number, own in enumerate(classes)]
         crops = crops if "crops" in self._save else []
         if files := [*texts, *copies, *crops]:

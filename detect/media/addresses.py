@@ -2,9 +2,11 @@
 
 import base64
 import string
+import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import Future
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import PurePosixPath
@@ -22,7 +24,7 @@ TIMEOUT_SECONDS = 20.0
 """That a server or camera may be silent."""
 
 LONGEST_SECONDS = 120.0
-"""That a picture may take to come."""
+"""That a picture may take to come, from the look-up of its server's name on."""
 
 MAX_IMAGE_BYTES = 200_000_000
 
@@ -44,8 +46,8 @@ class Address:
 
     @property
     def suffix(self) -> str:
-        """As of a file of this name: `.jpg`."""
-        return self._path.suffix
+        """As of a file of this name: `.jpg`; what RTSP gives is a stream, whatever its name."""
+        return self._path.suffix if self.url.lower().startswith("http") else ""
 
     @property
     def stem(self) -> str:
@@ -77,8 +79,30 @@ def fetch_image(address: Address) -> Tensor:
     """A picture on the net as `uint8` RGB `[3, H, W]`.
 
     Raises:
-        ImageError: the server does not give it, in time, or it is none; see `decode_image`.
+        ImageError: the server does not give all of it, in time, or it is none; see `decode_image`.
     """
+    data = Future[bytes]()
+
+    def fetch() -> None:
+        try:
+            data.set_result(_fetch(address))
+        except BaseException as error:
+            data.set_exception(error)
+
+    # In a thread that can be left behind: names are looked up without a limit, and the limit of a
+    # socket begins anew with each byte of a head that comes byte by byte.
+    threading.Thread(target=fetch, daemon=True).start()
+    try:
+        return decode_image(data.result(LONGEST_SECONDS), str(address))
+    except TimeoutError as error:
+        raise _too_slow(address) from error
+
+
+def _too_slow(address: Address) -> ImageError:
+    return ImageError(f"{address}: did not come within {LONGEST_SECONDS:g} seconds")
+
+
+def _fetch(address: Address) -> bytes:
     parts = urlsplit(address.url)
     user, at, host = parts.netloc.rpartition("@")
     # Umlauts and spaces as servers take them; what is quoted already stays.
@@ -98,7 +122,9 @@ def fetch_image(address: Address) -> Tensor:
                 if len(data) > MAX_IMAGE_BYTES:
                     raise ImageError(f"{address}: more than {MAX_IMAGE_BYTES} bytes are no picture")
                 if time.monotonic() > ends:
-                    raise ImageError(f"{address}: did not come within {LONGEST_SECONDS:g} seconds")
+                    raise _too_slow(address)
+            if response.length:
+                raise ImageError(f"{address}: broke off, {response.length} bytes are missing")
     except urllib.error.HTTPError as error:
         raise ImageError(f"{address}: the server says {error.code} {error.reason}") from error
     except (OSError, HTTPException, ValueError) as error:
@@ -106,4 +132,4 @@ def fetch_image(address: Address) -> Tensor:
             raise
         reason = getattr(error, "reason", error)
         raise ImageError(f"{address}: cannot be fetched: {reason}") from error
-    return decode_image(bytes(data), str(address))
+    return bytes(data)

@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 from backbones.common.regular_files import open_file
 
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 _SLACK = 8

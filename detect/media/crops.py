@@ -1,6 +1,7 @@
 """What is in the boxes of an image, cut out."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -23,10 +24,16 @@ def cut_crops(image: Parts, boxes: Tensor) -> Iterator[Tensor]:
         yield image.read((left, top, right, bottom), (bottom - top, right - left))
 
 
-def folder_of(class_name: str) -> str:
-    """The name of a folder for the crops of a class, which file systems have room for."""
-    name = printable(class_name).replace("/", "_").lstrip(".").encode()[:LONGEST_NAME]
-    return name.decode("utf-8", "ignore") or "_"
+def class_folders(class_names: Sequence[str]) -> list[str]:
+    """Names of folders for the crops of each class, all different; file systems have room for
+    them."""
+    folders: list[str] = []
+    for name in class_names:
+        plain = printable(name).replace("/", "_").lstrip(".").encode()[:LONGEST_NAME]
+        first = plain.decode("utf-8", "ignore") or "_"
+        numbered = itertools.chain([first], (f"{first}_{k}" for k in itertools.count(2)))
+        folders.append(next(folder for folder in numbered if folder not in folders))
+    return folders
 
 
 def printable(name: str) -> str:

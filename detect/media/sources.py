@@ -17,7 +17,8 @@ from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image
 from backbones.common.listing import files_in, is_visible, visible_files, with_suffix
 from detect.media.addresses import SCHEMES, Address, fetch_image
-from detect.media.video import VIDEO_SUFFIXES, VideoReader
+from detect.media.containers import VIDEO_SUFFIXES
+from detect.media.video import VideoReader
 
 Item = TypeVar("Item")
 

@@ -22,8 +22,6 @@ from backbones.common.regular_files import open_file
 from detect.media.addresses import TIMEOUT_SECONDS, Address
 from detect.media.containers import missing_bytes
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-
 # A playlist that is named like a video would make FFmpeg open other files, and addresses.
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf"}
 

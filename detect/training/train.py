@@ -115,6 +115,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         # changed picture.
         proposer=model.proposer if config.model.proposer == "selective_search" else None,
     )
+    config = with_filled_batches(config, len(training_set))
     loader = training_loader(
         training_set,
         config.sampler(len(training_set)),
@@ -174,6 +175,19 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             detector = deploy_detector(load_detector(weights, str(device)), in_use)
             scores = score_detector(detector, test, run.path, proposals, voc=data.format == "voc")
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}
+
+
+def with_filled_batches(config: DetectorConfig, examples: int) -> DetectorConfig:
+    """With the batches that so few examples fill, said in a line, where `batch_size` is larger."""
+    parts = distributed.world_size() * config.step.accumulate
+    size = examples // parts * parts
+    if not 0 < size < config.batch_size:
+        return config
+    logger.warning(
+        "batch_size is %d, not %d: there are no more than %d training examples",
+        *(size, config.batch_size, examples),
+    )
+    return replace(config, batch_size=size)
 
 
 def canvas_of(model: ModelConfig, augment: AugmentConfig) -> int | None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers.untrained_detector import save_untrained
 
-from backbones.common.errors import UserError
+from backbones.common.errors import ImageError, UserError
 from backbones.common.images import from_pillow, read_image, write_image
 from detect import Result, load_detector
+from detect.media.video import slideshow
 
 FOUND = {
     "boxes": torch.tensor([[10.0, 20, 40, 60], [50.4, 5.2, 70.6, 25.8], [0, 0, 0.4, 0.4]]),
@@ -110,7 +111,9 @@ def test_other_programs_forms(result):
 
 @pytest.fixture
 def detector(tmp_path):
-    return load_detector(save_untrained(tmp_path / "x.safetensors", 3), "cpu")
+    detector = load_detector(save_untrained(tmp_path / "x.safetensors", 3), "cpu")
+    detector.metadata["metrics"] = {"score_thresh": 0.0}
+    return detector
 
 
 def test_a_folder_a_list_and_one_image(detector, image, tmp_path):
@@ -124,11 +127,42 @@ def test_a_folder_a_list_and_one_image(detector, image, tmp_path):
     assert [result.name for result in detector.stream(folder)] == [result.name for result in found]
     torch.testing.assert_close(dict(found[1]), dict(detector(image)), rtol=0, atol=1e-4)
     assert torch.equal(found[1].image, image)
-    with pytest.raises(ValueError, match="one image is expected"):
-        detector(folder)
+    named = [result.name for result in found]
+    assert [result.name for result in detector(folder)] == named
+    assert [result.name for result in detector([folder / "b.png", folder / "a.png"])] == named[::-1]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no images in this folder"):
         detector.detect(tmp_path / "empty")
+
+
+def test_a_broken_file_of_a_folder_is_left_out_with_a_warning(detector, image, tmp_path, caplog):
+    write_image(tmp_path / "a.png", image)
+    (tmp_path / "b.png").write_bytes(b"broken")
+    write_image(tmp_path / "c.png", image)
+    for results in (detector(tmp_path), detector.stream(tmp_path)):
+        assert [result.name[-5:] for result in results] == ["a.png", "c.png"]
+        assert caplog.text.count("left out: ") == caplog.text.count("b.png: not an image") == 1
+        caplog.clear()
+    # Named by itself it would shift the results of those behind it.
+    with pytest.raises(ImageError, match=r"b\.png: not an image"):
+        detector([tmp_path / "a.png", tmp_path / "b.png"])
+
+
+def test_a_stream_takes_a_video(detector, image, tmp_path):
+    slideshow(tmp_path / "v.mp4", [image, image.flip(2)], 5, (80, 100))
+    assert len(list(detector.stream(tmp_path / "v.mp4"))) == 2
+    for call in (detector, lambda path: detector([path])):
+        with pytest.raises(ImageError, match=r"v\.mp4: this is a video: give it to stream"):
+            call(tmp_path / "v.mp4")
+
+
+def test_without_a_threshold_there_is_what_infer_shows(detector, image):
+    every = detector(image)
+    middle = float(every.scores[len(every) // 2])
+    detector.metadata["metrics"] = {"score_thresh": middle}
+    results = (detector(image), detector([image])[0], next(detector.stream([image])))
+    assert {len(result) for result in results} == {len(every.above(middle))}
+    assert len(detector(image, score_thresh=0.0)) == len(every) > len(results[0]) > 0
 
 
 def test_thresholds_and_blue_first(detector, image):

@@ -112,7 +112,10 @@ def test_a_whole_detector(tmp_path, monkeypatch):
     assert run(export, *arguments, monkeypatch=monkeypatch) == 0
     image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
     image = image.repeat_interleave(20, 1).repeat_interleave(15, 2)
-    ours, theirs = (load_detector(path, "cpu")(image) for path in (weights, tmp_path / "x.onnx"))
+    ours, theirs = (
+        load_detector(path, "cpu")(image, score_thresh=0.0)
+        for path in (weights, tmp_path / "x.onnx")
+    )
     assert len(ours) == len(theirs) > 0
     assert theirs.names
     nearest = torch.cdist(ours["boxes"], theirs["boxes"]).min(dim=1).values
@@ -136,7 +139,7 @@ def write_constant(path, box, label, score, texts) -> None:
     """A graph that finds the same in each image."""
     import onnx
 
-    values = (np.float32([box]), np.int64([label]), np.float32([score]))
+    values = (np.float32([box]), np.array([label]), np.float32([score]))
     constants = [onnx.numpy_helper.from_array(value) for value in values]
     nodes = [
         onnx.helper.make_node("Constant", [], [name], value=value)
@@ -162,9 +165,26 @@ def write_constant(path, box, label, score, texts) -> None:
         (([0, 0, 9, np.nan], 1, 0.9), {}, "are no detections of 2 classes"),
         (([0, 0, 9, 9], 1, np.nan), {}, "are no detections of 2 classes"),
         (([0, 0, 9], 1, 0.9), {}, "are no detections of 2 classes"),
+        (([0, 0, 9, 9], 1, 1.1), {}, "x.onnx: what its graph gives are no detections of 2"),
+        (([0, 0, 60, 9], 1, 0.9), {}, "no detections of 2 classes in an image of 50x40 pixels"),
+        (([0, -9, 5, 9], 1, 0.9), {}, "are no detections of 2 classes"),
+        (([9, 0, 5, 9], 1, 0.9), {}, "are no detections of 2 classes"),
+        (([0, 0, 9, 9], 0.5, 0.9), {}, "are no detections of 2 classes"),
+        (([0, 0, 9, 9], True, 0.9), {}, "are no detections of 2 classes"),
         (None, {"class_names": ["a"]}, "1 class names, 2 category ids"),
         (None, {"class_names": ["a", "a"]}, "stands twice"),
         (None, {"class_names": ["a", "b\n"]}, "cannot be printed"),
+        (
+            None,
+            {"class_names": ["a", " "]},
+            "x.onnx: broken metadata: class_names: expected the name",
+        ),
+        (
+            None,
+            {"metrics": {"score_thresh": "0"}},
+            "metrics.score_thresh must be in [0, 1], got '0'",
+        ),
+        (None, {"metrics": {"score_thresh": -1}}, "x.onnx: broken metadata: metrics.score_thresh"),
         (None, {"class_names": "ab"}, "class_names must be a list"),
         (None, {"score_thresh": np.nan}, "score_thresh must be in [0, 1], got nan"),
         (None, {"metrics": [1]}, "metrics must be a mapping"),

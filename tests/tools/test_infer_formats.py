@@ -20,8 +20,10 @@ from detect.checkpoint import load_detector
 from detect.data import load_voc, load_yolo
 from detect.inference import annotate
 from detect.inference.annotate import infer
+from detect.inference.formats import csv_rows
 from detect.inference.outputs import numbered_folder
 from detect.inference.results import Frame, Results
+from detect.media.crops import class_folders
 from detect.media.sources import Source
 from detect.media.video import slideshow
 
@@ -105,6 +107,20 @@ def test_what_is_written_is_read_again(data, size):
         assert corners == pytest.approx([x[0], y[0], x[1], y[1]], abs=0.006)
     moments = {(row["file"], row["frame"], row["time"]) for row in rows}
     assert moments == ({(str(file), "", ""), ("v.mp4", "3", "0.500000")} if found else set())
+
+
+def test_a_spreadsheet_has_nothing_to_compute():
+    names = dict(enumerate(["=cmd()", "+", "a=b", "-1"]))
+    results = [{"category_id": key, "bbox": [0, 0, 1, 1], "score": 0.5} for key in names]
+    rows = csv_rows(results, {"file_name": "@a.jpg"}, names).splitlines()
+    assert [row.split(",")[3] for row in rows] == ["'=cmd()", "+", "a=b", "'-1"]
+    assert {row.split(",")[0] for row in rows} == {"'@a.jpg"}
+
+
+def test_two_classes_never_share_a_folder():
+    names = ["a/b", "a_b", "..", "/", "../../x", "a/b_2", "\u200b"]
+    folders = ["a_b", "a_b_2", "_", "__2", "_.._x", "a_b_2_2", "__3"]
+    assert class_folders(names) == folders
 
 
 def below(folder: Path) -> set[str]:

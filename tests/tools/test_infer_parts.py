@@ -59,7 +59,7 @@ def test_a_file_in_parts_is_detected_in_as_a_tensor_in_parts(
     assert [(image["width"], image["height"]) for image in images] == [(160, 100), (320, 240)]
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     found = [row for row in rows if row["image_id"] == images[1]["id"]]
-    expected = detector(image)
+    expected = detector(image, score_thresh=0.0)
     boxes = expected["boxes"]
     # Larger ones may be found in the smaller image, which GDAL makes otherwise than torch.
     small = (boxes[:, 2:] - boxes[:, :2]).max(dim=1).values < 1.5 * 32
@@ -81,7 +81,7 @@ def test_what_is_seen_as_a_whole_is_not_read_in_parts(small_blocks, weights, tmp
     detector = load_detector(weights, "cpu")
     infer(detector, find_inputs([str(tmp_path / "image.png")]), tmp_path / "out", score_thresh=0.0)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(rows) == len(detector(noise(240, 320))["boxes"])
+    assert len(rows) == len(detector(noise(240, 320), score_thresh=0.0)["boxes"])
     with pytest.raises(ValueError, match=r"set learned\.scale"):
         detector.detect_parts(None)
 

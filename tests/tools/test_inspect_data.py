@@ -58,6 +58,18 @@ def test_a_page_and_a_sheet_of_pictures(export_of_yolo, tmp_path, monkeypatch, c
     assert sheet.width == 4 * 128 + 3 * 4
 
 
+def test_pictures_that_cannot_be_read_are_an_error(export_of_yolo, tmp_path, monkeypatch, capsys):
+    """As in infer: in a line each or counted, the rest is done, and a script is told."""
+    root, page = tmp_path / "data", tmp_path / "out/data.html"
+    shutil.copytree(export_of_yolo, root)
+    Image.open(root / "images/cam0_1.png").save(root / "images/cam0_1.png", "JPEG")
+    os.truncate(root / "images/cam0_1.png", 2000)
+    arguments = ["--data", str(root), "--output", str(tmp_path / "out")]
+    message = error_of(inspect_data, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert message == "error: pictures that could not be read: 1, see above"
+    assert "cam0_1.png" in page.read_text()
+
+
 def test_a_run_remembers_its_data(export_of_yolo, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     monkeypatch.chdir(export_of_yolo.parent)
@@ -91,6 +103,8 @@ def test_a_run_remembers_its_data(export_of_yolo, tmp_path, monkeypatch, capsys,
     [
         (["--data"], "--data: expected a value after it"),
         (["--data="], "--data: expected a value after it"),
+        (["--data", "a", "--data=b"], "--data stands 2 times: it takes one value, once"),
+        (["--data", "a", "b"], "--data takes one value: 'b' is a second one"),
         (["--data", "nowhere"], "nowhere: not found"),
         (["--data", ".", "--data.format", "voc"], "not recognised, looked for Pascal VOC"),
     ],

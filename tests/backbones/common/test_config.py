@@ -380,6 +380,14 @@ def test_mistakes_in_resuming_are_one_line(tmp_path, monkeypatch, capsys, argume
     assert message in capsys.readouterr().err
 
 
+def test_resume_alone_says_where_it_looked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        parse_config(Run, ["--resume"])
+    said = capsys.readouterr().err
+    assert "--resume: ./ has no folder with the config.yaml of a run of this kind" in said
+
+
 def test_what_is_true_or_false_may_stand_alone():
     @dataclass(frozen=True)
     class Group:

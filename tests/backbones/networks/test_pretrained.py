@@ -148,7 +148,9 @@ def test_a_download_of_torchvisions_that_fails(fault, hub, torchvisions, tmp_pat
         hub.cut.add(torchvisions)
     else:
         del hub.files[torchvisions]
-    with pytest.raises(UserError, match="cannot be downloaded") as error:
+    with pytest.raises(
+        UserError, match="cannot be downloaded, or the downloaded file is damaged"
+    ) as error:
         start("torchvision:IMAGENET1K_V1")
     kept = tmp_path / "torch" / "checkpoints"
     assert f"download {hub.url}/{torchvisions} to {kept / torchvisions}" in str(error.value)

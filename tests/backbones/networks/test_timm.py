@@ -141,6 +141,17 @@ def test_other_channels_get_weights_of_three(theirs, in_chans):
         found((255 * x).to(torch.uint8))
 
 
+def test_weights_that_cannot_be_had_are_a_line(tmp_path):
+    for overlay in (
+        {"url": "http://127.0.0.1:9/a-0cc3c7bd.pth"},
+        {"file": str(tmp_path / "a.pth")},
+    ):
+        words = rf"{NAME}: the pretrained weights cannot be read .*\): try again, or download https"
+        with pytest.raises(UserError, match=words) as error:
+            timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay)
+        assert "\n" not in str(error.value)
+
+
 def test_statistics_are_matched_for_other_channels_too(monkeypatch):
     """A grey image is to the network for one channel what it is in colours to the other."""
     monkeypatch.setattr(statistics, "PHOTOGRAPHS", ("coffee",))  # two images, to be fast

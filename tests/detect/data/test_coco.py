@@ -198,6 +198,7 @@ ERRORS = [
     (("images", 0, "height"), 0, "images[0]: expected a positive width and height, got [64, 0]"),
     (("categories", 1, "id"), 90, "categories[1]: id 90 is used twice"),
     (("categories", 1, "name"), ..., "categories[1]: expected the key 'name'"),
+    (("categories", 1, "name"), " ", "categories[1]: expected the name of a class, got ' '"),
     (
         ("annotations", 2, "category_id"),
         4,

@@ -198,7 +198,11 @@ def test_exports_are_recognised(make, format, splits, classes, folder, tmp_path,
     caplog.set_level("INFO")
     config = resolve_data(DatasetConfig(root=str(root), val_share=0))
     assert (config.format, config.root) == (format, str(root))
-    assert [record.message.startswith(f"{root}: ") for record in caplog.records] == [True]
+    first, *others = [record.message for record in caplog.records]
+    assert first.startswith(f"{root}: ")
+    # It names a split that it has not.
+    missing = f"{root}/data.yaml: test: ../test/images: not found, there is no split test"
+    assert others == ([missing] if make is yolo_roboflow else [])
     found = dict(zip(splits, build_datasets(config, list(splits)), strict=True))
     assert {split: len(dataset) for split, dataset in found.items()} == splits
     ids = [image_id for dataset in found.values() for image_id in dataset.image_ids]
@@ -221,6 +225,19 @@ def test_the_path_may_be_relative_and_is_kept_from_the_root(tmp_path, monkeypatc
     assert len(build_dataset(config, "train")) + len(build_dataset(config, "val")) == 3
 
 
+def yolo_without_names(root: Path) -> None:
+    picture(root / "images/train/a.png")
+    write(root / "labels/train/a.txt", "0 0.5 0.5 0.5 0.5\n")
+
+
+def test_a_split_that_is_named_and_missing_is_a_warning(tmp_path, caplog):
+    yolo_without_names(tmp_path)
+    write(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [a]\n")
+    resolve_data(DatasetConfig(root=str(tmp_path)))
+    assert "data.yaml: val: images/val: not found, there is no split val" in caplog.text
+    assert caplog.text.count("not found") == 1
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -229,6 +246,8 @@ def test_the_path_may_be_relative_and_is_kept_from_the_root(tmp_path, monkeypatc
         ([yolo_ultralytics, lambda root: write(root / "b.yaml", "train: x\nnames: [a]\n")],
          ["b.yaml, cups.yaml: name the file"]),
         ([lambda root: picture(root / "a.png")], ["not recognised", "there is a.png"]),
+        ([yolo_without_names], ["name their classes: write",
+         "data.yaml with the lines `train: images/train` and `names: [car, van]`"]),
     ],
 )  # fmt: skip
 def test_what_is_not_recognised_is_said_in_one_line(make, words, tmp_path):

@@ -149,6 +149,8 @@ def test_a_wrong_row_is_named(row: str, words: str, root: Path) -> None:
         ("train: images/train\n", "expected the names of the classes under the key names"),
         ("train: images/train\nnames: {car: 0}\n", "names: expected `number: name`, got 'car': 0"),
         ("train: images/train\nnames: [car, car]\n", "a name stands twice"),
+        ("train: images/train\nnames: [car, ' ']\n", "data.yaml: names: 1: expected the name of a"),
+        ('train: images/train\nnames: {4: "a\\a"}\n', "data.yaml: names: 4: class name"),
         ("train: images/nowhere\nnames: [car]\n", "images/nowhere: not found"),
         ("val: images/val\nnames: [car]\n", "no split train; there are: val"),
         ("train: labels/train\nnames: [car]\n", "no image files in the split train"),

@@ -40,7 +40,8 @@ def detector() -> Detector:
     model.bbox_pred.weight.data *= 10
     for layer in (model.proposer.rpn.head.cls_logits, model.proposer.rpn.head.bbox_pred):
         layer.weight.data *= 20
-    return Detector(model, ["a", "b", "c"], [1, 2, 3])
+    every = {"metrics": {"score_thresh": 0.0}}
+    return Detector(model, ["a", "b", "c"], [1, 2, 3], every)
 
 
 def images(*sizes: tuple[int, int]) -> list[torch.Tensor]:
@@ -126,7 +127,6 @@ def test_kinds_of_images(detector):
         torch.testing.assert_close(dict(detector(same)), dict(detector(image)))
     for wrong, words in [
         ({}, "an image must be a file, an array, a tensor or an image of Pillow, got dict"),
-        ([image], "one image is expected: detect takes a list or a folder, stream too"),
         (array.astype(float), r"an array must be uint8 RGB \[H, W, 3\], got float64"),
     ]:
         with pytest.raises(ValueError, match=words):

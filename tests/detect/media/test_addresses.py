@@ -37,10 +37,10 @@ def test_addresses_are_pictures_or_streams(folder, monkeypatch):
     write_image(folder / "7/b.png", NOISE[1])
     monkeypatch.chdir(folder)
     names = ["HTTPS://user:secret@host/x/a%20b.JPG?size=3", "rtsp://host:554/live", "0", "7"]
-    names += ["http://host/", "http://host/list.m3u8"]
+    names += ["http://host/", "http://host/list.m3u8", "RTSP://host/x.jpg"]
     found = find_inputs(names)
     assert [path.stem for path in found.images] == ["a b", "b"]
-    assert [path.stem for path in found.videos] == ["live", "camera_0", "host", "list"]
+    assert [path.stem for path in found.videos] == ["live", "camera_0", "host", "list", "x"]
     assert str(found.images[0]) == "HTTPS://user:***@host/x/a%20b.JPG?size=3"
     assert str(found.videos[0]) == names[1]
     for wrong in ("ftp://host/a.jpg", "file:///etc/a.jpg", "concat://a.mp4"):
@@ -79,8 +79,14 @@ def test_pictures_are_fetched_and_what_is_wrong_is_a_line(folder, monkeypatch):
             with pytest.raises(ImageError, match=rf"/{name}: .*{message}"):
                 fetch_image(Address(f"{url}/{name}"))
         faults.breaks, faults.sent = 1, 3000
-        with pytest.raises(ImageError, match=r"a\.png: "):
+        with pytest.raises(ImageError, match=r"a\.png: broke off, \d+ bytes are missing"):
             fetch_image(Address(f"{url}/a.png"))
+        # Whole as a picture, but not all that the server has.
+        whole = (folder / "a.png").read_bytes()
+        (folder / "more.png").write_bytes(whole + bytes(10))
+        faults.breaks, faults.sent = 1, len(whole)
+        with pytest.raises(ImageError, match=r"more\.png: broke off, 10 bytes are missing"):
+            fetch_image(Address(f"{url}/more.png"))
         monkeypatch.setattr(addresses, "MAX_IMAGE_BYTES", 1000)
         ((_, error),) = read_images([Address(f"{url}/a.png")])
     assert str(error).endswith("/a.png: more than 1000 bytes are no picture")
@@ -103,22 +109,30 @@ def test_a_silent_server_is_not_waited_for_for_long(monkeypatch):
         assert time.monotonic() - began < 5
 
 
-def test_a_slow_server_has_an_end(monkeypatch):
+@pytest.mark.parametrize("head", ["HTTP/1.0 200 OK\r\n\r\n", "HTTP/1.0 200 O"])
+def test_a_slow_server_has_an_end(head, monkeypatch):
+    """Be it the picture that comes byte by byte, or what stands before it."""
     monkeypatch.setattr(addresses, "LONGEST_SECONDS", 0.4)
+    monkeypatch.setattr(video, "TIMEOUT_SECONDS", 0.4)
 
     def drip(server: socket.socket) -> None:
         client, _ = server.accept()
         with client:
-            client.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            client.sendall(head.encode())
             with suppress(OSError):
-                for _ in range(20):
+                for _ in range(40):
                     time.sleep(0.1)
                     client.sendall(b"x")
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        url, began = f"http://127.0.0.1:{server.getsockname()[1]}", time.monotonic()
+        for _ in range(2):
+            threading.Thread(target=drip, args=(server,), daemon=True).start()
         with pytest.raises(ImageError, match=r"did not come within 0\.4 seconds"):
-            fetch_image(Address(f"http://127.0.0.1:{server.getsockname()[1]}/a.png"))
+            fetch_image(Address(f"{url}/a.png"))
+        with pytest.raises(UserError, match=r"live: cannot open video"):
+            VideoReader(Address(f"{url}/live"))
+        assert time.monotonic() - began < 2
 
 
 def test_a_stream_has_the_frames_of_the_file(folder):

@@ -14,6 +14,7 @@ from helpers.fit import given_to_fit
 from helpers.shapes import make_shapes
 
 from backbones import create_backbone, save_backbone
+from backbones.common.config import read_yaml
 from backbones.common.errors import UserError
 from backbones.data.sampler import EpochSampler
 from backbones.networks.weights import load_weights
@@ -250,13 +251,21 @@ def test_seed_decides_the_first_weights(digits, tmp_path, loop):
     assert not torch.equal(weights[0], weights[1])
 
 
+def test_few_images_are_a_batch_all_together(digits, tmp_path, loop, caplog):
+    config = tiny(digits, tmp_path / "run", batch_size=20, step=StepConfig(accumulate=2))
+    train_detector(replace(config, data=replace(config.data, val="val")))
+    assert "batch_size is 8, not 20: there are no more than 8 training examples" in caplog.text
+    assert loop["config"].batch_size == len(next(iter(loop["loader"])).images) == 8
+    # What the run remembers, so that resuming it is no other run.
+    assert read_yaml(tmp_path / "run/config.yaml")["batch_size"] == 8
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N"),
         ({"workers": -1}, "workers must be 0 or more, got -1"),
         ({"eval_every": 0}, "eval_every must be at least 1, got 0"),
-        ({"batch_size": 9}, "batch_size 9 is larger than the training set"),
     ],
 )
 def test_a_wrong_value_is_refused(change, message, digits, tmp_path):
