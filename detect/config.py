@@ -53,7 +53,8 @@ class ModelConfig:
     weights: str | None = None
     """Weights that the crop network starts from, and whose normalisation the detector takes: a
     backbone's file or run folder, a state dict of torchvision or timm, or a name,
-    `torchvision:IMAGENET1K_V1`, `timm:NAME`, `hf-hub:OWNER/NAME`; null starts at random."""
+    `torchvision:IMAGENET1K_V1`, `timm:NAME`, `hf-hub:OWNER/NAME`; those of a
+    wider network are narrowed; null starts at random."""
     init: str | None = None
     """Trained detector, file or run folder, that all networks start from, the proposer's too.
     Classes are matched by name, and keys that are auto are as there but for the numbers of

@@ -30,7 +30,7 @@ from backbones.networks.inception import InceptionV3
 from backbones.networks.pretrained import read_weights
 from backbones.networks.specs import SPECS
 from backbones.networks.statistics import match_enlarged
-from backbones.networks.warm_start import warm_start
+from backbones.networks.warm_start import start_narrow, warm_start
 
 SIZE = 79
 """Side in pixels of the images that all networks are given, enlarged for some."""
@@ -57,6 +57,8 @@ class ProbeConfig:
     """Training images of a class, drawn by the seed."""
     seed: int = 0
     """Seed of the choice of training images and of what starts at random."""
+    width: float = 1.0
+    """Of a network that starts from the weights, of full width: 1, 0.75, 0.5 or 0.25."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "", {"[2, inf)": "classes per_class"})
@@ -74,6 +76,8 @@ class ProbeRow:
 
 def probe_starts(config: ProbeConfig) -> list[ProbeRow]:
     """Probe `inception_v3_79` started in several ways, and what it is to come near to.
+
+    A narrow one has one way: see `backbones.networks.narrowing`.
 
     Raises:
         UserError: data or weights are not as the configuration says.
@@ -103,8 +107,9 @@ def probe_starts(config: ProbeConfig) -> list[ProbeRow]:
 
 
 def format_probe(rows: Sequence[ProbeRow]) -> str:
-    """A Markdown table, with the standard error of each share and of its difference to `copied`."""
-    base = next(row for row in rows if row.start == "copied")
+    """A Markdown table, with the standard error of each share and of its difference to `copied`,
+    or where that is no row to the first one."""
+    base = next((row for row in rows if row.start == "copied"), rows[0])
     count = base.right.shape[1]
     lines = ["| start | after A | after B | after C |", "| --- | --- | --- | --- |"]
     for row in rows:
@@ -129,10 +134,10 @@ def _starts(config: ProbeConfig) -> dict[str, tuple[InceptionV3, View]]:
         raise UserError(f"{config.weights}: expected weights of inception_v3, for 299 pixels")
     state, spec, first = given.state, given.spec, STEM_KERNELS[0]
 
-    def network(name: str, weights: dict[str, Tensor] | None) -> InceptionV3:
+    def network(name: str, weights: dict[str, Tensor] | None, width: float = 1.0) -> InceptionV3:
         torch.manual_seed(config.seed)
         own = replace(SPECS[name], mean=spec.mean, std=spec.std)
-        model = InceptionV3(own, num_classes=0)
+        model = InceptionV3(own, num_classes=0, width=width)
         if weights is not None:
             warm_start(model, weights, gaps=True)
         return model.eval()
@@ -143,13 +148,26 @@ def _starts(config: ProbeConfig) -> dict[str, tuple[InceptionV3, View]]:
     folded = {**state, first: fold_enlargement(state[first])}
     averaged, started = adapted("inception_v3_79"), adapted("inception_v3_79")
     match_enlarged(started, state, spec)
+    exact = (adapted("inception_v3_151"), repeat_pixels)
+    if config.width < 1:
+        narrow = network("inception_v3_79", None, config.width)
+        start_narrow(narrow, state, spec, gaps=True)
+        return {
+            f"width {config.width:g}, random": (
+                network("inception_v3_79", None, config.width),
+                _as_it_is,
+            ),
+            f"width {config.width:g}, narrowed": (narrow, _as_it_is),
+            "width 1, phases averaged, normalisation matched": (started, _as_it_is),
+            "width 1, `inception_v3_151`, image twice as large": exact,
+        }
     return {
         "random": (network("inception_v3_79", None), _as_it_is),
         "copied": (network("inception_v3_79", state), _as_it_is),
         "first kernel folded": (network("inception_v3_79", folded), _as_it_is),
         "phases averaged": (averaged, _as_it_is),
         "phases averaged, normalisation matched": (started, _as_it_is),
-        "`inception_v3_151`, image twice as large": (adapted("inception_v3_151"), repeat_pixels),
+        "`inception_v3_151`, image twice as large": exact,
         "`inception_v3`, image resized to 299": (network("inception_v3", state), _resized),
     }
 

@@ -57,7 +57,7 @@ class NetworkConfig:
     """Weights of any variant that the network starts from, whose normalisation is taken too, and
     the image size where it is the same variant: a backbone's file or run folder, a state dict of
     torchvision or timm, or a name, `torchvision:IMAGENET1K_V1`, `timm:NAME`, `hf-hub:OWNER/NAME`;
-    null starts at random."""
+    those of a wider network are narrowed; null starts at random."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +41,16 @@ def photographs(size: int) -> Tensor:
     return torch.stack(pieces)
 
 
+def exact_spec(given: BackboneSpec, wanted: BackboneSpec) -> BackboneSpec:
+    """The exact form of a network for 299 pixels for half the size, normalised as another one."""
+    spec = next(
+        spec
+        for spec in SPECS.values()
+        if (spec.layout, spec.receptive_field) == (given.layout, "151")
+    )
+    return replace(spec, mean=wanted.mean, std=wanted.std)
+
+
 def match_enlarged(model: Any, state: Mapping[str, Tensor], given: BackboneSpec) -> None:
     """Match a network for 79 pixels to the one for 299 that its stem was made from.
 
@@ -53,11 +64,7 @@ def match_enlarged(model: Any, state: Mapping[str, Tensor], given: BackboneSpec)
     """
     mode = model.training
     like = copy.deepcopy(model).eval()
-    like.spec = next(
-        spec
-        for spec in SPECS.values()
-        if (spec.layout, spec.receptive_field) == (given.layout, "151")
-    )
+    like.spec = exact_spec(given, model.spec)
     folded = start_stem(state, given, like.spec)[0]
     kernels = {name: folded[name] for name in STEM_KERNELS if name in folded}
     like.stem = Stem(like.spec, like.width)

@@ -16,9 +16,11 @@ from backbones.common.errors import UserError
 from backbones.networks.conversion import from_torchvision, is_torchvision
 from backbones.networks.enlargement import start_stem
 from backbones.networks.inception import InceptionV3
+from backbones.networks.narrowing import width_of
 from backbones.networks.specs import SPECS, BackboneSpec
 from backbones.networks.statistics import match_enlarged
 from backbones.networks.stems import stage_geometry, stem_taps
+from backbones.networks.warm_start import start_narrow
 
 __all__: list[str] = []  # timm adds to it
 
@@ -37,12 +39,16 @@ def _start(state: dict[str, Tensor], model: InceptionV3) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if not name.startswith("aux_head.") or (name in own and own[name].shape == tensor.shape)
     }
-    if not of_public:
+    given = SPECS["inception_v3"] if of_public else None
+    if (width_of(state) or 0) > model.width:
+        # One for colours, as the weights are: timm makes the first kernel for other channels later.
+        narrow = InceptionV3(model.spec, num_classes=0, width=model.width)
+        start_narrow(narrow, state, given, gaps=False)
+        return {**own, **narrow.state_dict()}
+    if given is None:
         return state
-    given = SPECS["inception_v3"]
     made, _ = start_stem(state, given, model.spec)
     if model.spec.receptive_field == "79":
-        # One for colours, as the weights are: timm makes the first kernel for other channels later.
         colours = InceptionV3(model.spec, num_classes=0, width=model.width)
         colours.load_state_dict(
             {name: made[name] for name in colours.state_dict() if name in made}, strict=False

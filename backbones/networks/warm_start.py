@@ -9,12 +9,13 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.networks.blocks import init_weights
-from backbones.networks.enlargement import STEM_KERNELS, start_stem
+from backbones.networks.enlargement import repeat_pixels, start_stem
 from backbones.networks.inception import AuxKind, InceptionV3
+from backbones.networks.narrowing import narrow, width_of
 from backbones.networks.pretrained import read_weights
-from backbones.networks.specs import find_spec
+from backbones.networks.specs import BackboneSpec, find_spec
 from backbones.networks.state_dicts import check_fit, with_counters
-from backbones.networks.statistics import match_enlarged
+from backbones.networks.statistics import exact_spec, match_enlarged
 
 MOST_NAMED = 4
 """Layers of a block that a line of the log names."""
@@ -39,7 +40,8 @@ def start_backbone(
             which ones fit. Its mean and standard deviation become the network's, and its input size
             where it is the same variant of ours; a file of another program, which says nothing of
             them, is taken to be for the variant's own, and may have gaps. A network for 151 or 79
-            pixels that starts from one for 299 has its first kernels made for it, see `start_stem`.
+            pixels that starts from one for 299 has its first kernels made for it, see `start_stem`,
+            and a narrower one all of them, see `narrow`.
 
     Raises:
         UserError: an unknown variant, a setting out of range, or a file that cannot be read or
@@ -59,6 +61,9 @@ def start_backbone(
     model = InceptionV3(spec, num_classes, width, aux, dropout)
     made, done = (state, None) if given is None else start_stem(state, given, spec)
     try:
+        if (width_of(state) or 0) > width:
+            start_narrow(model, state, given, gaps=not own)
+            return model
         warm_start(model, made, gaps=not own)
     except UserError as error:
         raise UserError(f"{weights}: {error}") from error
@@ -68,6 +73,28 @@ def start_backbone(
             assert given is not None
             match_enlarged(model, state, given)
     return model
+
+
+def start_narrow(
+    model: InceptionV3, state: Mapping[str, Tensor], given: BackboneSpec | None, *, gaps: bool
+) -> None:
+    """Give `model`, but for its heads, what a wider network learned, see `narrow`.
+
+    Args:
+        model: changed in place.
+        state: of the wider network, one of any receptive field of the same layout.
+        given: what is known of that network.
+        gaps: as of `warm_start`.
+
+    Raises:
+        UserError: the weights are of another layout, or incomplete.
+    """
+    spec, view = model.spec, None
+    if given is not None and (given.receptive_field, spec.receptive_field) == ("299", "79"):
+        spec, view = exact_spec(given, spec), repeat_pixels
+    wide = InceptionV3(spec, num_classes=0, width=width_of(state) or 1)
+    warm_start(wide, state if given is None else start_stem(state, given, spec)[0], gaps=gaps)
+    narrow(model, wide, view)
 
 
 def warm_start(
@@ -101,9 +128,8 @@ def warm_start(
         expected = {name: tensor for name, tensor in expected.items() if name not in missing}
     spec = model.spec
     network = f"{spec.name} (layout {spec.layout}, width {model.width})"
-    first = STEM_KERNELS[0]
-    if first in body and first in expected and len(body[first]) > len(expected[first]):
-        network += ", they are of a wider one: set model.width, for public weights to 1"
+    if (width := width_of(body)) not in (None, model.width):
+        network += f", they are of width {width:g}: set model.width to that or less"
     check_fit(expected, body, f"these weights do not fit {network}")
     model.load_state_dict(with_counters(body), strict=False)
     if "fc." in fresh:

@@ -1,6 +1,7 @@
 """Our networks where timm's are expected: the same calls on both, with the same weights."""
 
 import copy
+import logging
 
 import pytest
 import timm
@@ -11,7 +12,7 @@ from timm.optim import param_groups_layer_decay
 from backbones import SPECS, InceptionV3, UserError, create_backbone, save_backbone
 from backbones.deployment.onnx import export_backbone
 from backbones.deployment.pytorch import deploy
-from backbones.networks import statistics
+from backbones.networks import narrowing, statistics
 from backbones.networks.finetuning import layer_scales
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.model import RCNN
@@ -171,6 +172,22 @@ def test_statistics_are_matched_for_other_channels_too(monkeypatch):
     x = torch.randn(2, 1, 79, 79)
     with torch.inference_mode():
         same(grey(x), colours(x.expand(-1, 3, -1, -1)))
+
+
+def test_public_weights_start_a_narrow_network(monkeypatch, caplog):
+    monkeypatch.setattr(narrowing, "IMAGES", 7)
+    monkeypatch.setattr(narrowing, "PLACES", 16)
+    torch.manual_seed(0)
+    public = timm.create_model("inception_v3", num_classes=7).state_dict()
+    overlay = {"state_dict": public, "num_classes": 7}
+    with caplog.at_level(logging.INFO):
+        model = timm.create_model(
+            *("inception_v3_79", True),
+            **{"pretrained_cfg_overlay": overlay, "num_classes": 7, "in_chans": 1, "width": 0.25},
+        )
+    assert "narrowed from width 1 to 0.25" in caplog.text
+    assert model.stem.conv1.conv.weight.shape == (16, 1, 3, 3)
+    assert not torch.equal(model.stem.conv1.bn.running_var, torch.ones(16))
 
 
 def test_a_checkpoint_of_ours_with_one_channel_and_other_classes(tmp_path):

@@ -168,13 +168,17 @@ def test_files_of_other_programs_are_for_the_usual_normalisation(tmp_path, caplo
             {"kind": "backbone", "variant": "inception_v3_80"},
             "broken metadata: unknown backbone 'inception_v3_80': did you mean inception_v3",
         ),
-        ({}, r"these weights do not fit inception_v3_79 \(layout released, width 0.5\): stem"),
+        (
+            {},
+            "these weights do not fit inception_v3_79 (layout released, width 0.5), they are of "
+            "width 0.25: set model.width to that or less: stem",
+        ),
     ],
 )
 def test_what_cannot_be_started_from_names_the_file(metadata, message, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, small().state_dict(), metadata)
-    with pytest.raises(UserError, match=re.escape(f"{path}: ") + message):
+    with pytest.raises(UserError, match=re.escape(f"{path}: {message}")):
         start_backbone("inception_v3_79", path, num_classes=10, width=0.5)
 
 
