@@ -99,8 +99,7 @@ class Detector:
     def push_to_hub(self, repository: str, *, license: str, private: bool = False) -> None:
         """Put it on the Hugging Face hub, where `load_detector("hf-hub:OWNER/NAME")` finds it.
 
-        The repository is made unless it is there, with a card. Readers see the checkpoint's
-        metadata, the folders of the training data among them.
+        A new one gets a card. The checkpoint's metadata name the folders of the training data.
 
         Args:
             repository: `OWNER/NAME`.
