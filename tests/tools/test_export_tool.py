@@ -13,6 +13,7 @@ from helpers.trained_network import trained
 from helpers.untrained_detector import save_untrained
 
 from backbones import save_backbone
+from backbones.common.errors import UserError
 from backbones.common.images import write_image
 from backbones.deployment.onnx import to_onnx
 from detect import load_detector
@@ -88,11 +89,12 @@ def test_infer_takes_an_exported_file(exported, tmp_path, monkeypatch, capsys):
         "--precision int8": "has its precision and engine",
         "--engine openvino": "has its precision and engine",
         "--model.rcnn.nms_thresh 0.2": "keeps its settings: remove model",
-        "--device cuda": "runs on the CPU: remove device",
         "--score_thresh 0.1": "export with --model.rcnn.score_thresh",
     }.items():
         line = error_of(infer, *arguments, *option.split(), monkeypatch=monkeypatch, capsys=capsys)
         assert words in line
+    with pytest.raises(UserError, match="runs on the CPU: remove device"):
+        load_detector(exported / "detector.onnx", "cuda")
 
 
 def test_a_file_of_something_else_is_one_line(exported, tmp_path, monkeypatch, capsys):
