@@ -22,6 +22,7 @@ from backbones.common.cli import command, prepare_process
 from backbones.common.errors import ImageError, UserError
 from backbones.common.files import atomic_write, locked, make_folder, remove_unfinished, write_json
 from backbones.common.images import read_image
+from backbones.networks.hub import SCHEME
 from detect import load_detector
 from detect.deployment.detector import deploy_detector
 from detect.media.sources import find_inputs
@@ -79,11 +80,16 @@ def join(weights: str, files: list[str], images: list[str], output: Path) -> str
     return f"images: {len(read)}, objects: {len(results)}, unreadable: {len(broken)}"
 
 
+def _weights(name: str) -> str:
+    """The same from the folder of a worker."""
+    return name if name.startswith(SCHEME) else str(Path(name).absolute())
+
+
 @command
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Detect objects in images with Ray.")
-    parser.add_argument("--weights", required=True, type=lambda name: str(Path(name).absolute()))
+    parser.add_argument("--weights", required=True, type=_weights)
     parser.add_argument("--inputs", required=True, nargs="+")
     parser.add_argument("--output", required=True, type=lambda name: Path(name).absolute())
     parser.add_argument("--workers", type=int, default=2, help="each on a core, or its --gpus")

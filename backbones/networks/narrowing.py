@@ -3,12 +3,14 @@
 He, Zhang and Sun, "Channel pruning for accelerating very deep neural networks", ICCV 2017
 (https://arxiv.org/abs/1707.06168): layer by layer some channels are kept, and the kernel is solved
 for anew by least squares from what the layers before it, narrow already, really give. Here nothing
-is fitted by gradients; which channels are kept, a pivoted Cholesky decomposition says.
+is fitted by gradients, and channels are chosen by greedy column subset selection.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +18,12 @@ import torch.nn.functional as F
 from skimage import data
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from torchvision.transforms.v2 import functional as transforms
 
 from backbones.networks.blocks import ConvNormAct, PooledConvNormAct
 from backbones.networks.inception import WIDTHS, InceptionV3
-from backbones.networks.statistics import PHOTOGRAPHS
+from backbones.networks.statistics import PHOTOGRAPHS, look
 
 IMAGES = 128
 """Pieces of photographs that layers are fitted on."""
@@ -92,22 +95,18 @@ def narrow(
         block = name.rpartition(".")[0]
         lost[block] = lost.get(block, torch.zeros(2)) + torch.stack([error, spread])
 
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, given, name=name: fit(name, layer, given))
+    hooks = (
+        layer.register_forward_pre_hook(partial(fit, name))
         for name, layer in _layers(model).items()
-    ]
-    try:
-        model.forward_features(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    look(model, [images], hooks)
     model.train(modes[0])
     wide.train(modes[1])
     last = [
         f"{stage}.{len(getattr(model, stage)) - 1}" for stage in ("stage_a", "stage_b", "stage_c")
     ]
     logger.info(
-        "narrowed from width %g to %g in %.0f s: on a photograph that nothing was fitted on, the "
+        "narrowed from width %g to %g in %.0f s: on a photograph that no kernel was fitted on, the "
         "last A, B and C block keep %.2f, %.2f and %.2f of the variance of the channels they keep; "
         "classifiers start at random",
         *(wide.width, model.width, time.perf_counter() - start),
@@ -207,16 +206,20 @@ def _pieces(size: int) -> tuple[Tensor, Tensor]:
 def _map_sides(model: InceptionV3, image: Tensor) -> dict[str, int]:
     """Sides of what leaves each layer."""
     sides: dict[str, int] = {}
-    handles = [
-        layer.register_forward_hook(
-            lambda layer, given, out, name=name: sides.update({name: out.shape[-1]})
-        )
-        for name, layer in _layers(model).items()
-    ]
-    model.forward_features(image)
-    for handle in handles:
-        handle.remove()
+
+    def note(name: str, *seen: Any) -> None:
+        sides[name] = seen[-1].shape[-1]
+
+    look(model, [image], _after_normalisation(model, note))
     return sides
+
+
+def _after_normalisation(
+    model: InceptionV3, note: Callable[..., None]
+) -> Iterator[RemovableHandle]:
+    """Calls `note(name, normalisation, given, out)` of each layer."""
+    for name, layer in _layers(model).items():
+        yield layer.bn.register_forward_hook(partial(note, name))
 
 
 def _places(name: str, side: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,7 +236,7 @@ def _responses(wide: InceptionV3, images: Tensor, sides: Mapping[str, int]) -> d
     found: dict[str, list[Tensor]] = {name: [] for name in sides}
     places = {name: _places(name, side, len(images)) for name, side in sides.items()}
 
-    def note(name: str, out: Tensor) -> None:
+    def note(name: str, layer: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
         if (factor := out.shape[-1] // sides[name]) > 1:
             out = F.avg_pool2d(out, factor)
         seen = sum(map(len, found[name])) // places[name][1].shape[1]
@@ -241,14 +244,7 @@ def _responses(wide: InceptionV3, images: Tensor, sides: Mapping[str, int]) -> d
         picked = out[torch.arange(len(out))[:, None], :, rows, columns]
         found[name].append(picked.flatten(0, 1).clamp(-6e4, 6e4).half())
 
-    handles = [
-        layer.bn.register_forward_hook(lambda layer, given, out, name=name: note(name, out))
-        for name, layer in _layers(wide).items()
-    ]
-    for batch in images.split(BATCH):
-        wide.forward_features(batch)
-    for handle in handles:
-        handle.remove()
+    look(wide, images.split(BATCH), _after_normalisation(wide, note))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 

@@ -1,13 +1,15 @@
 """Batch normalisation of a network whose kernels were made from those of another."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
 from skimage import data
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from torchvision.transforms.v2 import functional as transforms
 
 from backbones.networks.enlargement import STEM_KERNELS, repeat_pixels, start_stem
@@ -41,12 +43,12 @@ def photographs(size: int) -> Tensor:
     return torch.stack(pieces)
 
 
-def exact_spec(given: BackboneSpec, wanted: BackboneSpec) -> BackboneSpec:
-    """The exact form of a network for 299 pixels for half the size, normalised as another one."""
+def exact_spec(wanted: BackboneSpec) -> BackboneSpec:
+    """Of a network for 79 pixels, the one for 151: for 299 exactly, on images half as large."""
     spec = next(
         spec
         for spec in SPECS.values()
-        if (spec.layout, spec.receptive_field) == (given.layout, "151")
+        if (spec.layout, spec.receptive_field) == (wanted.layout, "151")
     )
     return replace(spec, mean=wanted.mean, std=wanted.std)
 
@@ -64,7 +66,7 @@ def match_enlarged(model: Any, state: Mapping[str, Tensor], given: BackboneSpec)
     """
     mode = model.training
     like = copy.deepcopy(model).eval()
-    like.spec = exact_spec(given, model.spec)
+    like.spec = exact_spec(model.spec)
     folded = start_stem(state, given, like.spec)[0]
     kernels = {name: folded[name] for name in STEM_KERNELS if name in folded}
     like.stem = Stem(like.spec, like.width)
@@ -117,7 +119,13 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
 def _with_hooks(model: Any, hook: Callable[[Any, Any], None], images: Tensor) -> None:
     """Call a hook before each normalisation of a network as it looks at images."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
-    model.forward_features(images)
-    for handle in handles:
-        handle.remove()
+    look(model, [images], [layer.register_forward_pre_hook(hook) for layer in layers])
+
+
+def look(model: Any, batches: Iterable[Tensor], hooks: Iterable[RemovableHandle]) -> None:
+    """Let a network look at images, and take off the hooks that see what it makes of them."""
+    with ExitStack() as until:
+        for hook in hooks:
+            until.enter_context(hook)
+        for batch in batches:
+            model.forward_features(batch)

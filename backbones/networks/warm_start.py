@@ -91,7 +91,7 @@ def start_narrow(
     """
     spec, view = model.spec, None
     if given is not None and (given.receptive_field, spec.receptive_field) == ("299", "79"):
-        spec, view = exact_spec(given, spec), repeat_pixels
+        spec, view = exact_spec(spec), repeat_pixels
     wide = InceptionV3(spec, num_classes=0, width=width_of(state) or 1)
     warm_start(wide, state if given is None else start_stem(state, given, spec)[0], gaps=gaps)
     narrow(model, wide, view)

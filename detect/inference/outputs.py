@@ -94,7 +94,7 @@ def clear_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -
             f"{output}: has the results of an earlier run: choose another output, --resume, which "
             "goes on with it, or --overwrite, which deletes what that run wrote"
         )
-    if count := _delete(output, earlier, {path.name for path in targets}):
+    if count := delete_listed(output, earlier, {path.name for path in targets}):
         logger.info("%s: files of an earlier run that were removed: %d", output, count)
 
 
@@ -112,11 +112,10 @@ def check_foreign(output: Path, targets: Collection[Path]) -> set[str]:
 
 def remove_parts(output: Path) -> None:
     """Delete the lists in `PARTS`, and that folder."""
-    names = {name for name in _earlier(output) if Path(name).parts[0] == PARTS}
-    _delete(output, names, set())
+    delete_listed(output, {name for name in _earlier(output) if Path(name).parts[0] == PARTS})
 
 
-def _delete(output: Path, earlier: Collection[str], targets: Collection[str]) -> int:
+def delete_listed(output: Path, earlier: Collection[str], targets: Collection[str] = ()) -> int:
     """Delete files of an earlier run, and what it has left half written of them or of others.
 
     Returns how many files there were.
@@ -189,7 +188,8 @@ def _listed(path: Path, folder: Path) -> set[str]:
     if not all(isinstance(name, str) and _is_own(name) for name in names):
         return set()
     lists = (*_LISTS, *document.get("files", ()))
-    return names | {(folder / name).as_posix() for name in lists}
+    # Those in parts become, or were, those of the output, of which this one may outlive the other.
+    return names | {RESULTS} | {(folder / name).as_posix() for name in lists}
 
 
 def _is_own(name: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, write_errors
 from backbones.common.read_json import read_json
-from detect.inference.outputs import IMAGES, PARTS, RESULTS, remove_parts
+from detect.inference.outputs import IMAGES, PARTS, RESULTS, delete_listed, remove_parts
 from detect.inference.results import Results, name_of
 from detect.media.sources import Input
 
@@ -39,7 +39,8 @@ def take_up(
 ) -> tuple[int, set[str]]:
     """Make parts of what earlier runs have left in the lists of a folder.
 
-    The last input of a part counts as not done, for its picture or video may be missing.
+    The last input of a part counts as not done, for its picture or video may be missing; its
+    GeoJSON, which is never overwritten, is deleted.
 
     Args:
         output: the folder, locked.
@@ -55,7 +56,7 @@ def take_up(
     """
     whole, parts = output / IMAGES, _parts(output)
     inputs = {target.name: name_of(path) for path, target in targets.items()}
-    done = set[str]()
+    done, maps = set[str](), dict[str, str]()
     for path in [whole] if whole.exists() else [part / IMAGES for part in parts]:
         document = read_json(path)
         begun = document.get("settings") or {}
@@ -64,6 +65,7 @@ def take_up(
                 f"{output}: was begun with another {', '.join(other)}: resume with the same, or "
                 "choose another output"
             )
+        maps |= {e["annotated"]: e["geojson"] for e in document["images"] if "geojson" in e}
         for entry in _finished(document["images"]):
             if inputs.get(entry["annotated"]) != entry["file_name"]:
                 raise UserError(
@@ -72,6 +74,7 @@ def take_up(
                 )
             done.add(entry["annotated"])
     logger.info("%s: images and videos that are done already: %d", output, len(done))
+    delete_listed(output, {name for annotated, name in maps.items() if annotated not in done})
     if not whole.exists():
         return max((int(part.name) + 1 for part in parts), default=0), done
     remove_parts(output)  # they have been joined

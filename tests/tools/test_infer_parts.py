@@ -74,6 +74,14 @@ def test_a_file_in_parts_is_detected_in_as_a_tensor_in_parts(
     features = json.loads((tmp_path / "out" / "map.geojson").read_text())["features"]
     assert len(features) == len(found)
     assert not (tmp_path / "out" / "small.geojson").exists()
+    # The last input is looked at again when the run is gone on with.
+    (tmp_path / "out" / "map.geojson").write_text("{}")
+    again = infer(
+        *(detector, find_inputs([str(folder)]), tmp_path / "out"), score_thresh=0.0, resume=True
+    )
+    assert (again.images, again.errors) == (report.images, report.errors)
+    written = json.loads((tmp_path / "out" / "map.geojson").read_text())
+    assert len(written["features"]) == len(found)
 
 
 def test_what_is_seen_as_a_whole_is_not_read_in_parts(small_blocks, weights, tmp_path):

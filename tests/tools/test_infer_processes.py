@@ -205,6 +205,31 @@ def test_a_killed_process_alone_is_gone_on_with(detector, inputs, tmp_path, monk
     check_same(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.parametrize("moment", ["draw_detections", "results.json", "images.json"])
+def test_a_run_that_goes_on_may_be_killed_too(detector, inputs, tmp_path, monkeypatch, moment):
+    """As it looks at an image, or before it puts one of the joined lists in place."""
+    source = Source(find_inputs([str(inputs)]).images, [])
+    options = {"score_thresh": 0.0, "save": ("csv", "voc"), "pre_labels": True}
+    for name in ("one", "two"):
+        infer(detector, source, tmp_path / name, **options)
+    replace = os.replace
+
+    def killed(*arguments) -> None:
+        if moment == "draw_detections" or arguments[1] == tmp_path / "two" / moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*arguments)
+
+    with monkeypatch.context() as patch:
+        where = annotate if moment == "draw_detections" else os
+        patch.setattr(where, "draw_detections" if where is annotate else "replace", killed)
+        child = os.fork()
+        if child == 0:
+            infer(detector, source, tmp_path / "two", **options, resume=True)
+    assert codes([child]) == [-9]
+    infer(detector, source, tmp_path / "two", **options, resume=True)
+    check_same(tmp_path / "two", tmp_path / "one")
+
+
 def test_evaluate_scores_the_same(weights, tmp_path):
     data = make_digits(tmp_path / "digits", train=1, val=3, image_size=128)
     # As many classes as the digits have.

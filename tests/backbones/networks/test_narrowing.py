@@ -7,6 +7,7 @@ import torch
 from helpers.trained_network import assert_same_tensors, randomise, small
 
 from backbones import save_backbone, start_backbone
+from backbones.common.errors import UserError
 from backbones.networks import narrowing
 from backbones.networks.blocks import ConvNormAct
 from backbones.networks.statistics import photographs
@@ -107,6 +108,13 @@ def test_a_channel_is_not_kept_twice():
     twice = torch.cat([given, 1.5 * given, torch.zeros(1000, 4)], 1)
     kept = narrowing.choose_channels(twice, 24)
     assert sorted(int(channel) % 24 for channel in kept) == list(range(24))
+
+
+@pytest.mark.parametrize("name", ["inception_v2", "inception_v3_table1"])
+def test_a_wider_network_of_another_layout_is_refused(name, tmp_path):
+    save_backbone(tmp_path / "wide.safetensors", small(name, num_classes=0, width=0.5))
+    with pytest.raises(UserError, match=r"wide.safetensors: these weights do not fit .*released"):
+        start_backbone("inception_v3_79", tmp_path / "wide.safetensors", num_classes=3, width=0.25)
 
 
 def _body(network):
