@@ -1,6 +1,7 @@
 """Weights on the Hugging Face hub; its client transports, resumes and keeps them."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ WEIGHTS = "model.safetensors"
 """As timm, transformers and the hub itself call the file of a repository."""
 
 
+NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+
+
 def download_weights(name: str) -> Path:
     """The file of weights in a repository, which is downloaded unless it is on the disk already.
 
@@ -26,6 +30,10 @@ def download_weights(name: str) -> Path:
         UserError: there is none, or it does not come whole.
     """
     name = name.removeprefix(SCHEME)
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"{SCHEME}{name}: expected {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME@REVISION"
+        )
     repository, _, revision = name.partition("@")
     with download(SCHEME + name, f"{WEIGHTS} from {page_of(repository)} and name that file"):
         return Path(huggingface_hub.hf_hub_download(repository, WEIGHTS, revision=revision or None))

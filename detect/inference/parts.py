@@ -31,7 +31,7 @@ def part_folder(output: Path, number: int) -> Path:
 
 def _parts(output: Path) -> list[Path]:
     folders = [path.parent for path in output.glob(f"{PARTS}/*/{IMAGES}")]
-    return [folder for folder in folders if folder.name.isdigit()]
+    return sorted((own for own in folders if own.name.isdigit()), key=lambda own: int(own.name))
 
 
 def take_up(
@@ -39,8 +39,8 @@ def take_up(
 ) -> tuple[int, set[str]]:
     """Make parts of what earlier runs have left in the lists of a folder.
 
-    The last input of a part counts as not done, for its picture or video may be missing; its
-    GeoJSON, which is never overwritten, is deleted.
+    The last input of a part counts as not done, for it may have been cut short, and so does one
+    whose annotated picture or video is missing; its GeoJSON, never overwritten, is deleted.
 
     Args:
         output: the folder, locked.
@@ -51,8 +51,8 @@ def take_up(
         Number of the first new part, and names of the annotated pictures and videos that are done.
 
     Raises:
-        UserError: an earlier run had other settings, or an input that is none of these; nothing is
-            changed then.
+        UserError: an earlier run had other settings, or an input that is none of these, or its
+            lists do not belong together; nothing is changed then.
     """
     whole, parts = output / IMAGES, _parts(output)
     inputs = {target.name: name_of(path) for path, target in targets.items()}
@@ -65,6 +65,7 @@ def take_up(
                 f"{output}: was begun with another {', '.join(other)}: resume with the same, or "
                 "choose another output"
             )
+        _check_counts(path.parent, document["images"])
         maps |= {e["annotated"]: e["geojson"] for e in document["images"] if "geojson" in e}
         for entry in _finished(document["images"]):
             if inputs.get(entry["annotated"]) != entry["file_name"]:
@@ -72,7 +73,8 @@ def take_up(
                     f"{output}: has {entry['annotated']} of {entry['file_name']}, which is not "
                     "among these inputs, or would have another name: resume with the same inputs"
                 )
-            done.add(entry["annotated"])
+            if os.path.isfile(output / entry["annotated"]):
+                done.add(entry["annotated"])
     logger.info("%s: images and videos that are done already: %d", output, len(done))
     delete_listed(output, {name for annotated, name in maps.items() if annotated not in done})
     if not whole.exists():
@@ -88,6 +90,24 @@ def take_up(
     with write_errors(whole):
         whole.unlink()
     return 1, done
+
+
+def _rows(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """Results in one folder of lists, by the ids of its images."""
+    by_image = defaultdict[int, list[dict[str, Any]]](list)
+    for row in read_json(folder / RESULTS) if (folder / RESULTS).exists() else ():
+        by_image[row["image_id"]].append(row)
+    return by_image
+
+
+def _check_counts(folder: Path, entries: Sequence[dict[str, Any]]) -> None:
+    found = _rows(folder)
+    wrong = [e for e in _finished(entries) if e.get("objects") != len(found[e["id"]])]
+    if wrong:
+        raise UserError(
+            f"{folder / RESULTS}: has not the objects that {IMAGES} counts, first of "
+            f"{wrong[0]['file_name']}: it was changed since; choose another output, or --overwrite"
+        )
 
 
 def _finished(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -112,12 +132,11 @@ def join_parts(
     found: dict[tuple[int, int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for part in _parts(output):
         entries = read_json(part / IMAGES)["images"]
-        by_image = defaultdict[int, list[dict[str, Any]]](list)
-        for row in read_json(part / RESULTS) if (part / RESULTS).exists() else ():
-            by_image[row["image_id"]].append(row)
+        by_image = _rows(part)
         for entry in entries if int(part.name) >= first else _finished(entries):
             # As one process does them: images in blocks after the others, then videos.
             kind = 2 if "frame" in entry else int("in_blocks" in entry)
+            # Of an input that was looked at again the later part counts.
             place = kind, order[entry["annotated"]], entry.get("frame", 0)
             found[place] = entry, by_image[entry["id"]]
     objects = Counter[int]()

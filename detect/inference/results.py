@@ -176,7 +176,7 @@ class Results:
         # In this order: an image that is listed has all its results, and no file can be left that
         # is not listed.
         self._found.add(row | {"image_id": self._count} for row in results)
-        self._images.add([entry | {"id": self._count}])
+        self._images.add([entry | {"id": self._count, "objects": len(results)}])
 
     def _texts(
         self, stem: str, suffix: str, found: dict[str, Tensor], size: tuple[int, int]

@@ -54,6 +54,12 @@ def select_detections(
 
 
 def above_score(detections: Mapping[str, Tensor], score_thresh: float) -> dict[str, Tensor]:
-    """The detections of an image, as `select_detections` gives them, with this score or more."""
+    """The detections of an image, as `select_detections` gives them, with this score or more.
+
+    Raises:
+        ValueError: the score is not in [0, 1].
+    """
+    if not 0 <= score_thresh <= 1:
+        raise ValueError(f"score_thresh must be in [0, 1], got {score_thresh}")
     keep = detections["scores"] >= score_thresh
     return {key: value[keep] for key, value in detections.items()}

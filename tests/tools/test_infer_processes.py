@@ -230,6 +230,30 @@ def test_a_run_that_goes_on_may_be_killed_too(detector, inputs, tmp_path, monkey
     check_same(tmp_path / "two", tmp_path / "one")
 
 
+def test_what_was_changed_since_is_refused_or_done_again(detector, inputs, tmp_path):
+    source = Source(find_inputs([str(inputs)]).images, [])
+    for name in ("one", "two"):
+        infer(detector, source, tmp_path / name, score_thresh=0.0)
+    output = tmp_path / "two"
+    for picture in ("0.jpg", "5.jpg"):
+        (output / picture).unlink()
+    infer(detector, source, output, score_thresh=0.0, resume=True)
+    check_same(output, tmp_path / "one")
+    whole = (output / "results.json").read_bytes()
+    changes = {"[]": "has not the objects that images.json counts, first of .*0.png", "[{": "JSON"}
+    for content, words in changes.items():
+        (output / "results.json").write_text(content)
+        before = contents(output)
+        with pytest.raises(UserError, match=words) as error:
+            infer(detector, source, output, score_thresh=0.0, resume=True)
+        assert str(error.value).startswith(str(output / "results.json"))
+        assert contents(output) == before
+    (output / "results.json").write_bytes(whole)
+    (output / "images.json").unlink()
+    with pytest.raises(UserError, match=r"images\.json, which tells .* is missing or damaged"):
+        infer(detector, source, output, score_thresh=0.0, resume=True)
+
+
 def test_evaluate_scores_the_same(weights, tmp_path):
     data = make_digits(tmp_path / "digits", train=1, val=3, image_size=128)
     # As many classes as the digits have.
