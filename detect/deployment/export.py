@@ -1,6 +1,7 @@
 """A whole detector as one file of ONNX or OpenVINO, which runs without this package."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from detect.media.given import Image
 
 LARGEST_DIFFERENCE = 1e-2
 """Of a score, between PyTorch and what a file gives; a resized pixel may differ by rounding."""
+
+logger = logging.getLogger(__name__)
 
 
 def export_detector(
@@ -69,6 +72,7 @@ def export_detector(
         "config": detector.metadata.get("config"),
         "metrics": detector.metadata.get("metrics"),
     }
+    logger.info("%s: torch follows the network, which takes a minute of a core", path)
     image = _example(whole)
     # First of all, so that no cached tensor is one of those that torch traces with.
     with torch.inference_mode(False), torch.no_grad():
