@@ -103,11 +103,12 @@ def check_foreign(output: Path, targets: Collection[Path]) -> set[str]:
     earlier = _earlier(output)
     for path in (*(output / name for name in _LISTS), *targets):
         for foreign in _foreign(path, output, earlier):
-            why = "infer did not write it"
+            tells = ""
             if path.name in _LISTS:
-                why = f"{output / IMAGES}, which tells what infer wrote, is missing or damaged"
+                tells = f" ({output / IMAGES}, which tells what infer wrote, is missing or damaged)"
             raise UserError(
-                f"{foreign}: is there already, and {why}: delete it, or choose another output"
+                f"{foreign}: is there already, and infer did not write it: delete it, or choose "
+                f"another output{tells}"
             )
     return earlier
 
