@@ -58,7 +58,7 @@ class ProbeConfig:
     seed: int = 0
     """Seed of the choice of training images and of what starts at random."""
     width: float = 1.0
-    """Of a network that starts from the weights, of full width: 1, 0.75, 0.5 or 0.25."""
+    """Width multiplier of the networks that start from weights of full width: 0.25 to 1.0."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "", {"[2, inf)": "classes per_class"})
