@@ -44,8 +44,10 @@ def test_the_cells_of_the_notebook_run_in_order(tmp_path, monkeypatch, capsys):
     options |= {"model.rcnn.crop_size": "32", "model.proposals_per_image": "10"}
     # All are unsure as yet.
     options |= {"model.rcnn.score_thresh": "0", "model.proposal_score_thresh": "0"}
+    data = make_digits(tmp_path / "digits", train=4, val=2, image_size=128)
     own = {
-        "DATA": make_digits(tmp_path / "digits", train=4, val=2, image_size=128),
+        "DATA": data,
+        "PICTURES": sorted((data / "val").glob("*.jpg")),
         "RUN": str(tmp_path / "run"),
         "OPTIONS": [part for key, value in options.items() for part in (f"--{key}", value)],
         "SCORE_THRESH": 0.0,
