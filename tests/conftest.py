@@ -15,8 +15,8 @@ from backbones.training.run_folder import RunFolder
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The first backward pass counts the devices. After torch.export has put a false GPU in place it would
-# start a thread for that, with which no process can be forked that trains.
+# The first backward pass counts the devices. After torch.export has put a false GPU in place it
+# would start a thread for that, with which no process can be forked that trains.
 torch.ones(1, requires_grad=True).sum().backward()
 
 
