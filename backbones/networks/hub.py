@@ -16,8 +16,7 @@ SCHEME = "hf-hub:"
 WEIGHTS = "model.safetensors"
 """As timm, transformers and the hub itself call the file of a repository."""
 
-
-NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 
 
 def download_weights(name: str) -> Path:
@@ -30,13 +29,22 @@ def download_weights(name: str) -> Path:
         UserError: there is none, or it does not come whole.
     """
     name = name.removeprefix(SCHEME)
-    if not NAME.fullmatch(name):
+    repository, revision = split_name(name)
+    with download(SCHEME + name, f"{WEIGHTS} from {page_of(repository)} and name that file"):
+        return Path(huggingface_hub.hf_hub_download(repository, WEIGHTS, revision=revision))
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """Repository and revision, where there is one, of a name without `hf-hub:`.
+
+    Raises:
+        UserError: it is neither `OWNER/NAME` nor `OWNER/NAME@REVISION`.
+    """
+    if (match := _NAME.fullmatch(name)) is None:
         raise UserError(
             f"{SCHEME}{name}: expected {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME@REVISION"
         )
-    repository, _, revision = name.partition("@")
-    with download(SCHEME + name, f"{WEIGHTS} from {page_of(repository)} and name that file"):
-        return Path(huggingface_hub.hf_hub_download(repository, WEIGHTS, revision=revision or None))
+    return match[1], match[2]
 
 
 def page_of(repository: str) -> str:

@@ -166,8 +166,9 @@ def _from_timm(name: str) -> tuple[dict[str, Tensor], BackboneSpec]:
 
 
 def _from_hub(name: str) -> tuple[dict[str, Tensor], BackboneSpec]:
+    repository, _ = hub.split_name(name)
     files = (
-        f"{hub.WEIGHTS} and config.json from {hub.page_of(name.partition('@')[0])} "
+        f"{hub.WEIGHTS} and config.json from {hub.page_of(repository)} "
         f"into a folder, and set the weights to that {hub.WEIGHTS}"
     )
     where = hub.SCHEME + name

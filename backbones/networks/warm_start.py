@@ -59,11 +59,11 @@ def start_backbone(
         *(weights, spec.input_size, spec.mean, spec.std, reason),
     )
     model = InceptionV3(spec, num_classes, width, aux, dropout)
-    made, done = (state, None) if given is None else start_stem(state, given, spec)
     try:
         if (width_of(state) or 0) > width:
             start_narrow(model, state, given, gaps=not own)
             return model
+        made, done = (state, None) if given is None else start_stem(state, given, spec)
         warm_start(model, made, gaps=not own)
     except UserError as error:
         raise UserError(f"{weights}: {error}") from error

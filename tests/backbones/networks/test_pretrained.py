@@ -209,6 +209,13 @@ def test_what_the_hub_has_not_is_one_line(fault, message, hub, theirs):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["", "nobody", "a/../b", "a/b@"])
+def test_what_is_no_name_is_not_asked_for(name, hub):
+    with pytest.raises(UserError, match="expected hf-hub:OWNER/NAME or"):
+        start(f"hf-hub:{name}")
+    assert hub.requests == []
+
+
 def test_without_a_network_the_line_says_what_to_download(hub, torchvisions):
     hub.files.clear()
     names = ("torchvision:IMAGENET1K_V1", "hf-hub:o/n")
