@@ -18,13 +18,14 @@ from backbones.networks.metadata import (
     spec_from_metadata,
 )
 from backbones.networks.state_dicts import check_fit, with_counters
-from backbones.networks.weights import find_weights, save_weights
+from backbones.networks.weights import save_weights
 from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.deployment.exported import SUFFIXES as EXPORTED
 from detect.deployment.exported import classes_of, load_exported
 from detect.detector import Detector
 from detect.rcnn.model import RCNN
+from detect.starters import find_detector
 
 SETTINGS_OF_USE = (
     "proposals_per_image",
@@ -95,7 +96,7 @@ def load_detector(
             own configuration or the settings.
         MissingPackageError: it needs an optional package that is not there.
     """
-    path = find_weights(path)
+    path = find_detector(path)
     if path.suffix in EXPORTED:
         if settings:
             raise UserError(f"{path}: a file of export keeps its settings: remove model")

@@ -57,8 +57,8 @@ class ModelConfig:
     wider network are narrowed; null starts at random."""
     init: str | None = None
     """Trained detector, file or run folder, that all networks start from, the proposer's too.
-    Classes are matched by name, and keys that are auto are as there but for the numbers of
-    proposals and detections; null starts each network by itself."""
+    Classes are matched by name; keys that are auto follow the new data. `starter:voc2007` comes
+    with the package; null starts each network by itself."""
     freeze: Frozen = "none"
     """Parts of the crop network that keep the weights and statistics they start from: all blocks up
     to and including this one. `stage_c` trains what lies on top alone."""

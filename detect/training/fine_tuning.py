@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from backbones.common.config import flatten, from_dict, to_dict
 from backbones.common.errors import UserError
 from backbones.networks.state_dicts import check_fit
+from detect.auto import number
 from detect.build import build_detector
 from detect.checkpoint import load_detector
 from detect.config import ModelConfig
@@ -42,27 +42,9 @@ def load_start(config: ModelConfig) -> Detector | None:
         what = ", ".join(f"model.{key} {theirs[key]}" for key in others)
         raise UserError(
             f"model.init {config.init}: it has {what}, and not "
-            f"{', '.join(str(own[key]) for key in others)}: set them so"
+            f"{', '.join(str(own[key]) for key in others)}: set them so, or model.init to null"
         )
     return start
-
-
-def follow_start(config: ModelConfig, start: Detector) -> ModelConfig:
-    """The model with those of its keys that are `auto` as in `start`, where weights go by them.
-
-    They are how the proposer looks, its anchors, and the size of crops. How many proposals and
-    detections an image may have is left to the data.
-    """
-    theirs, learned, rcnn = _config_of(start), config.learned, config.rcnn
-    if config.proposer == "learned":
-        keys = ("scale", "tile_size", "anchor_sizes")
-        taken = {
-            key: getattr(theirs.learned, key) for key in keys if getattr(learned, key) == "auto"
-        }
-        learned = replace(learned, **taken)
-    if rcnn.crop_size == "auto":
-        rcnn = replace(rcnn, crop_size=theirs.rcnn.crop_size)
-    return replace(config, learned=learned, rcnn=rcnn)
 
 
 def build_from(config: ModelConfig, class_names: Sequence[str], start: Detector) -> RCNN:
@@ -80,6 +62,7 @@ def build_from(config: ModelConfig, class_names: Sequence[str], start: Detector)
         UserError: its weights do not fit, naming the first with both shapes.
     """
     given = start.model
+    _check_anchors(config, _config_of(start))
     model = build_detector(config, len(class_names), given.backbone.spec)
     state, own = given.state_dict(), model.state_dict()
     heads = {name for name in own if name.startswith(HEADS)}
@@ -96,6 +79,22 @@ def build_from(config: ModelConfig, class_names: Sequence[str], start: Detector)
     )
     _log_start(config, class_names, start)
     return model
+
+
+def _check_anchors(config: ModelConfig, theirs: ModelConfig) -> None:
+    """Raise `UserError` unless each level has as many anchors as there, whatever their sizes."""
+    if config.proposer != "learned":
+        return
+    key = "learned.anchor_sizes"
+    own, old = (
+        [len(level) for level in number(model.learned.anchor_sizes, key)]
+        for model in (config, theirs)
+    )
+    if own != old:
+        raise UserError(
+            f"model.init {config.init}: its levels have {old} anchor sizes, and not {own}: set "
+            f"model.{key}, there {theirs.learned.anchor_sizes}"
+        )
 
 
 @torch.no_grad()

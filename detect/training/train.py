@@ -38,7 +38,7 @@ from detect.inference.score import detect_dataset, score_detector
 from detect.proposals import load_proposals
 from detect.proposals.precomputed import proposals_for
 from detect.rcnn.model import RCNN
-from detect.training.fine_tuning import build_from, follow_start, load_start
+from detect.training.fine_tuning import build_from, load_start
 from detect.training.from_data import derive_model, log_sizes
 from detect.training.training_set import DetectionBatch, TrainingSet, collate
 
@@ -93,8 +93,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
                 logger.warning("no epoch can be the best by it: the last one is kept")
                 val = None
     start = load_start(config.model)
-    model_config = config.model if start is None else follow_start(config.model, start)
-    config = replace(config, model=derive_model(model_config, train))
+    config = replace(config, model=derive_model(config.model, train))
     proposals = None
     if config.model.precomputed is not None:
         datasets = [dataset for dataset in (train, val, test) if dataset is not None]

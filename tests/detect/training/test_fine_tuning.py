@@ -115,19 +115,23 @@ def test_a_run_that_started_so_resumes(run, trained):
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-def test_auto_is_as_it_was_but_for_what_an_image_may_have(run, trained, monkeypatch, caplog):
+def test_auto_follows_the_new_data(run, trained, monkeypatch, caplog):
     loop = given_to_fit("detect.training.train", monkeypatch)
     auto = replace(AUTO, init=str(trained[0]), freeze="stem")
+    single = replace(auto.learned, anchor_sizes=MODEL.learned.anchor_sizes)
     with caplog.at_level(logging.INFO):
-        train_detector(replace(run, model=auto))
+        train_detector(replace(run, model=replace(auto, learned=single)))
     model, config = loop["model"], loop["config"].model
     assert not model.backbone.stem.conv1.conv.weight.requires_grad
-    assert (config.learned.tile_size, config.learned.scale) == (96, None)
-    assert config.learned.anchor_sizes == MODEL.learned.anchor_sizes
-    assert config.rcnn.crop_size == 77
-    # By the data, as without a start.
+    assert (config.learned.tile_size, config.learned.scale) == (256, None)
+    assert config.rcnn.crop_size == 75, "no smaller than the network takes"
     assert (config.proposals_per_image, config.rcnn.detections_per_image) == (60, 100)
+    assert "model.learned.tile_size 256 (there 96)" in caplog.text
     assert "proposals_per_image 60 (there 5)" in caplog.text
+    with pytest.raises(
+        UserError, match=r"levels have \[1, 1, 1\] anchor sizes, and not \[2, 2, 2\]"
+    ):
+        train_detector(replace(run, run=f"{run.run}-2", model=auto))
 
 
 @pytest.mark.parametrize(
