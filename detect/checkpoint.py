@@ -1,6 +1,7 @@
 """A trained detector as one file."""
 
 import difflib
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from backbones.common.config import from_dict, to_dict
 from backbones.common.device import resolve_device
 from backbones.common.errors import UserError
+from backbones.common.regular_files import open_file
 from backbones.networks.metadata import (
     broken_metadata,
     checkpoint_metadata,
@@ -102,7 +104,8 @@ def load_detector(
             raise UserError(f"{path}: a file of export keeps its settings: remove model")
         if device not in ("auto", "cpu"):
             raise UserError(f"{path}: a file of export runs on the CPU: remove device")
-        return load_exported(path)
+        return _with_digest(load_exported(path), path)
+    _check_settings({} if settings is None else settings)
     state, metadata = read_checkpoint(path, "detector")
     with broken_metadata(path):
         config_dict = dict(metadata["config"])
@@ -119,7 +122,6 @@ def load_detector(
         with torch.device("meta"):
             outline = build_detector(trained_as, len(class_names), spec).state_dict()
     check_fit(outline, state, f"{path}: weights do not fit the metadata")
-    _check_settings(settings or {})
     config = trained_as
     if settings:
         trained_with = to_dict(trained_as)
@@ -130,18 +132,31 @@ def load_detector(
     model = build_detector(config, len(class_names), spec)
     model.load_state_dict(with_counters(state))
     metadata = {**metadata, "config": to_dict(config)}
-    return Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
+    detector = Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
+    return _with_digest(detector, path)
+
+
+def _with_digest(detector: Detector, path: Path) -> Detector:
+    """Add the digest of its file to the metadata: `infer` goes on with the same weights alone."""
+    digest = hashlib.sha256()
+    for part in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
+        with open_file(part) as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    detector.metadata["digest"] = digest.hexdigest()
+    return detector
 
 
 def _check_settings(settings: Mapping[str, Any], prefix: str = "") -> None:
     """Raise `UserError` for a key that training has fixed."""
+    if not isinstance(settings, Mapping):
+        raise UserError(f"settings: expected keys with their values, got {settings!r}")
     for key, value in settings.items():
-        name = prefix + key
+        name = f"{prefix}{key}"
         if isinstance(value, Mapping) and not prefix:
             _check_settings(value, f"{key}.")
         elif name not in SETTINGS_OF_USE:
             near = difflib.get_close_matches(name, SETTINGS_OF_USE, n=1, cutoff=0.8)
-            hint = f", did you mean model.{near[0]}?" if near else ""
+            hint = f", did you mean model.{near[0]}?" if near else "."
             known = ", ".join(f"model.{setting}" for setting in SETTINGS_OF_USE)
             raise UserError(f"model.{name} is no setting of use{hint} There are {known}")
 

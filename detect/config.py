@@ -6,6 +6,7 @@ from typing import Any, Literal
 from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
 from backbones.networks.finetuning import Frozen
+from backbones.networks.inception import check_setting
 from backbones.training.config import TrainConfig
 from backbones.training.recipe import OptimConfig
 from detect.auto import Auto
@@ -88,6 +89,7 @@ class ModelConfig:
     """Crops, matching and post-processing of the detector."""
 
     def __post_init__(self) -> None:
+        check_setting("model.", self.width, self.dropout)
         if self.init is not None:
             for key, value in (("", self.weights), ("learned.", self.learned.weights)):
                 if value is not None:

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -16,9 +16,9 @@ from backbones.common.errors import ImageError, UserError
 from detect.blocks import LARGE_PIXELS, DetectBlocks, Parts, PartsOfTensor, detect_in_blocks
 from detect.hub import push_weights
 from detect.media.given import (
-    ONE_IMAGE,
     Folder,
     Image,
+    check_several,
     file_name,
     image_files,
     is_folder,
@@ -28,7 +28,7 @@ from detect.media.given import (
 from detect.proposals import LearnedProposer, Proposals
 from detect.rcnn.checks import check_image
 from detect.rcnn.model import RCNN
-from detect.rcnn.postprocess import above_score
+from detect.rcnn.postprocess import above_score, check_score
 from detect.result import Result
 from detect.streaming import work_through
 
@@ -79,21 +79,22 @@ class Detector:
         """The score from which detections had the best F1 on validation data; 0.5 without these."""
         return float((self.metadata.get("metrics") or {}).get("score_thresh", 0.5))
 
-    def keep_classes(self, names: Sequence[str]) -> None:
+    def keep_classes(self, names: Collection[str]) -> None:
         """Detect objects of these classes alone; those of others neither suppress nor count.
 
         Raises:
             UserError: there is no such class.
         """
+        if isinstance(names, str) or not isinstance(names, Collection):
+            raise UserError(f"classes: expected a list of names, got {names!r}")
+        known = self.class_names
         for name in names:
-            if name not in self.class_names:
-                near = difflib.get_close_matches(name.lower(), map(str.lower, self.class_names), 1)
-                meant = [known for known in self.class_names if known.lower() in near]
+            if name not in known:
+                near = difflib.get_close_matches(str(name).lower(), map(str.lower, known), 1)
+                meant = [one for one in known if one.lower() in near]
                 hint = f"did you mean {meant[0]}? There" if meant else "there"
-                raise UserError(
-                    f"classes: {name!r} is no class of this detector: {hint} are "
-                    f"{', '.join(self.class_names)}"
-                )
+                there = f"{hint} are {', '.join(known)}"
+                raise UserError(f"classes: {name!r} is no class of this detector: {there}")
         self.model.wanted = torch.tensor([name in names for name in self.class_names])
 
     def push_to_hub(self, repository: str, *, license: str, private: bool = False) -> None:
@@ -160,7 +161,7 @@ class Detector:
 
         Raises:
             ImageError: the file cannot be read.
-            ValueError: an array or tensor of another shape or dtype.
+            UserError: an array or tensor of another shape or dtype, or something else.
         """
         if isinstance(image, list | tuple) or is_folder(image):
             return self.detect(image, proposals, score_thresh=score_thresh, bgr=bgr)
@@ -197,9 +198,8 @@ class Detector:
         skips = is_folder(images)
         if is_folder(images):
             images = image_files(images)
-        if isinstance(images, ONE_IMAGE):
-            raise ValueError("detect takes a list of images: call the detector itself with one")
-        named = list(self._read(images, bgr, skips=skips))
+        several = check_several(images, "detect takes a list of images or a folder")
+        named = list(self._read(several, bgr, skips=skips))
         if not named:
             return []
         found = self.detect_tensors([tensor for _, tensor in named], proposals)
@@ -334,11 +334,11 @@ class Detector:
             from detect.media.video import VideoReader  # which takes a moment to import
 
             images = VideoReader(os.fspath(images))
-        if isinstance(images, ONE_IMAGE):
-            raise ValueError("stream takes a series of images: call the detector itself with one")
+        several = check_several(images, "stream takes a series of images, a folder or a video")
+        check_score("score_thresh", score_thresh or 0)
         self.model.require_proposer()
         count = len(images) if isinstance(images, Sequence) else None
-        named = self._read(images, bgr, skips=skips)
+        named = self._read(several, bgr, skips=skips)
         return (
             self._result(found, tensor, name, score_thresh)
             for name, tensor, found in self.detect_named(named, count)

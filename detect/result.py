@@ -131,7 +131,14 @@ class Result:
             raise UserError("no program here shows pictures: write one with result.save(file)")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `plot()` as an image file, in the format that the suffix names."""
+        """Write `plot()` as an image file, in the format that the suffix names.
+
+        Raises:
+            UserError: it would replace the image that the result is of, or no format has the
+                suffix.
+        """
+        if self.name is not None and os.path.realpath(path) == os.path.realpath(self.name):
+            raise UserError(f"{path}: would replace the image itself: save it by another name")
         write_image(path, self.plot())
 
     def crop(self, folder: str | os.PathLike[str] | None = None) -> list[Tensor]:

@@ -26,6 +26,7 @@ from backbones.data.loaders import (
 )
 from backbones.data.sampler import derive_seed
 from backbones.networks.checkpoint import save_backbone
+from backbones.networks.inception import check_setting
 from backbones.networks.warm_start import start_backbone
 from backbones.training.config import TrainConfig
 from backbones.training.loop import fit
@@ -58,6 +59,9 @@ class NetworkConfig:
     the image size where it is the same variant: a backbone's file or run folder, a state dict of
     torchvision or timm, or a name, `torchvision:IMAGENET1K_V1`, `timm:NAME`, `hf-hub:OWNER/NAME`;
     those of a wider network are narrowed; null starts at random."""
+
+    def __post_init__(self) -> None:
+        check_setting("model.", self.width, self.dropout)
 
 
 @dataclass(frozen=True)

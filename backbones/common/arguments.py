@@ -24,12 +24,17 @@ def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
     Args:
         arguments: of the command line.
         hints: type hints by dotted key.
+
+    Raises:
+        UserError: a key has no value.
     """
     written: list[str] = []
     remaining = list(arguments)
     while remaining:
         option, equals, value = remaining.pop(0).partition("=")
-        hint = hints.get(option.removeprefix("--")) if option.startswith("--") else None
+        key = option.removeprefix("--")
+        # What is below a leaf is a key of its mapping.
+        hint = hints.get(key, hints.get(key.partition(".")[0])) if key != option else None
         values = list(itertools.takewhile(lambda word: not word.startswith("--"), remaining))
         if _is_list_of_words(hint) and (equals or values):
             remaining = remaining[0 if equals else len(values) :]
@@ -39,8 +44,11 @@ def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
             written += values if values[0].startswith("[") else [json.dumps(values)]
             continue
         written.append(f"{option}{equals}{value}")
-        if not equals and not values and (hint is bool or bool in get_args(hint)):
-            written.append("true")
+        if equals or values or hint is None:
+            continue
+        if hint is not bool and bool not in get_args(hint):
+            raise UserError(f"{option}: expected a value after it")
+        written.append("true")
     return written
 
 

@@ -362,6 +362,7 @@ def _type_name(hint: Any) -> str:
 def _one_line(error: Exception) -> str:
     """The parser's message on one line, in the words of YAML rather than of Python."""
     text = in_words(" ".join(str(error).split()))
+    text += " an empty text" * text.endswith(" value:")
     text = re.sub(r"Problem with given class_path '[^']*': ", "", text)  # of an item in a list
     text = text.replace("Expected a ", "expected ")
     # Of a key that takes several types, each with an error of its own.

@@ -274,11 +274,15 @@ def write_image(path: str | os.PathLike[str], image: Tensor) -> None:
     """Write a `uint8` RGB tensor `[3, H, W]` atomically, in the format that the suffix names.
 
     Raises:
-        ImageError: the format cannot hold an image of this size.
+        ImageError: no format has this suffix, or it cannot hold an image of this size.
     """
     pixels, encoded = Image.fromarray(image.permute(1, 2, 0).numpy()), io.BytesIO()
     try:
         pixels.save(encoded, format=Image.registered_extensions()[Path(path).suffix.lower()])
+    except KeyError as error:
+        raise ImageError(
+            f"{path}: expected a name that ends in .jpg, .png or another suffix of an image"
+        ) from error
     except (OSError, ValueError) as error:
         size = f"{pixels.width}x{pixels.height}"
         raise ImageError(f"{path}: cannot write an image of {size} pixels: {error}") from error

@@ -15,6 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
+from backbones.common.addresses import without_secrets
 from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES
 from backbones.data.tar import (
@@ -91,7 +92,8 @@ def open_stream(location: str) -> IO[bytes]:
     if is_url(location):
         return cast(IO[bytes], _UrlStream(location))
     if "://" in location:
-        raise UserError(f"{location}: expected a file or an https address, which buckets have too")
+        shown = without_secrets(location)
+        raise UserError(f"{shown}: expected a file or an https address, which buckets have too")
     try:
         return Path(location).open("rb")
     except OSError as error:
@@ -106,6 +108,7 @@ def read_shard(location: str) -> Iterator[Sample]:
     Raises:
         UserError: cannot be opened, is no tar file, holds no pair, or a label is no number.
     """
+    shown = without_secrets(location) if is_url(location) else location
     images: dict[str, tuple[bytes, str]] = {}
     labels: dict[str, int] = {}
     count = 0
@@ -114,7 +117,7 @@ def read_shard(location: str) -> Iterator[Sample]:
         try:
             with open_tar(cast(IO[bytes], tail), "r|") as tar:
                 for info in members(tar):
-                    (key, suffix), name = split_name(info), f"{location}:{info.name}"
+                    (key, suffix), name = split_name(info), f"{shown}:{info.name}"
                     if suffix in IMAGE_SUFFIXES:
                         if info.size > MAX_IMAGE_BYTES:
                             _tell_once(f"{name}: {info.size} bytes are no image, left out")
@@ -131,13 +134,13 @@ def read_shard(location: str) -> Iterator[Sample]:
                 raise tarfile.ReadError("unexpected end of data")
         except tarfile.TarError as error:
             if count == 0:
-                raise UserError(f"{location}: not a tar file, or damaged: {error}") from error
-            _tell_once(f"{location}: damaged after {count} images: {error}")
+                raise UserError(f"{shown}: not a tar file, or damaged: {error}") from error
+            _tell_once(f"{shown}: damaged after {count} images: {error}")
             return
     if count == 0:
-        raise UserError(f"{location}: expected members NAME.jpg and NAME.cls, found none")
+        raise UserError(f"{shown}: expected members NAME.jpg and NAME.cls, found none")
     if unpaired := len(images) + len(labels):
-        _tell_once(f"{location}: {unpaired} members lack their .jpg or .cls and are left out")
+        _tell_once(f"{shown}: {unpaired} members lack their .jpg or .cls and are left out")
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo, size: int = -1) -> bytes:
@@ -181,7 +184,7 @@ class _UrlStream(io.RawIOBase):
     """The bytes of a URL; where the connection breaks, they go on from the same byte."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self._url, self._shown = url, without_secrets(url)
         self._position = 0
         self._length: int | None = None
         self._response: IO[bytes] | None = None
@@ -215,7 +218,7 @@ class _UrlStream(io.RawIOBase):
             except urllib.error.HTTPError as error:
                 problem = f"{error.code} {error.reason}"
                 if error.code not in _BUSY:
-                    raise UserError(f"{self._url}: the server says {problem}") from error
+                    raise UserError(f"{self._shown}: the server says {problem}") from error
             except (OSError, HTTPException) as error:
                 problem = str(getattr(error, "reason", error)) or type(error).__name__
             if self._response is not None:
@@ -224,8 +227,8 @@ class _UrlStream(io.RawIOBase):
             wait = next(self._waits, None)
             if wait is None:
                 tries = len(RETRY_SECONDS) + 1
-                raise UserError(f"{self._url}: cannot be read, tried {tries} times: {problem}")
-            logger.info("%s: %s: trying again in %g s", self._url, problem, wait)
+                raise UserError(f"{self._shown}: cannot be read, tried {tries} times: {problem}")
+            logger.info("%s: %s: trying again in %g s", self._shown, problem, wait)
             time.sleep(wait)
 
     def _connect(self) -> IO[bytes]:

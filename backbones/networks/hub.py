@@ -16,6 +16,9 @@ SCHEME = "hf-hub:"
 WEIGHTS = "model.safetensors"
 """As timm, transformers and the hub itself call the file of a repository."""
 
+TIMEOUT_SECONDS = 10
+"""That the hub may take to answer."""
+
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 
 
@@ -30,7 +33,8 @@ def download_weights(name: str) -> Path:
     """
     name = name.removeprefix(SCHEME)
     repository, revision = split_name(name)
-    with download(SCHEME + name, f"{WEIGHTS} from {page_of(repository)} and name that file"):
+    instead = f"{WEIGHTS} from {page_of(repository)} and name that file"
+    with download(SCHEME + name, instead), asked_once():
         return Path(huggingface_hub.hf_hub_download(repository, WEIGHTS, revision=revision))
 
 
@@ -58,6 +62,25 @@ def download(name: str, instead: str) -> Iterator[None]:
     failure = f"{name}: cannot be downloaded, or the downloaded file is damaged"
     with one_line(failure, f"try again, or download {instead}"):
         yield
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """Where the hub does not answer, take what is on the disk: its client would try for a file that
+    is not there for half a minute, and longer behind a firewall."""
+    constants, silent = huggingface_hub.constants, None
+    former = constants.HF_HUB_OFFLINE
+    if not former:
+        try:
+            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
+        except Exception as error:  # as in `one_line`
+            constants.HF_HUB_OFFLINE, silent = True, error
+    try:
+        yield
+    except Exception as error:
+        raise (silent or error) from error
+    finally:
+        constants.HF_HUB_OFFLINE = former
 
 
 @contextmanager

@@ -46,6 +46,14 @@ class InceptionOutput(NamedTuple):
     aux_logits: Tensor
 
 
+def check_setting(group: str, width: float, dropout: float = 0.0) -> None:
+    """Raise `UserError` for what no network has; keys stand in `group`, with its dot: `model.`."""
+    if width not in WIDTHS:
+        raise UserError(f"{group}width must be one of {WIDTHS}, got {width}")
+    if not 0 <= dropout < 1:
+        raise UserError(f"{group}dropout must be in [0, 1), got {dropout}")
+
+
 class InceptionV3(TimmMethods):
     """Inception-v3, or v2, with the stem that `spec` asks for.
 
@@ -79,15 +87,12 @@ class InceptionV3(TimmMethods):
         super().__init__()
         if in_chans < 1:
             raise ValueError(f"in_chans must be at least 1, got {in_chans}")
-        if width not in WIDTHS:
-            raise UserError(f"width must be one of {WIDTHS}, got {width}")
+        check_setting("", width, dropout)
         if aux not in ("none", "plain", "batch_norm"):
             raise ValueError(f"aux must be 'none', 'plain' or 'batch_norm', got {aux!r}")
         if num_classes < 0 or (num_classes == 0 and aux != "none"):
             least = 0 if aux == "none" else 1
             raise ValueError(f"num_classes must be at least {least}, got {num_classes}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), got {dropout}")
         self.spec = spec
         self.width = width
         self.aux: AuxKind = aux

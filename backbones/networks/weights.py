@@ -1,7 +1,9 @@
 """Tensors and metadata in `.safetensors` files, which hold nothing that could be executed."""
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,8 @@ from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
 from backbones.common.read_json import parse_json
 from backbones.networks import hub
+
+logger = logging.getLogger(__name__)
 
 _NO_DIGEST = "0" * 64
 _HEADER_BYTES = 100_000_000
@@ -55,7 +59,10 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """
     path = find_weights(path)
     with _opened(path) as file:
-        _check_digest(path, (file.metadata() or {}).get("digest"))
+        texts = file.metadata() or {}
+        _check_digest(path, texts.get("digest"))
+        if "kind" in texts and "digest" not in texts:
+            _say_unchecked(path)
         # Cloned, as the file may be a memory map that changes under the tensors' feet.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         metadata = _metadata(file)
@@ -91,6 +98,8 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: there is none.
     """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise UserError(f"weights: expected a file, a run folder or {hub.SCHEME}NAME, got {path!r}")
     if os.fspath(path).startswith(hub.SCHEME):
         return hub.download_weights(os.fspath(path))
     path = Path(path)
@@ -128,6 +137,11 @@ def _parse(text: str) -> Any:
         return parse_json(text)
     except ValueError:
         return text
+
+
+@functools.cache
+def _say_unchecked(path: str | os.PathLike[str]) -> None:
+    logger.info("%s: has no digest, so that damage to it would go unnoticed", path)
 
 
 def _check_digest(path: str | os.PathLike[str], digest: str | None) -> None:

@@ -58,10 +58,10 @@ def main() -> None:
     output = weights.with_suffix(".onnx") if config.output is None else Path(config.output)
     metadata = load_metadata(weights)
     if metadata.get("kind") == "detector":
+        make_folder(output.parent)
         detector = load_detector(weights, "cpu", config.model)
         images = find_inputs(config.calibration) if config.calibration else None
         examples = () if images is None else spread_images(images, CALIBRATION_IMAGES)
-        make_folder(output.parent)
         difference = export_detector(output, detector, config.precision, examples)
         print(f"{output}: scores in fp32 differ from PyTorch's by at most {difference:.1e}")
         return

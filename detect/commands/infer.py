@@ -21,7 +21,7 @@ from detect.checkpoint import load_detector
 from detect.deployment.detector import CALIBRATION_IMAGES, deploy_detector
 from detect.deployment.exported import ExportedModel
 from detect.detector import Detector
-from detect.inference.annotate import infer
+from detect.inference.annotate import check_output, infer
 from detect.inference.config import InferenceConfig
 from detect.inference.formats import Format
 from detect.inference.report import InferenceReport
@@ -129,6 +129,10 @@ def _infer(config: InferConfig, device: str) -> InferenceReport:
     source = distributed.call_on_main(
         lambda: find_inputs(config.inputs, recursive=config.recursive)
     )
+    output = None if config.output is None else Path(config.output)
+    how = {"overwrite": config.overwrite, "resume": config.resume}
+    if output is not None:
+        distributed.call_on_main(lambda: check_output(source, output, config.save, **how))
     detector = load_detector(config.weights, device, config.model)
     score_thresh = chosen_score_thresh(detector, config)
     calibration = find_inputs(config.calibration) if config.calibration else source
@@ -139,11 +143,10 @@ def _infer(config: InferConfig, device: str) -> InferenceReport:
     return infer(
         detector,
         source,
-        None if config.output is None else Path(config.output),
+        output,
         score_thresh=score_thresh,
         save=config.save,
         pre_labels=config.pre_labels,
-        overwrite=config.overwrite,
-        resume=config.resume,
         every=config.every,
+        **how,
     )

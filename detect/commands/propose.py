@@ -50,6 +50,9 @@ USUAL = "weights data data.format splits model output device"
 def main() -> None:
     """Run from the command line."""
     config = parse_config(ProposeConfig, description=__doc__, usual=USUAL)
+    make_folder(Path(config.output).parent)
+    if os.path.isdir(config.output):
+        raise UserError(f"{config.output}: this is a folder: name the file to write")
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")
@@ -58,9 +61,6 @@ def main() -> None:
     for split, dataset in datasets.items():
         check_same_classes(detector.class_names, detector.category_ids, dataset, split)
     check_image_ids(datasets)
-    make_folder(Path(config.output).parent)
-    if os.path.isdir(config.output):
-        raise UserError(f"{config.output}: this is a folder: name the file to write")
     detector = deploy_detector(detector)
     found: dict[int, Proposals] = {}
     for dataset in datasets.values():

@@ -36,8 +36,9 @@ class DatasetConfig:
     """Folder of the dataset, or the file that says what is in it; `--data PATH` names it and lets
     its layout be recognised."""
     class_names: tuple[str, ...] | None = None
-    """Classes in the order of their labels, for data in VOC's layout only; null takes VOC's 20
-    where its lists of splits are there and the annotations have no others, else the names found."""
+    """Classes in the order of their labels, for data in VOC's layout only; null takes, where
+    its lists of splits are there, those of `labelmap.txt`, or else VOC's 20 if the annotations have
+    no others; otherwise the names found."""
     val_share: float = 0.2
     """Share of the training images that are held out as `val` where the data have no such split, in
     whole scenes as far as file names tell; 0 makes none."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import read_image
 
+LONGEST_CLASS_NAME = 200
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -222,9 +224,15 @@ class DetectionDataset:
 
 
 def check_class_name(name: str, where: str) -> None:
-    """Raise `UserError`, beginning with `where`, for a name that is empty or cannot be printed."""
+    """Raise `UserError`, beginning with `where`, for a name that is empty, has more characters than
+    a line holds, or cannot be printed."""
     if not name.strip():
         raise UserError(f"{where}: expected the name of a class, got {name!r}")
     # Fonts and pages have no such characters; some libraries end the process.
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        raise UserError(f"{where}: class name {name!r} has characters that cannot be printed")
+        raise UserError(f"{where}: class name {name[:40]!r} has characters that cannot be printed")
+    if len(name) > LONGEST_CLASS_NAME:
+        raise UserError(
+            f"{where}: class name {name[:40]!r}... has {len(name)} characters, expected at most "
+            f"{LONGEST_CLASS_NAME}"
+        )

@@ -31,6 +31,9 @@ VOC_CLASSES = (
 )
 """The 20 classes of the VOC challenges, 2007 to 2012, in their usual order."""
 
+VOC_CLASS_FILE = "labelmap.txt"
+"""Where CVAT has the classes beside the annotations, `name:colour:parts:actions` a line."""
+
 
 def load_voc(
     root: str | os.PathLike[str], split: str, class_names: Sequence[str] | None = None
@@ -46,8 +49,9 @@ def load_voc(
     Args:
         root: the folder, `VOCdevkit/VOC2007` for one.
         split: `train`, `val`, `trainval`, `test`: a list in `ImageSets/Main`.
-        class_names: of labels `1..K`; None takes `VOC_CLASSES` if the annotations, those of all
-            splits, hold no others, else the names in them, sorted.
+        class_names: of labels `1..K`; None takes those of `labelmap.txt`, and behind them the other
+            names in the annotations, those of all splits, sorted. Without that file it takes
+            `VOC_CLASSES` if the annotations hold no others.
 
     Raises:
         UserError: a file is missing or malformed, or a class is not in `class_names`.
@@ -68,8 +72,9 @@ def load_voc(
         for name in names
     }
     if class_names is None:
-        class_names = _classes_of(pages.values())
-        class_names = VOC_CLASSES if set(class_names) <= set(VOC_CLASSES) else class_names
+        found, known = _classes_of(pages.values()), _listed_classes(root / VOC_CLASS_FILE)
+        class_names = (*known, *(name for name in found if name not in known))
+        class_names = VOC_CLASSES if not known and set(found) <= {*VOC_CLASSES} else class_names
     _refuse_outside(root / "JPEGImages", paths, split_file)
     ids = {name: number for number, name in enumerate(all_names, start=1)}
     return _dataset(str(root), {name: ids[name] for name in names}, pages, paths, class_names)
@@ -320,3 +325,17 @@ def _image_of(name: str, files: Sequence[Path], page: _Annotation, folder: Path)
 
 def _classes_of(annotations: Iterable[_Annotation]) -> tuple[str, ...]:
     return tuple(sorted({item.name for page in annotations for item in page.objects}))
+
+
+def _listed_classes(path: Path) -> tuple[str, ...]:
+    """The classes in `labelmap.txt`, but for the background; none where there is no such file."""
+    if not os.path.isfile(path):
+        return ()
+    try:
+        lines = read_file(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text in UTF-8: {error}") from error
+    names = [line.rsplit(":", 3)[0].strip() for line in lines if line.strip() and line[0] != "#"]
+    for name in names:
+        check_class_name(name, str(path))
+    return tuple(dict.fromkeys(name for name in names if name != "background"))

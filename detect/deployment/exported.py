@@ -20,6 +20,7 @@ from detect.detector import Detector
 from detect.proposals import Proposals
 from detect.rcnn.checks import check_image
 from detect.rcnn.model import RCNN
+from detect.rcnn.postprocess import check_score
 
 OUTPUTS = ("boxes", "labels", "scores")
 
@@ -150,7 +151,7 @@ def load_exported(path: str | Path) -> Detector:
     with broken_metadata(path):
         names, ids = classes_of(metadata)
         score_thresh = metadata["score_thresh"]
-        _check_score("score_thresh", score_thresh)
+        check_score("score_thresh", score_thresh)
         run = start(metadata["precision"])
         model = ExportedModel(path, run, len(names), score_thresh)
         return Detector(cast(RCNN, model), names, ids, {**metadata, "engine": engine})
@@ -165,7 +166,7 @@ def classes_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     for key in ("metrics", "training"):
         if not isinstance(metadata.get(key), dict | None):
             raise TypeError(f"{key} must be a mapping")
-    _check_score("metrics.score_thresh", (metadata.get("metrics") or {}).get("score_thresh", 0.5))
+    check_score("metrics.score_thresh", (metadata.get("metrics") or {}).get("score_thresh", 0.5))
     class_names, category_ids = metadata["class_names"], metadata["category_ids"]
     if not isinstance(class_names, list) or {type(name) for name in class_names} != {str}:
         raise TypeError("class_names must be a list of text")
@@ -178,11 +179,6 @@ def classes_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     for name in class_names:
         check_class_name(name, "class_names")
     return class_names, category_ids
-
-
-def _check_score(key: str, value: Any) -> None:
-    if type(value) not in (float, int) or not 0 <= value <= 1:
-        raise ValueError(f"{key} must be in [0, 1], got {value!r}")
 
 
 def _reason(error: Exception) -> str:

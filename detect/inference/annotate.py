@@ -27,6 +27,7 @@ from detect.inference.geojson import write_geojson
 from detect.inference.outputs import (
     PARTS,
     annotated_files,
+    check_earlier,
     check_foreign,
     clear_earlier,
     numbered_folder,
@@ -45,6 +46,28 @@ logger = logging.getLogger(__name__)
 
 NEW_FOLDERS = Path("runs/infer")
 """Where runs write to that name no folder."""
+
+
+def check_output(
+    source: Source,
+    output: Path,
+    save: Collection[Format] = (),
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> None:
+    """Raise `UserError` where `infer` would refuse to write into a folder, before the weights are
+    there; the folder is made where it is missing."""
+    written = _written(annotated_files(source, make_folder(output)), output, save, resume=resume)
+    check_earlier(output, written, overwrite=overwrite or resume)
+
+
+def _written(
+    targets: Mapping[Input, Path], folder: Path, save: Collection[Format], *, resume: bool
+) -> list[Path]:
+    """What may be written into a folder beside the two lists: files, and folders."""
+    in_parts = resume or distributed.world_size() > 1
+    return [*targets.values(), *targets_of(folder, save), *([folder / PARTS] if in_parts else [])]
 
 
 def infer(
@@ -110,14 +133,15 @@ def infer(
         **{"score_thresh": score_thresh, "save": sorted(save), "pre_labels": pre_labels},
         "every": every,
     }
+    if len({*distributed.gather(detector.metadata.get("digest"))}) > 1:
+        raise UserError("the processes have read different weights: give all the same file")
     names = (detector.class_names, detector.category_ids)
     new_results = partial(Results, folder, *names, save, pre_labels=pre_labels, settings=settings)
     with StopSignals("image", exits=True) as stop, ExitStack() as held:
 
         def begin() -> tuple[int, set[str]]:
             held.enter_context(locked(make_folder(folder)))
-            written = [*targets.values(), *targets_of(folder, save)]
-            written += [folder / PARTS] if in_parts else []
+            written = _written(targets, folder, save, resume=resume)
             if resume and (earlier := check_foreign(folder, written)):
                 remove_half_written(folder, {*earlier, *(path.name for path in written)})
                 return take_up(folder, targets, settings)
@@ -130,6 +154,8 @@ def infer(
         with _says_what_is_kept(report, stop), new_results(lists=lists) as results:
             own = _own_part(source, {path for path in targets if targets[path].name in done})
             _infer(detector, own, targets, score_thresh, report, results, stop, every)
+            if distributed.world_size() > 1:
+                logger.info("its own part is done, waiting for the other processes")
             errors = distributed.gather(report.errors)
         if in_parts:
             report.errors = [line for part in errors for line in part]
@@ -171,6 +197,7 @@ def _infer(
                 results.add(PartsOfTensor(image), frame, targets[frame.file], found)
             except ImageError as error:
                 _report_error(report, f"{frame.file}: {error}")
+                results.mark_failed([targets[frame.file].name])
             report.count(found, detector.class_names)
             yield frame, picture
 
@@ -184,6 +211,7 @@ def _infer(
                 write_image(targets[frame.file], picture)
             except ImageError as error:
                 _report_error(report, f"{frame.file}: {error}")
+                results.mark_failed([targets[frame.file].name])
             progress.update(report.images + len(report.errors), 1, waited=None, notes="")
             if stop.received:
                 break
@@ -195,6 +223,7 @@ def _infer(
                 report.count(found, detector.class_names)
             except UserError as error:
                 _report_error(report, str(error))
+                results.mark_failed([targets[path].name])
             progress.update(report.images + len(report.errors), 1, waited=None, notes="")
     for video in source.videos:
         if stop.received:
@@ -204,6 +233,8 @@ def _infer(
         except UserError as error:
             of_input = str(error).startswith(f"{video}: ")
             _report_error(report, str(error) if of_input else f"{video}: {error}")
+            if video.suffix:  # a live stream has gone on since, and would replace what it has given
+                results.mark_failed([targets[video].name])
     if stop.received:
         stop.leave()
 

@@ -115,6 +115,7 @@ def _evaluate_results(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _evaluate_detector(config: EvaluateConfig, weights: str, device: str) -> dict[str, Any]:
+    folder = make_folder(config.output)
     detector = load_detector(weights, device, config.model)
     training = detector.metadata.get("training") or {}
     data = dataset_for(config.data, detector.class_names, training)
@@ -124,7 +125,6 @@ def _evaluate_detector(config: EvaluateConfig, weights: str, device: str) -> dic
     check_same_classes(detector.class_names, detector.category_ids, dataset, split)
     warn_without_objects(dataset, split)
     proposals = _proposals(config, detector, dataset)
-    folder = make_folder(config.output)
     calibration = calibration_images(data, config.calibration_split)
     detector = deploy_detector(detector, config.precision, calibration, config.engine)
     detections, regions, cost = detect_dataset(detector, dataset, proposals)

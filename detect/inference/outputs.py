@@ -74,10 +74,10 @@ def annotated_files(source: Source, output: Path) -> dict[Input, Path]:
     return targets
 
 
-def clear_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -> None:
-    """Delete what an earlier run left in a folder, which would pass for this one's.
+def check_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -> set[str]:
+    """Names of the files that an earlier run left in a folder, as far as they may be replaced.
 
-    That is what its `images.json` lists. To be called with the folder locked.
+    They are what its `images.json` lists.
 
     Args:
         output: the folder.
@@ -86,7 +86,7 @@ def clear_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -
 
     Raises:
         UserError: `infer` did not write one of the files that it would replace, or wrote them and
-            may not overwrite them; nothing is deleted then.
+            may not overwrite them.
     """
     earlier = check_foreign(output, targets)
     if earlier and not overwrite:
@@ -94,12 +94,21 @@ def clear_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -
             f"{output}: has the results of an earlier run: choose another output, --resume, which "
             "goes on with it, or --overwrite, which deletes what that run wrote"
         )
+    return earlier
+
+
+def clear_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -> None:
+    """Delete what an earlier run left in a folder, which would pass for this one's.
+
+    To be called with the folder locked. Raises as `check_earlier`; nothing is deleted then.
+    """
+    earlier = check_earlier(output, targets, overwrite=overwrite)
     if count := delete_listed(output, earlier, {path.name for path in targets}):
         logger.info("%s: files of an earlier run that were removed: %d", output, count)
 
 
 def check_foreign(output: Path, targets: Collection[Path]) -> set[str]:
-    """Names of the files of earlier runs; raises as `clear_earlier` for what is none of them."""
+    """Names of the files of earlier runs; raises as `check_earlier` for what is none of them."""
     earlier = _earlier(output)
     for path in (*(output / name for name in _LISTS), *targets):
         for foreign in _foreign(path, output, earlier):
@@ -186,9 +195,10 @@ def _listed(path: Path, folder: Path) -> set[str]:
         for image in images:
             files += image.get("files", ())
         names |= set(files)
+        failed = set(document.get("failed", ()))
     except (UserError, AttributeError, KeyError, TypeError):
         return set()
-    if not all(isinstance(name, str) and _is_own(name) for name in names):
+    if not all(isinstance(name, str) and _is_own(name) for name in names | failed):
         return set()
     lists = (*_LISTS, *document.get("files", ()))
     # Those in parts become, or were, those of the output, of which this one may outlive the other.
@@ -230,20 +240,21 @@ class GrowingFile:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    def append(self, text: str) -> None:
-        """Put text before the tail, all of it or nothing."""
-        data = text.encode()
-        if not data:
+    def append(self, text: str, tail: str | None = None) -> None:
+        """Put text before the tail, or before another one no shorter than it; all or nothing."""
+        data, new = text.encode(), self._tail if tail is None else tail.encode()
+        if not data and new == self._tail:
             return
         try:
             with write_errors(self._path):
-                self._write(data + self._tail)
+                self._write(data + new)
         except UserError:
             # There is room for what was there before.
             self._write(self._tail)
             os.truncate(self._file, self._end + len(self._tail))
             raise
         self._end += len(data)
+        self._tail = new
 
     def _write(self, data: bytes) -> None:
         done = 0

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def take_up(
     """Make parts of what earlier runs have left in the lists of a folder.
 
     The last input of a part counts as not done, for it may have been cut short, and so does one
-    whose annotated picture or video is missing; its GeoJSON, never overwritten, is deleted.
+    that failed, or whose annotated picture or video is missing; its GeoJSON, never overwritten, and
+    what was drawn of one that failed are deleted.
 
     Args:
         output: the folder, locked.
@@ -56,7 +57,7 @@ def take_up(
     """
     whole, parts = output / IMAGES, _parts(output)
     inputs = {target.name: name_of(path) for path, target in targets.items()}
-    done, maps = set[str](), dict[str, str]()
+    done, failed, maps = set[str](), set[str](), dict[str, str]()
     for path in [whole] if whole.exists() else [part / IMAGES for part in parts]:
         document = read_json(path)
         begun = document.get("settings") or {}
@@ -65,9 +66,10 @@ def take_up(
                 f"{output}: was begun with another {', '.join(other)}: resume with the same, or "
                 "choose another output"
             )
-        _check_counts(path.parent, document["images"])
+        _check_counts(path.parent, document)
         maps |= {e["annotated"]: e["geojson"] for e in document["images"] if "geojson" in e}
-        for entry in _finished(document["images"]):
+        failed |= _failed(document)
+        for entry in _finished(document):
             if inputs.get(entry["annotated"]) != entry["file_name"]:
                 raise UserError(
                     f"{output}: has {entry['annotated']} of {entry['file_name']}, which is not "
@@ -76,7 +78,8 @@ def take_up(
             if os.path.isfile(output / entry["annotated"]):
                 done.add(entry["annotated"])
     logger.info("%s: images and videos that are done already: %d", output, len(done))
-    delete_listed(output, {name for annotated, name in maps.items() if annotated not in done})
+    again = {name for annotated, name in maps.items() if annotated not in done}
+    delete_listed(output, again | (failed - done))
     if not whole.exists():
         return max((int(part.name) + 1 for part in parts), default=0), done
     remove_parts(output)  # they have been joined
@@ -100,9 +103,9 @@ def _rows(folder: Path) -> dict[int, list[dict[str, Any]]]:
     return by_image
 
 
-def _check_counts(folder: Path, entries: Sequence[dict[str, Any]]) -> None:
+def _check_counts(folder: Path, document: Mapping[str, Any]) -> None:
     found = _rows(folder)
-    wrong = [e for e in _finished(entries) if e.get("objects") != len(found[e["id"]])]
+    wrong = [e for e in _finished(document) if e.get("objects") != len(found[e["id"]])]
     if wrong:
         raise UserError(
             f"{folder / RESULTS}: has not the objects that {IMAGES} counts, first of "
@@ -110,8 +113,17 @@ def _check_counts(folder: Path, entries: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _finished(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [entry for entry in entries if entry["annotated"] != entries[-1]["annotated"]]
+def _failed(document: Mapping[str, Any]) -> set[str]:
+    """Names that images.json has of inputs that could not be read to their end, where they are as
+    `infer` writes them."""
+    names = document.get("failed", ())
+    return {entry["annotated"] for entry in document["images"] if entry["annotated"] in names}
+
+
+def _finished(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    entries = document["images"]
+    again = _failed(document) | {entry["annotated"] for entry in entries[-1:]}
+    return [entry for entry in entries if entry["annotated"] not in again]
 
 
 def join_parts(
@@ -130,10 +142,12 @@ def join_parts(
     """
     order = {target.name: number for number, target in enumerate(targets.values())}
     found: dict[tuple[int, int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    failed: list[str] = []
     for part in _parts(output):
-        entries = read_json(part / IMAGES)["images"]
-        by_image = _rows(part)
-        for entry in entries if int(part.name) >= first else _finished(entries):
+        document = read_json(part / IMAGES)
+        by_image, is_own = _rows(part), int(part.name) >= first
+        failed += sorted(_failed(document)) if is_own else []
+        for entry in document["images"] if is_own else _finished(document):
             # As one process does them: images in blocks after the others, then videos.
             kind = 2 if "frame" in entry else int("in_blocks" in entry)
             # Of an input that was looked at again the later part counts.
@@ -145,6 +159,7 @@ def join_parts(
         for _, (entry, rows) in sorted(found.items(), key=lambda item: item[0]):
             results.add_listed(entry, rows)
             objects.update(row["category_id"] for row in rows)
+        results.mark_failed(failed)
     for name in reversed(results.files):  # the list of images last: from then on the parts are past
         with write_errors(output / name):
             (output / name).parent.mkdir(parents=True, exist_ok=True)

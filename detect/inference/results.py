@@ -16,6 +16,7 @@ from backbones.common.files import atomic_write
 from backbones.common.images import write_image
 from backbones.common.regular_files import open_file
 from detect.blocks import Parts, PartsOfTensor
+from detect.data.voc import VOC_CLASS_FILE
 from detect.evaluation.results import coco_results
 from detect.inference.formats import (
     CSV_HEADER,
@@ -27,10 +28,12 @@ from detect.inference.formats import (
 )
 from detect.inference.outputs import CSV, IMAGES, RESULTS, GrowingFile, GrowingList
 from detect.media.addresses import Address
-from detect.media.crops import class_folders, cut_crops
+from detect.media.crops import class_folders, cut_crops, printable
 from detect.media.sources import Input
 
-_YOLO, _VOC_SPLIT = "yolo/data.yaml", "voc/ImageSets/Main/train.txt"
+_YOLO, _VOC_SPLIT, _VOC_CLASSES = (
+    *("yolo/data.yaml", "voc/ImageSets/Main/train.txt", f"voc/{VOC_CLASS_FILE}"),
+)
 
 
 class Frame(NamedTuple):
@@ -84,18 +87,22 @@ class Results:
         shared = [CSV] if "csv" in save else []
         shared += [_VOC_SPLIT] if "voc" in save and pre_labels else []
         self.files = [IMAGES, RESULTS, *shared]
+        shared += [_VOC_CLASSES] if _VOC_SPLIT in shared else []
         shared += [_YOLO] if "yolo" in save else []
         with ExitStack() as stack:
             # First of all, as it says which files an interrupted run leaves.
             head = f'{{"files": {json.dumps(shared)}, "settings": {json.dumps(settings or {})}, '
-            tail = f'], "categories": {categories}}}'
-            images = GrowingList(lists / IMAGES, head + '"images": [', tail)
+            self._tail, self._failed = f', "categories": {categories}}}', list[str]()
+            images = GrowingList(lists / IMAGES, head + '"images": [', f"]{self._tail}")
             self._images = stack.enter_context(images)
             self._found = stack.enter_context(GrowingList(lists / RESULTS, "[", "]"))
             if CSV in shared:
                 self._csv = stack.enter_context(GrowingFile(lists / CSV, csv_lines([CSV_HEADER])))
             if _VOC_SPLIT in shared:
                 self._split = stack.enter_context(GrowingFile(lists / _VOC_SPLIT))
+            if _VOC_CLASSES in shared:
+                with atomic_write(output / _VOC_CLASSES, "w") as file:
+                    file.writelines(f"{printable(name)}:::\n" for name in class_names)
             if _YOLO in shared:
                 split = {"train": "images"} if pre_labels else {}
                 names = dict(enumerate(class_names))
@@ -163,6 +170,12 @@ class Results:
         for path, crop in zip(crops, cut_crops(image, found["boxes"]), strict=False):
             write_image(self._output / path, crop)
 
+    def mark_failed(self, annotated: Sequence[str]) -> None:
+        """Tell of annotated pictures and videos that a run that goes on is to try them again."""
+        self._failed += [name for name in annotated if name not in self._failed]
+        failed = f'], "failed": {json.dumps(self._failed)}' if self._failed else "]"
+        self._images.append("", failed + self._tail)
+
     def add_listed(self, entry: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
         """List anew what other lists have of an image: its entry, and its rows of results."""
         self._list(entry, results)
@@ -194,8 +207,9 @@ class Results:
 
 
 def name_of(file: Input) -> str:
-    """As lists have it: names of files may hold bytes that are no text."""
-    return os.fsencode(str(file)).decode("utf-8", "backslashreplace")
+    """As lists have it: names of files may hold bytes that are no text, and addresses secrets."""
+    name = file.listed if isinstance(file, Address) else file
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _stem(entry: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """Inputs that are no files: pictures and streams on the net, and cameras."""
 
 import base64
+import hashlib
+import os
 import string
 import threading
 import time
@@ -15,6 +17,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from torch import Tensor
 
+from backbones.common.addresses import without_secrets
 from backbones.common.errors import ImageError
 from backbones.common.images import decode_image
 
@@ -60,19 +63,21 @@ class Address:
         return PurePosixPath(unquote(urlsplit(self.url).path))
 
     def __str__(self) -> str:
-        """As named, but for a password."""
-        if self.is_camera:
-            return f"camera {self.url}"
-        user, at, _ = urlsplit(self.url).netloc.rpartition("@")
-        name, colon, _ = user.partition(":")
-        return self.url.replace(f"{user}{at}", f"{name}:***@", 1) if colon else self.url
+        """As named, but for secrets."""
+        return f"camera {self.url}" if self.is_camera else without_secrets(self.url)
+
+    @property
+    def listed(self) -> str:
+        """As `str`; eight digits of a digest tell it from one that differs in its query alone."""
+        query = os.fsencode(self.url.partition("?")[2])
+        return f"{self}#{hashlib.sha256(query).hexdigest()[:8]}" if query else str(self)
 
 
 class _NoFTP(urllib.request.FTPHandler):
     """Where a server redirects to is no address that this package reads."""
 
     def ftp_open(self, req: urllib.request.Request) -> NoReturn:
-        raise urllib.error.URLError(f"redirected to {req.full_url}")
+        raise urllib.error.URLError(f"redirected to {without_secrets(req.full_url)}")
 
 
 def fetch_image(address: Address) -> Tensor:

@@ -1,6 +1,7 @@
 """Images as a program gives them: files, arrays, tensors, Pillow's, and folders of files."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,7 +20,17 @@ Image = str | os.PathLike[str] | np.ndarray | Tensor | PIL.Image.Image
 
 Folder = str | os.PathLike[str]
 
-ONE_IMAGE = (str, os.PathLike, np.ndarray, Tensor, PIL.Image.Image)
+_NO_SERIES = (str, os.PathLike, np.ndarray, Tensor, PIL.Image.Image, bytes, Mapping)
+
+
+def check_several(images: Any, taker: str) -> Iterable[Image]:
+    """Images that may come one by one; raises `UserError`, beginning with `taker`, for others."""
+    is_series = hasattr(images, "__iter__") or hasattr(images, "__getitem__")
+    if isinstance(images, _NO_SERIES) or not is_series:
+        is_path = isinstance(images, str | os.PathLike)
+        got = repr(os.fspath(images)) if is_path else type(images).__name__
+        raise UserError(f"{taker}, got {got}; for one image call the detector itself")
+    return images
 
 
 def to_tensor(image: Image, *, bgr: bool = False) -> Tensor:
@@ -31,7 +42,7 @@ def to_tensor(image: Image, *, bgr: bool = False) -> Tensor:
 
     Raises:
         ImageError: the file cannot be read.
-        ValueError: an array of another shape or dtype, or something else.
+        UserError: an array of another shape or dtype, or something else.
     """
     swapped = bgr and isinstance(image, np.ndarray | Tensor)
     if isinstance(image, PIL.Image.Image):
@@ -42,12 +53,12 @@ def to_tensor(image: Image, *, bgr: bool = False) -> Tensor:
         image = read_image(image)
     elif isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
+            raise UserError(
                 f"an array must be uint8 RGB [H, W, 3], got {image.dtype} {list(image.shape)}"
             )
         image = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
     if not isinstance(image, Tensor):
-        raise ValueError(
+        raise UserError(
             "an image must be a file, an array, a tensor or an image of Pillow, "
             f"got {type(image).__name__}"
         )

@@ -1,7 +1,9 @@
 """Where images for inference come from: files, folders, globs, videos, addresses, cameras."""
 
 import contextlib
+import functools
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from torch import Tensor
 
+from backbones.common.addresses import without_secrets
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image
 from backbones.common.listing import files_in, is_visible, visible_files, with_suffix
@@ -21,6 +24,8 @@ from detect.media.containers import VIDEO_SUFFIXES
 from detect.media.video import VideoReader
 
 Item = TypeVar("Item")
+
+logger = logging.getLogger(__name__)
 
 Input = Path | Address
 """A file, or what is none."""
@@ -53,18 +58,33 @@ def find_inputs(names: Iterable[str], *, recursive: bool = False) -> Source:
     Raises:
         UserError: a name matches nothing, or a file of unknown type was named outright.
     """
-    found: dict[Input, None] = {}
+    given: list[Input] = []
     for name in names:
         if name == "-":
             if sys.stdin is None:
                 raise UserError("inputs: -: standard input is closed")
             lines = os.fsdecode(sys.stdin.buffer.read()).replace("\r\n", "\n").split("\n")
-            found |= dict.fromkeys(p for line in lines if line for p in _expand(line, recursive))
+            given += [path for line in lines if line for path in _expand(line, recursive)]
         else:
-            found |= dict.fromkeys(_expand(name, recursive))
+            given += _expand(name, recursive)
+    found = _each_once(given)
     images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     taken = set(images)
     return Source(images, [path for path in found if path not in taken])
+
+
+def _each_once(given: Iterable[Input]) -> list[Input]:
+    """Inputs by their first spelling; one warning counts the others. A link is a file by itself."""
+    real = functools.cache(os.path.realpath)
+    found: dict[Input, Input] = {}
+    repeats = []
+    for path in given:
+        same = path if isinstance(path, Address) else Path(real(path.parent), path.name)
+        if found.setdefault(same, path) is not path:
+            repeats.append(path)
+    if repeats:
+        logger.warning("inputs left out as repeats: %d, first %s", len(repeats), repeats[0])
+    return list(found.values())
 
 
 def _expand(name: str, recursive: bool) -> Sequence[Input]:
@@ -73,13 +93,14 @@ def _expand(name: str, recursive: bool) -> Sequence[Input]:
     scheme, separator, _ = name.partition("://")
     if separator and not os.path.exists(path):
         if scheme.lower() not in SCHEMES:
-            raise UserError(f"{name}: expected an address of {', '.join(SCHEMES)}, or a file")
+            shown = without_secrets(name)
+            raise UserError(f"{shown}: expected an address of {', '.join(SCHEMES)}, or a file")
         try:
             has_host = bool(urlsplit(name).hostname) and urlsplit(name).port != 0
         except ValueError:
             has_host = False
         if not has_host:
-            raise UserError(f"{name}: expected an address as https://host/a.jpg")
+            raise UserError(f"{without_secrets(name)}: expected an address as https://host/a.jpg")
         return [Address(name)]
     if name.isdecimal() and not os.path.exists(path):
         return [Address(name)]

@@ -68,7 +68,13 @@ class VideoReader:
     ) -> None:
         self.path, self._every = path, every
         with _video_errors(f"{path}: cannot open video"):
-            self._container = _open_input(path)
+            try:
+                self._container = _open_input(path)
+            except (av.InvalidDataError, av.ArgumentError) as error:
+                raise UserError(
+                    f"{path}: cannot open video: of no known format, or damaged; of a playlist or "
+                    "a web page name the videos that are in it"
+                ) from error
             streams = self._container.streams.video
             if not streams or streams[0].codec_context is None:
                 what = "no video stream" if not streams else "no codec for the video stream"

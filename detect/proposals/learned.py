@@ -21,7 +21,7 @@ from backbones.common.device import constant
 from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
 from backbones.networks.finetuning import Frozen, freeze_blocks, keep_frozen
-from backbones.networks.inception import InceptionV3
+from backbones.networks.inception import InceptionV3, check_setting
 from backbones.networks.specs import SPECS, BackboneSpec
 from backbones.networks.stems import stage_geometry
 from backbones.networks.warm_start import start_backbone
@@ -95,6 +95,7 @@ class LearnedConfig:
     """IoU above which the worse one of two proposals is suppressed, within and across levels."""
 
     def __post_init__(self) -> None:
+        check_setting("learned.", self.width)
         levels = ((1.0,),) * 3 if self.anchor_sizes == "auto" else self.anchor_sizes
         if len(levels) != 3 or not all(levels):
             raise UserError(

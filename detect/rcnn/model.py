@@ -153,6 +153,12 @@ class RCNN(nn.Module):
         check_images(images)
         if proposals is None:
             proposals = self.require_proposer()(images)
+        elif (
+            not isinstance(proposals, Sequence)
+            or len(proposals) != len(images)
+            or not all(isinstance(one, tuple) for one in proposals)
+        ):
+            raise UserError("proposals: expected Proposals(boxes, scores) for each image")
         return self._detect(images, proposals)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

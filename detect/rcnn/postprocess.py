@@ -5,10 +5,12 @@ detections. All boxes are `float32 [N, 4]` xyxy in pixels.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from backbones.common.errors import UserError
 from detect.boxes.suppression import hard_nms, soft_nms
 from detect.rcnn.config import RCNNConfig
 
@@ -57,9 +59,18 @@ def above_score(detections: Mapping[str, Tensor], score_thresh: float) -> dict[s
     """The detections of an image, as `select_detections` gives them, with this score or more.
 
     Raises:
-        ValueError: the score is not in [0, 1].
+        UserError: as `check_score`.
     """
-    if not 0 <= score_thresh <= 1:
-        raise ValueError(f"score_thresh must be in [0, 1], got {score_thresh}")
+    check_score("score_thresh", score_thresh)
     keep = detections["scores"] >= score_thresh
     return {key: value[keep] for key, value in detections.items()}
+
+
+def check_score(key: str, value: Any) -> None:
+    """Raise `UserError` unless a value is a number in [0, 1]."""
+    try:
+        is_score = not isinstance(value, str | bool) and 0 <= float(value) <= 1
+    except (TypeError, ValueError, RuntimeError):
+        is_score = False
+    if not is_score:
+        raise UserError(f"{key} must be in [0, 1], got {value!r}")

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import time
 
+import huggingface_hub
 import pytest
 import torch
 from helpers.tool_runs import error_of, run
 from helpers.trained_network import assert_same_tensors
 from helpers.untrained_detector import MODEL, save_untrained
+from helpers.weights_server import weights_server
 
 from backbones.common.config import from_dict
 from backbones.common.errors import UserError
@@ -50,7 +53,11 @@ def test_what_is_pushed_is_loaded_by_its_name(hub, file, picture):
         found = load_detector(NAME, "cpu")
     assert hub.requests.count("GET model.safetensors") == 1
     assert_same_tensors(found.model.state_dict(), pushed.model.state_dict())
-    assert json.loads(json.dumps(pushed.metadata)) == json.loads(json.dumps(found.metadata))
+    own, theirs = (
+        json.loads(json.dumps(detector.metadata | {"digest": "of the file"}))
+        for detector in (pushed, found)
+    )
+    assert own == theirs
     assert (found.class_names, found.category_ids) == (["red", "white|cell"], [1, 7])
     assert found(picture).to_coco(1) == pushed(picture).to_coco(1) != []
 
@@ -155,3 +162,21 @@ def test_what_does_not_come_whole_is_one_line(fault, words, hub, file, monkeypat
     if fault == "cut":  # what the line says, helps
         hub.cut.clear()
         assert load_detector(NAME, "cpu").class_names == ["red", "white|cell"]
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(hub, file, monkeypatch):
+    hub.files["model.safetensors"] = file.read_bytes()
+    load_detector(NAME, "cpu")
+    with weights_server() as gone:
+        pass
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", gone.url)
+    template = f"{gone.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("tries again"))
+    # What is on the disk already is taken.
+    assert load_detector(NAME, "cpu").class_names == ["red", "white|cell"]
+    with pytest.raises(UserError, match=r"owner/other: cannot be downloaded.*\(Connect") as error:
+        load_detector("hf-hub:owner/other", "cpu")
+    assert "\n" not in str(error.value)
+    assert not constants.HF_HUB_OFFLINE

@@ -63,6 +63,18 @@ def test_plot_and_save_leave_the_image_alone(result, image, tmp_path):
     assert torch.equal(image, before)
 
 
+def test_what_cannot_be_saved_is_one_line(result, image, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"x\.foo: expected a name that ends in \.jpg"):
+        result.save(tmp_path / "x.foo")
+    monkeypatch.chdir(tmp_path)
+    write_image("photo.png", image)
+    own = Result(FOUND, image, ["cat", "dog"], [7, 9], name="photo.png")
+    with pytest.raises(UserError, match=r"photo\.png: would replace the image itself"):
+        own.save(tmp_path / "photo.png")
+    assert torch.equal(read_image("photo.png"), image)
+    own.save("found.png")
+
+
 def test_a_notebook_draws_it_and_a_server_says_that_it_shows_nothing(result, monkeypatch):
     shown = []
     drawn = PIL.Image.open(io.BytesIO(result._repr_png_()))
@@ -184,3 +196,32 @@ def test_thresholds_and_blue_first(detector, image):
     # What knows its own order is not swapped.
     pillow = detector(PIL.Image.fromarray(rgb), bgr=True)
     torch.testing.assert_close(dict(pillow), dict(every), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda d, x: d(x, score_thresh="x"), r"score_thresh must be in \[0, 1\], got 'x'"),
+        (lambda d, x: d.stream([x], score_thresh=2), r"score_thresh must be in \[0, 1\], got 2"),
+        (lambda d, x: d(x).above([0.5]), r"score_thresh must be in \[0, 1\], got \[0.5\]"),
+        (lambda d, x: d(x, 0.5), r"proposals: expected Proposals\(boxes, scores\) for each image"),
+        (lambda d, x: d([x, x], 0.5), r"proposals: expected Proposals\(boxes, scores\) for each"),
+        (lambda d, x: d.stream(0.5), "stream takes a series of images, a folder or a video, got f"),
+        (lambda d, x: d.stream("no"), "stream takes a series of images, a .* got 'no'; for one"),
+        (lambda d, x: d.detect(None), "detect takes a list of images or a folder, got NoneType"),
+        (lambda d, x: d.keep_classes("0"), "classes: expected a list of names, got '0'"),
+        (lambda d, x: d.keep_classes([3]), "classes: 3 is no class of this detector: there are 0"),
+        (lambda d, x: load_detector(None), "weights: expected a file, a run folder or hf-hub:NAME"),
+        (lambda d, x: load_detector(""), "weights: expected a file, a run folder or hf-hub:NAME"),
+        (lambda d, x: load_detector(x, None), "device must be auto, cpu, cuda or cuda:N, got None"),
+        (lambda d, x: load_detector(x, "cpu", [1]), r"settings: expected keys .*, got \[1\]"),
+        (
+            lambda d, x: load_detector(x, "cpu", {"a": 1}),
+            r"model.a is no setting of use\. There are",
+        ),
+    ],
+)
+def test_nonsense_is_one_line(call, words, detector, image, tmp_path):
+    given = tmp_path / "x.safetensors" if "load_detector" in call.__code__.co_names else image
+    with pytest.raises(UserError, match=words):
+        call(detector, given)

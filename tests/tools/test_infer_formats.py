@@ -160,6 +160,14 @@ def test_a_run_in_all_formats_is_replaced_as_a_whole(detector, inputs, tmp_path)
     assert [path.name for path in output.iterdir() if path.is_dir()] == ["yolo"]
 
 
+def test_classes_travel_where_nothing_was_found(detector, inputs, tmp_path):
+    infer(detector, inputs, tmp_path, score_thresh=1.0, save=["voc", "yolo"], pre_labels=True)
+    for root, read in (("voc", load_voc), ("yolo", load_yolo)):
+        dataset = read(tmp_path / root, "train")
+        assert dataset.class_names == ["red cell", "<&/>", "7"]
+        assert not sum(dataset.objects_by_class().values())
+
+
 def test_without_pre_labels_there_are_scores_and_no_images(detector, inputs, tmp_path):
     infer(detector, Source(inputs.images, []), tmp_path, score_thresh=0.0, save=["yolo", "voc"])
     rows = (tmp_path / "yolo/labels/a b.txt").read_text().splitlines()

@@ -103,6 +103,10 @@ def test_overrides_win_wherever_the_file_stands(config_file, before):
         ("size: 3", ["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         ("size: 3", ["optim.kin=adam"], "did you mean --optim.kind? --help-all lists"),
         ("size: 3", ["--cilp", "1"], "did you mean --optim.clip? --help-all lists"),
+        ("size: 3", ["--size"], "--size: expected a value after it"),
+        ("size: 3", ["--data", "--size", "3"], "--data: expected a value after it"),
+        ("size: 3", ["--optim.kind", ""], "kind: expected one of sgd, adam, got an empty text"),
+        ("size: 3", ["--optim.clip="], "optim.clip: expected float or null, got an empty text"),
         ("size: 3", ["--lr0", "1"], "arguments: --lr0 1: did you mean --optim.lr? --help-all"),
     ],
 )
@@ -366,7 +370,7 @@ def test_resume_alone_takes_the_newest_run_of_its_kind(tmp_path, monkeypatch):
     [
         (["--resume", "maybe"], "resume: expected bool or one of auto, got maybe"),
         (["--resume", "--run", "mistyped"], "--resume: mistyped holds no run (it has no config"),
-        (["--resume", "--run"], "argument --run: expected one argument"),
+        (["--resume", "--run"], "--run: expected a value after it"),
         (["--resume"], "here/config.yaml: unknown key width: expected one of run, size"),
     ],
 )

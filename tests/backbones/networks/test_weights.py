@@ -1,4 +1,5 @@
 import json
+import logging
 import struct
 
 import pytest
@@ -130,3 +131,15 @@ def test_a_file_may_be_changed_and_written_again(tmp_path):
     assert metadata == load_metadata(path) == {"n": 1}
     save_weights(path, {"a": tensors["a"] + 1}, metadata | {"n": 2})
     assert load_weights(path)[1] == {"n": 2}
+
+
+def test_a_file_of_ours_without_a_digest_is_named_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    tensors = {"a": torch.zeros(1)}
+    safetensors.torch.save_file(tensors, tmp_path / "theirs.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(tensors, tmp_path / "ours.safetensors", {"kind": '"detector"'})
+    save_weights(tmp_path / "whole.safetensors", tensors, {"kind": "detector"})
+    for name in ("theirs", "ours", "whole", "ours"):
+        load_weights(tmp_path / f"{name}.safetensors")
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'ours.safetensors'}: has no digest")

@@ -82,6 +82,13 @@ def test_names_that_cannot_be_printed_are_refused(name: str, tmp_path: Path) -> 
         load(tmp_path, [BOX], [(1, name, "")])
 
 
+def test_a_name_that_no_line_holds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"a\.json: .*name 'x{40}'\.\.\. has 201 characters, expect"
+    ):
+        load(tmp_path, [BOX], [(1, "x" * 201, "")])
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "a.json").symlink_to("/dev/zero")
     with pytest.raises(UserError, match=r"a\.json: cannot read annotations: is a pipe or a device"):

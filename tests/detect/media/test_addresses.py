@@ -17,6 +17,8 @@ from helpers.shard_server import serve
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import write_image
+from backbones.data.shards import read_shard
+from detect.inference.results import name_of
 from detect.media import addresses, video
 from detect.media.addresses import Address, fetch_image
 from detect.media.sources import Source, find_inputs, read_images, spread_images
@@ -41,7 +43,7 @@ def test_addresses_are_pictures_or_streams(folder, monkeypatch):
     found = find_inputs(names)
     assert [path.stem for path in found.images] == ["a b", "b"]
     assert [path.stem for path in found.videos] == ["live", "camera_0", "host", "list", "x"]
-    assert str(found.images[0]) == "HTTPS://user:***@host/x/a%20b.JPG?size=3"
+    assert str(found.images[0]) == "HTTPS://user:***@host/x/a%20b.JPG?size=***"
     assert str(found.videos[0]) == names[1]
     for wrong in ("ftp://host/a.jpg", "file:///etc/a.jpg", "concat://a.mp4"):
         with pytest.raises(UserError, match="expected an address of http, https, rtsp"):
@@ -50,6 +52,35 @@ def test_addresses_are_pictures_or_streams(folder, monkeypatch):
         with pytest.raises(UserError, match="expected an address as https://host"):
             find_inputs([wrong])
     assert list(spread_images(Source([], found.videos), 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:se@cret@host:80/a.jpg", "https://me:***@host:80/a.jpg"),
+        ("https://secret@host/x@y/a.jpg", "https://***@host/x@y/a.jpg"),
+        ("http://host/a.jpg?token=secret==&size=3;secret#secret", "http://host/a.jpg?token=***&s"),
+        ("rtsp://:secret@host/live?secret", "rtsp://***@host/live?***"),
+        ("http://host:80/a&b=c.jpg", "http://host:80/a&b=c.jpg"),
+    ],
+)
+def test_secrets_are_not_shown(address, shown):
+    (found,) = [*(source := find_inputs([address])).images, *source.videos]
+    assert str(found).startswith(shown)
+    for text in (str(found), name_of(found)):
+        assert "secret" not in text
+        assert "cret@" not in text
+    # Two that differ in their query alone are two in the lists too.
+    other, same = Address("http://host/a.jpg?id=1"), Address("http://host/a.jpg?id=2")
+    assert str(other) == str(same) == "http://host/a.jpg?id=***"
+    assert name_of(other) != name_of(same)
+    assert name_of(other) == name_of(Address(other.url))
+
+
+def test_a_shard_at_an_address_keeps_its_secret(folder):
+    words = r"no\.tar\?token=\*\*\*: the server says 404"
+    with serve(folder) as (url, _), pytest.raises(UserError, match=words):
+        next(read_shard(f"{url}/no.tar?token=secret"))
 
 
 def test_names_on_standard_input_and_folders_in_folders(folder, monkeypatch, caplog):
@@ -161,7 +192,9 @@ def test_a_playlist_at_an_address_opens_nothing_else(folder, suffix):
             f"ffconcat version 1.0\nfile {url}/v.mp4\n",
         ):
             (folder / f"list.{suffix}").write_text(target)
-            with pytest.raises(UserError, match="cannot open video"):
+            with pytest.raises(
+                UserError, match=r"cannot open video: .*; of a playlist or a web page"
+            ):
                 VideoReader(Address(f"{url}/list.{suffix}"))
         assert {path for path, _ in faults.requests} == {f"/list.{suffix}"}
 

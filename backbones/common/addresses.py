@@ -1,0 +1,16 @@
+"""Addresses in messages and lists, without the secrets that they hold."""
+
+import re
+
+_USER = re.compile(r"(?<=://)(?:([^/?#@:]*):)?[^/?#]*@")
+_QUERY = re.compile(r"[?#].*", re.DOTALL)
+_VALUE = re.compile(r"([?#&;])([^=?#&;]*=)?[^?#&;]+")
+
+
+def without_secrets(url: str) -> str:
+    """An address with `***` for its password, or a user without one, and each value of its query.
+
+    What names the server and the file stays, and the names in the query.
+    """
+    url = _USER.sub(lambda found: f"{found[1]}:***@" if found[1] else "***@", url)
+    return _QUERY.sub(lambda found: _VALUE.sub(r"\1\2***", found[0]), url)
