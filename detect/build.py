@@ -32,7 +32,12 @@ def build_detector(config: ModelConfig, num_classes: int, spec: BackboneSpec | N
     width, dropout = config.width, config.dropout
     if spec is None:
         backbone = start_backbone(
-            config.variant, config.weights, num_classes=0, width=width, dropout=dropout
+            config.variant,
+            config.weights,
+            num_classes=0,
+            width=width,
+            dropout=dropout,
+            role="crop network",
         )
     else:
         backbone = InceptionV3(spec, num_classes=0, width=width, dropout=dropout)

@@ -26,16 +26,15 @@ from detect.media.given import (
     to_tensor,
 )
 from detect.proposals import LearnedProposer, Proposals
-from detect.rcnn.checks import check_image
+from detect.rcnn.checks import check_image, shrinking
 from detect.rcnn.model import RCNN
 from detect.rcnn.postprocess import above_score, check_score
 from detect.result import Result
 from detect.streaming import work_through
 
-FAR_LARGER = 2.0
-"""Longest side of an image beside that of all training images, from which on a warning is due."""
-
 Key = TypeVar("Key")
+Origin = tuple[str | None, tuple[int, float] | None]
+"""Name of a file, and number and seconds of a frame in it."""
 
 logger = logging.getLogger(__name__)
 
@@ -204,16 +203,16 @@ class Detector:
             return []
         found = self.detect_tensors([tensor for _, tensor in named], proposals)
         return [
-            self._result(one, tensor, name, score_thresh)
+            self._result(one, tensor, (name, None), score_thresh)
             for one, (name, tensor) in zip(found, named, strict=True)
         ]
 
     def _result(
-        self, found: dict[str, Tensor], tensor: Tensor, name: str | None, score_thresh: float | None
+        self, found: dict[str, Tensor], tensor: Tensor, source: Origin, score_thresh: float | None
     ) -> Result:
         least = self.best_score_thresh if score_thresh is None else score_thresh
         found = above_score(found, least)
-        return Result(found, tensor, self.class_names, self.category_ids, name)
+        return Result(found, tensor, self.class_names, self.category_ids, *source)
 
     @torch.inference_mode()
     def detect_tensors(
@@ -285,21 +284,9 @@ class Detector:
 
     def _warn_of_shrinking(self, images: Sequence[Tensor]) -> None:
         """Say once that images are far larger than those of training and are seen as a whole."""
-        trained, config = self.metadata.get("largest_image"), self.metadata.get("config", {})
-        if self._warned or trained is None or config.get("proposer") != "learned":
-            return
-        learned = config["learned"]
-        if learned["scale"] is not None:
-            return
-        height, width = max((image.shape[1:] for image in images), key=max)
-        if max(height, width) > FAR_LARGER * trained:
+        if not self._warned and (said := shrinking(self.metadata, images)):
             self._warned = True
-            logger.warning(
-                "an image of %dx%d pixels is shrunk to %d for the proposer, which was trained on "
-                "at most %d: small objects are lost; --model.learned.scale %.2g looks at it in "
-                "tiles, at the size of training",
-                *(width, height, learned["tile_size"], trained, learned["tile_size"] / trained),
-            )
+            logger.warning(said)
 
     def stream(
         self,
@@ -327,21 +314,25 @@ class Detector:
             ValueError: at once, for what is no series of images, or without a proposer.
             ImageError, ValueError: as `__call__`, after what was found in the images before.
         """
-        skips = is_folder(images)
-        if is_folder(images):
-            images = image_files(images)
-        elif is_video(images):
+        self.model.require_proposer()
+        check_score("score_thresh", score_thresh or 0)
+        named: Iterable[tuple[Origin, Tensor]]
+        if is_video(images):
             from detect.media.video import VideoReader  # which takes a moment to import
 
-            images = VideoReader(os.fspath(images))
-        several = check_several(images, "stream takes a series of images, a folder or a video")
-        check_score("score_thresh", score_thresh or 0)
-        self.model.require_proposer()
-        count = len(images) if isinstance(images, Sequence) else None
-        named = self._read(several, bgr, skips=skips)
+            name, count = os.fspath(images), None
+            frames = enumerate(VideoReader(name).timed())
+            named = (((name, (i, time)), image) for i, (image, time) in frames)
+        else:
+            skips = is_folder(images)
+            if is_folder(images):
+                images = image_files(images)
+            several = check_several(images, "stream takes a series of images, a folder or a video")
+            count = len(images) if isinstance(images, Sequence) else None
+            named = (((n, None), image) for n, image in self._read(several, bgr, skips=skips))
         return (
-            self._result(found, tensor, name, score_thresh)
-            for name, tensor, found in self.detect_named(named, count)
+            self._result(found, tensor, source, score_thresh)
+            for source, tensor, found in self.detect_named(named, count)
         )
 
     def _read(

@@ -34,6 +34,7 @@ class Result:
         class_names: of labels `1..K`.
         category_ids: of labels `1..K` in the training data.
         name: file that the image was read from, where it was one.
+        frame: of a video, the number from 0 and the time in seconds.
 
     Attributes:
         boxes: see `detections`.
@@ -41,6 +42,7 @@ class Result:
         scores: likewise.
         image: see there.
         name: see there.
+        frame: see there.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class Result:
         class_names: Sequence[str],
         category_ids: Sequence[int],
         name: str | None = None,
+        frame: tuple[int, float] | None = None,
     ) -> None:
         self._tensors = {key: detections[key] for key in ("boxes", "labels", "scores")}
         self.image = image
-        self.name = name
+        self.name, self.frame = name, frame
         self._class_names, self._category_ids = class_names, category_ids
 
     @property
@@ -101,13 +104,16 @@ class Result:
         found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
         best = f", scores {self.scores[-1]:.2f} to {self.scores[0]:.2f}" if len(self) else ""
         _, height, width = self.image.shape
-        return f"Result({self.name or 'image'} {width}x{height}: {found}{best})"
+        name = self.name or "image"
+        if self.frame is not None:
+            name += " frame {}, {:.2f} s,".format(*self.frame)
+        return f"Result({name} {width}x{height}: {found}{best})"
 
     def above(self, score_thresh: float) -> "Result":
         """Those with this score or more."""
         return Result(
             above_score(self._tensors, score_thresh),
-            *(self.image, self._class_names, self._category_ids, self.name),
+            *(self.image, self._class_names, self._category_ids, self.name, self.frame),
         )
 
     def plot(self) -> Tensor:
@@ -145,12 +151,13 @@ class Result:
         """What is in each box, `uint8` RGB `[3, h, w]`, at least a pixel.
 
         Args:
-            folder: also written there, `CLASS/STEM_NUMBER.jpg` with the first free number; made
-                where missing.
+            folder: also written there, `CLASS/STEM_NUMBER.jpg` with the first free number, where
+                the stem of a frame is `VIDEO_FRAME`; made where missing.
         """
         crops = list(cut_crops(PartsOfTensor(self.image), self.boxes))
         if folder is not None:
             stem = "image" if self.name is None else Path(self.name).stem
+            stem += "" if self.frame is None else f"_{self.frame[0]:06d}"
             folders = class_folders(self._class_names)
             for crop, label in zip(crops, self.labels.tolist(), strict=True):
                 own = make_folder(Path(folder, folders[label - 1]))

@@ -49,6 +49,7 @@ def test_the_cells_of_the_notebook_run_in_order(tmp_path, monkeypatch, capsys):
         "DATA": data,
         "PICTURES": sorted((data / "val").glob("*.jpg")),
         "RUN": str(tmp_path / "run"),
+        "CONFIG": "small",
         "OPTIONS": [part for key, value in options.items() for part in (f"--{key}", value)],
         "SCORE_THRESH": 0.0,
     }
@@ -70,6 +71,13 @@ def test_the_cells_of_the_notebook_run_in_order(tmp_path, monkeypatch, capsys):
         if hasattr(shown, "_repr_png_"):
             assert shown._repr_png_().startswith(b"\x89PNG")
     plt.close("all")
+    # Run again, it takes what there is.
+    trained = (tmp_path / "run/best.safetensors").read_bytes()
+    (again,) = (source for source in sources if "train_detector(" in source)
+    val = names["outcome"]["val"]
+    exec(compile(again, "again", "exec"), names)
+    assert names["outcome"]["val"] == val
+    assert (tmp_path / "run/best.safetensors").read_bytes() == trained
     found = names["result"]
     assert 0 < len(found) == len(names["crops"]) == len(list(tmp_path.glob("runs/crops/*/*.jpg")))
     assert (tmp_path / "runs/found.jpg").stat().st_size > 0

@@ -31,6 +31,7 @@ def start_backbone(
     width: float = 1.0,
     aux: AuxKind = "none",
     dropout: float = 0.0,
+    role: str = "network",
 ) -> InceptionV3:
     """A network with random weights, or with those of a file and the normalisation they are for.
 
@@ -42,6 +43,7 @@ def start_backbone(
             them, is taken to be for the variant's own, and may have gaps. A network for 151 or 79
             pixels that starts from one for 299 has its first kernels made for it, see `start_stem`,
             and a narrower one all of them, see `narrow`.
+        role: what the log calls it, where there are several.
 
     Raises:
         UserError: an unknown variant, a setting out of range, or a file that cannot be read or
@@ -55,8 +57,8 @@ def start_backbone(
         same = own and given.name == name
         spec = given if same else replace(spec, mean=given.mean, std=given.std)
     logger.info(
-        "started from %s: images of %d pixels, normalised by mean %s and std %s, %s",
-        *(weights, spec.input_size, spec.mean, spec.std, reason),
+        "%s started from %s: images of %d pixels, normalised by mean %s and std %s, %s",
+        *(role, weights, spec.input_size, spec.mean, spec.std, reason),
     )
     model = InceptionV3(spec, num_classes, width, aux, dropout)
     try:
@@ -91,7 +93,8 @@ def start_narrow(
     """
     spec, view = model.spec, None
     if given is not None and (given.receptive_field, spec.receptive_field) == ("299", "79"):
-        spec, view = exact_spec(spec), repeat_pixels
+        # Messages name what was asked for.
+        spec, view = replace(exact_spec(spec), name=spec.name), repeat_pixels
     wide = InceptionV3(spec, num_classes=0, width=width_of(state) or 1)
     warm_start(wide, state if given is None else start_stem(state, given, spec)[0], gaps=gaps)
     narrow(model, wide, view)

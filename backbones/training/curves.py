@@ -64,8 +64,12 @@ def draw_curves(points: list[CurvePoint], path: Path) -> None:
             epochs = [point.epoch for point in curve]
             values = [point.value for point in curve]
             marker = "o" if len(curve) < 30 else ""
+            # A single point has no line to be seen by.
             panel.plot(
-                epochs, values, marker=marker, markersize=3, label=f"{metric} {values[-1]:.4g}"
+                *(epochs, values),
+                marker=marker,
+                markersize=7 if len(curve) == 1 else 3,
+                label=f"{metric} {values[-1]:.4g}",
             )
         panel.set_title(group)
         panel.set_xlabel("epoch")

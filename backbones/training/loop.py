@@ -149,6 +149,9 @@ def fit(
                 if is_last or time.monotonic() - drawn > DRAW_SECONDS:
                     run.draw_curves()
                     drawn = time.monotonic()
+            elif ends_epoch and state.step == sampler.steps_per_epoch and validation.evaluate:
+                every = config.eval_every
+                logger.info("scores come every %d epochs and after the last: eval_every", every)
             if ends_epoch or overdue or stopping:
                 state.cursors = _of_all_processes(state.cursors)
                 for messages in distributed.gather(sorted(skipped)):

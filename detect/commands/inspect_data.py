@@ -18,7 +18,7 @@ def main() -> None:
     """Run from the command line."""
     config = parse_config(InspectConfig, description=__doc__, usual=USUAL)
     account = inspect_data(config)
-    sheet = f"{config.output}/sheet.png"
+    sheet = f"{config.output}/sheet.jpg"
     pictures = f", pictures: {sheet}" if os.path.exists(sheet) else ""
     print(f"page: {config.output}/data.html{pictures}")
     if account.unreadable:

@@ -94,6 +94,10 @@ def take_account(parts: Mapping[str, DetectionDataset], notes: Sequence[str]) ->
     """
     splits = {name: _count(dataset) for name, dataset in parts.items()}
     looks = {name: look_at(dataset) for name, dataset in parts.items()}
+    difficult = {name: dataset.num_difficult() for name, dataset in parts.items()}
+    if any(difficult.values()):
+        listed = ", ".join(f"{name} {count}" for name, count in difficult.items())
+        notes = [*notes, f"boxes marked difficult, which VOC's mAP leaves out: {listed}"]
     mistakes = [*_of_classes(splits), *_of_pictures(parts, looks)]
     unreadable = sum(len(look.unreadable) for look in looks.values())
     return Account(splits, list(dict.fromkeys(notes)), mistakes, unreadable)

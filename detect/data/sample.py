@@ -139,6 +139,10 @@ class DetectionDataset:
         counts = labels.bincount(minlength=len(self.class_names) + 1)[1:].tolist()
         return dict(zip(self.class_names, counts, strict=True))
 
+    def num_difficult(self) -> int:
+        """How many objects are marked `difficult`."""
+        return int(self._columns["difficult"].sum())
+
     def objects(self) -> tuple[np.ndarray, Tensor, Tensor]:
         """Of all M objects, crowds not counted, the index of the image, `int64 [M]`, the box,
         `float32 [M, 4]` xyxy, and the label, `int64 [M]`."""

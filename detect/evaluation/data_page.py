@@ -18,10 +18,13 @@ from detect.data import DetectionDataset
 from detect.data.account import SIZES, Account, held_notes, log_account, take_account
 from detect.data.open import DatasetConfig, build_datasets, resolve_data, split_names
 from detect.evaluation.page import PICTURE_SIDE, data_url, write_page
-from detect.media.drawing import draw_detections, gallery
+from detect.media.drawing import draw_detections, sheet
 
-COLUMNS = 4
-"""Pictures in a row of the sheet."""
+SHEET_WIDTH = 1600
+"""Pixels of the sheet, of some four pictures in a row."""
+
+HIGHEST = 320
+"""Pixels of a picture's height, in which pictures of either orientation make one row."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +38,14 @@ class InspectConfig:
     pictures: int = 24
     """Pictures on the sheet, of all splits together."""
     output: str = "runs/data"
-    """Folder for data.html and sheet.png."""
+    """Folder for data.html and sheet.jpg."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "", {"[1, 1000]": "pictures"})
 
 
 def inspect_data(config: InspectConfig) -> Account:
-    """Log what the splits of a dataset hold, and write `data.html` and `sheet.png`.
+    """Log what the splits of a dataset hold, and write `data.html` and `sheet.jpg`.
 
     Raises:
         UserError: the data are not as the configuration says, or cannot be read.
@@ -55,9 +58,10 @@ def inspect_data(config: InspectConfig) -> Account:
     account = take_account(parts, notes)
     log_account(account)
     pictures = _pictures(parts, config.pictures)
-    (folder / "sheet.png").unlink(missing_ok=True)
+    (folder / "sheet.jpg").unlink(missing_ok=True)
     if pictures:
-        write_image(folder / "sheet.png", gallery([picture for _, picture in pictures], COLUMNS))
+        drawn = sheet([picture for _, picture in pictures], SHEET_WIDTH)
+        write_image(folder / "sheet.jpg", drawn)
     write_page(
         folder / "data.html",
         "data.html.jinja",
@@ -96,9 +100,9 @@ def _pictures(parts: Mapping[str, DetectionDataset], number: int) -> list[tuple[
 
 
 def _small(path: str) -> tuple[Tensor, float]:
-    """An image of which no side is longer than a picture's, `uint8 [3, h, w]`, and its scale."""
+    """An image no wider and higher than is shown, `uint8 [3, h, w]`, and its scale."""
     image = EncodedImage(read_file(path), path)
-    scale = min(1.0, PICTURE_SIDE / max(image.height, image.width))
+    scale = min(1.0, PICTURE_SIDE / image.width, HIGHEST / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     pixels = image.decode(image.reduction(image.height, image.width, min(size)))
     pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)

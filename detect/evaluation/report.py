@@ -151,6 +151,7 @@ def _draw_thresholds(curves: ThresholdCurves, score_thresh: float) -> str:
 def _draw_proposal_recall(rows: Sequence[Mapping[str, Any]]) -> str:
     """An SVG element."""
     plot, panel = _new_panel()
+    rows = [row for row in rows if row["count"]]  # the scale is logarithmic
     counts = [row["count"] for row in rows]
     for threshold in IOU_THRESHOLDS:
         recalls = [row[f"recall_{round(100 * threshold)}"] for row in rows]

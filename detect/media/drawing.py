@@ -6,6 +6,8 @@ import numpy as np
 import supervision as sv
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.functional import resize
 
 from detect.blocks import Parts
 
@@ -25,13 +27,13 @@ COLORS = sv.ColorPalette.LEGACY
 """Of the classes in turn: strong ones first, for a pale box does not show on a pale picture."""
 
 
-def _text_color(color: sv.Color) -> sv.Color:
+def _contrast(color: sv.Color) -> sv.Color:
     """Black on bright colours and white on dark ones (luma of ITU-R BT.601)."""
     luma = 0.299 * color.r + 0.587 * color.g + 0.114 * color.b
     return sv.Color.BLACK if luma > 128 else sv.Color.WHITE
 
 
-TEXT_COLORS = sv.ColorPalette([_text_color(color) for color in COLORS.colors])
+CONTRASTS = sv.ColorPalette([_contrast(color) for color in COLORS.colors])
 
 
 def draw_detections(
@@ -65,16 +67,24 @@ def draw_detections(
     canvas = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
     largest = max(SMALLEST_TEXT, min(image.shape[1:]) / 1200)
     side = float(np.median((boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).min(axis=1)))
-    canvas = sv.BoxAnnotator(COLORS, 1 if largest < 0.5 else 2).annotate(canvas, boxes)
+    # As wide as suits the picture, and its objects.
+    width = max(1, round(min(min(image.shape[1:]) / 300, side / 20)))
+    # One of the two shows, whatever is behind it; the rim is outside, where it hides no object.
+    rim = np.array([-1, -1, 1, 1]) * max(1, width // 3)
+    around = sv.Detections(xyxy=boxes.xyxy + rim, class_id=boxes.class_id)
+    canvas = sv.BoxAnnotator(CONTRASTS, width).annotate(canvas, around)
+    canvas = sv.BoxAnnotator(COLORS, width).annotate(canvas, boxes)
     many_small = len(labels) > FEW and side < SMALL
     if many_small:
         boxes, captions = _legend(boxes, class_names, largest)
+    # No larger than suits the objects.
+    scale = largest if many_small else min(largest, max(SMALLEST_TEXT, side / 100))
     canvas = sv.LabelAnnotator(
         COLORS,
-        # No larger than suits the objects.
-        text_scale=largest if many_small else min(largest, max(SMALLEST_TEXT, side / 100)),
+        text_scale=scale,
         text_padding=2,
-        text_color=TEXT_COLORS,
+        text_color=CONTRASTS,
+        text_thickness=max(1, round(1.5 * scale)),
         # Labels of a crowd find no place beside each other, and would be moved for minutes.
         smart_position=len(labels) <= CROWD and not many_small,
     ).annotate(canvas, boxes, labels=captions)
@@ -107,14 +117,32 @@ def draw_large(image: Parts, detections: dict[str, Tensor], class_names: Sequenc
 
 def gallery(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:
     """Pictures `uint8 [3, H_i, W_i]` in rows as high as their highest, on white, as one picture."""
-    width = max(image.shape[2] for image in images)
-    rows = []
-    for first in range(0, len(images), columns):
-        row = images[first : first + columns]
-        height = max(image.shape[1] for image in row)
-        canvas = images[0].new_full((3, height + gap, columns * (width + gap)), 255)
-        for place, image in enumerate(row):
-            left = place * (width + gap)
-            canvas[:, : image.shape[1], left : left + image.shape[2]] = image
-        rows.append(canvas)
-    return torch.cat(rows, dim=1)[:, :-gap, :-gap]
+    places = range(0, len(images), columns)
+    return _joined([_joined(images[place : place + columns], 2, gap) for place in places], 1, gap)
+
+
+def sheet(images: Sequence[Tensor], width: int, gap: int = 4) -> Tensor:
+    """Pictures `uint8 [3, H_i, W_i]` in full rows of about a width, shrunk to the narrowest row."""
+    widths = np.array([image.shape[2] + gap for image in images])
+    centers = widths.cumsum() - widths / 2
+    count = max(1, round(widths.sum() / width))
+    places = (centers * count / widths.sum()).astype(int)
+    rows = [
+        _joined([images[i] for i in np.flatnonzero(places == place).tolist()], 2, gap)
+        for place in np.unique(places)
+    ]
+    least = min(row.shape[2] for row in rows)
+    sizes = [[max(1, round(row.shape[1] * least / row.shape[2])), least] for row in rows]
+    return _joined([resize(row, size) for row, size in zip(rows, sizes, strict=True)], 1, gap)
+
+
+def _joined(images: Sequence[Tensor], dim: int, gap: int) -> Tensor:
+    """Pictures below (`dim` 1) or beside each other (2), on white."""
+    across = 3 - dim
+    size = max(image.shape[across] for image in images)
+    padded = []
+    for image in images:
+        bottom_right = {dim: gap, across: size - image.shape[across]}
+        padded.append(pad(image, (0, bottom_right[2], 0, bottom_right[1]), value=255))
+    joined = torch.cat(padded, dim)
+    return joined.narrow(dim, 0, joined.shape[dim] - gap)

@@ -48,7 +48,7 @@ def to_tensor(image: Image, *, bgr: bool = False) -> Tensor:
     if isinstance(image, PIL.Image.Image):
         image = from_pillow(image, "image")
     if is_video(image):
-        raise ImageError(f"{image}: this is a video: give it to stream")
+        raise ImageError(f"{image}: this is a video: detector.stream(...) takes it")
     if isinstance(image, str | os.PathLike):
         image = read_image(image)
     elif isinstance(image, np.ndarray):

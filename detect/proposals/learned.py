@@ -304,7 +304,9 @@ class LearnedProposer(Proposer):
 def _start_trunk(config: LearnedConfig, spec: BackboneSpec) -> InceptionV3:
     if config.weights is None:
         return InceptionV3(spec, num_classes=0, width=config.width)
-    trunk = start_backbone(spec.name, config.weights, num_classes=0, width=config.width)
+    trunk = start_backbone(
+        spec.name, config.weights, num_classes=0, width=config.width, role="proposer's trunk"
+    )
     if (trunk.spec.mean, trunk.spec.std) != (spec.mean, spec.std):
         raise UserError(
             f"model.learned.weights {config.weights}: for images normalised by mean "

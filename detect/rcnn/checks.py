@@ -1,11 +1,15 @@
 """What a detector checks of its arguments, so that a mistake is named and not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detect.rcnn.crops import check_boxes
+
+FAR_LARGER = 2.0
+"""Longest side of an image beside that of all training images, from which on a warning is due."""
 
 
 def check_images(images: Sequence[Tensor]) -> None:
@@ -72,3 +76,25 @@ def check_targets(
                 f"targets[{i}] labels must be in 1..{num_classes} (0 is background), "
                 f"got {labels.tolist()}"
             )
+
+
+def shrinking(metadata: Mapping[str, Any], images: Sequence[Tensor]) -> str | None:
+    """What to warn of where images are far larger than those of training and are seen as a whole.
+
+    Args:
+        metadata: of a detector's checkpoint.
+        images: each `[3, H, W]`.
+    """
+    trained, config = metadata.get("largest_image"), metadata.get("config", {})
+    if trained is None or config.get("proposer") != "learned":
+        return None
+    learned = config["learned"]
+    height, width = max((image.shape[1:] for image in images), key=max)
+    if learned["scale"] is not None or max(height, width) <= FAR_LARGER * trained:
+        return None
+    tile = learned["tile_size"]
+    return (
+        f"an image of {height}x{width} pixels is shrunk to {tile} for the proposer, which was "
+        f"trained on at most {trained}: small objects are lost; --model.learned.scale "
+        f"{tile / trained:.2g} looks at it in tiles, at the size of training"
+    )

@@ -55,11 +55,15 @@ def test_it_starts_from_the_files_weights(backbone):
     ("freeze", "frozen"),
     [("none", set()), ("stage_a", {"stem", "stage_a"})],
 )
-def test_frozen_parts_learn_nothing(freeze, frozen, backbone):
+def test_frozen_parts_learn_nothing(freeze, frozen, backbone, caplog):
     """Neither by gradients nor by the statistics of what goes through them."""
+    caplog.set_level("INFO")
     trunk = replace(SMALL, weights=str(backbone), freeze=freeze)
     config = ModelConfig(NAIVE, weights=str(backbone), freeze=freeze, learned=trunk)
     model = build_detector(config, 3).train()
+    started = [line for line in caplog.messages if "started from" in line]
+    for line, role in zip(started, ("crop network", "proposer's trunk"), strict=True):
+        assert line.startswith(f"{role} started from {backbone}: ")
     for network in (model.backbone, model.proposer.trunk):
         parameters = network.named_parameters()
         assert {name.split(".")[0] for name, p in parameters if not p.requires_grad} == frozen

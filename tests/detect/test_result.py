@@ -161,10 +161,19 @@ def test_a_broken_file_of_a_folder_is_left_out_with_a_warning(detector, image, t
 
 
 def test_a_stream_takes_a_video(detector, image, tmp_path):
-    slideshow(tmp_path / "v.mp4", [image, image.flip(2)], 5, (80, 100))
-    assert len(list(detector.stream(tmp_path / "v.mp4"))) == 2
+    image = torch.zeros_like(image)
+    image[0] = 200
+    slideshow(tmp_path / "v.mp4", [image, image], 5, (80, 100))
+    found = list(detector.stream(tmp_path / "v.mp4", score_thresh=0, bgr=True))
+    assert [result.frame for result in found] == [(0, 0), (1, pytest.approx(0.2))]
+    assert repr(found[1].above(1)).startswith(f"Result({tmp_path}/v.mp4 frame 1, 0.20 s, ")
+    assert found[1].crop(tmp_path / "crops")
+    assert {path.name[:9] for path in tmp_path.glob("crops/*/*")} == {"v_000001_"}
+    # Only a program's own arrays have blue first.
+    red, _, blue = found[0].image.float().mean(dim=(1, 2))
+    assert red > 50 > blue
     for call in (detector, lambda path: detector([path])):
-        with pytest.raises(ImageError, match=r"v\.mp4: this is a video: give it to stream"):
+        with pytest.raises(ImageError, match=r"v\.mp4: this is a video: detector\.stream\("):
             call(tmp_path / "v.mp4")
 
 

@@ -18,6 +18,7 @@ from detect.config import ModelConfig
 from detect.data import load_coco, make_digits
 from detect.data.open import DatasetConfig
 from detect.evaluation import evaluate_coco, to_coco_results
+from detect.evaluation.report import write_report
 from detect.inference.evaluate import EvaluateConfig, with_split
 from detect.proposals import LearnedConfig
 
@@ -117,6 +118,28 @@ def test_a_split_without_objects_has_no_scores(tmp_path, monkeypatch, capsys, ca
     assert run(evaluate, *made(tmp_path, 0), monkeypatch=monkeypatch) == 0
     assert "AP -, AP50 -, AP75 -, APs -, APm -, APl -\n" in capsys.readouterr().out
     assert "split val has no objects: average precision is not defined" in caplog.text
+
+
+def test_nothing_found_is_said_in_words(tmp_path, monkeypatch):
+    arguments = made(tmp_path, 3)
+    (tmp_path / "perfect.json").write_text("[]")
+    assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "every object is missed (3), and there is no other error" in page
+    assert "<th>AP50 lost" not in page
+    assert "there is no best threshold" in page
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_report_on_no_proposals(tmp_path):
+    made(tmp_path, 3)
+    dataset = load_coco(tmp_path / "annotations" / "val.json", tmp_path / "val")
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    found = [empty | {"scores": torch.zeros(0)}]
+    regions = [torch.zeros(0, 4)]
+    report = write_report(dataset, found, tmp_path, title="blind", regions=regions)
+    assert report["proposals"] == [{"count": 0, "recall_50": 0.0, "recall_70": 0.0}]
+    assert "Nothing was proposed in any image." in (tmp_path / "report.html").read_text()
 
 
 def test_names_of_classes_are_no_formulas(tmp_path, monkeypatch):

@@ -54,8 +54,8 @@ def test_a_page_and_a_sheet_of_pictures(export_of_yolo, tmp_path, monkeypatch, c
     # The box is drawn in a colour; the picture is grey noise around a white square.
     edge = picture[20:28, 40:90].reshape(-1, 3).astype(int)
     assert (edge.max(axis=1) - edge.min(axis=1)).max() > 100
-    sheet = Image.open(tmp_path / "out/sheet.png")
-    assert sheet.width == 4 * 128 + 3 * 4
+    sheet = Image.open(tmp_path / "out/sheet.jpg")
+    assert sheet.size == (132 * len(shown) - 4, 96)
 
 
 def test_pictures_that_cannot_be_read_are_an_error(export_of_yolo, tmp_path, monkeypatch, capsys):

@@ -263,7 +263,8 @@ def test_a_first_score_of_0_is_explained_where_weights_are_averaged(ema_decay, s
     assert log.count(explained) == (ema_decay is not None and score == 0)
 
 
-def test_metrics_are_recorded_every_so_many_epochs_and_at_the_end(tmp_path):
+def test_metrics_are_recorded_every_so_many_epochs_and_at_the_end(tmp_path, caplog):
+    caplog.set_level("INFO")
     loader = training_loader(
         NoisyShapes(), EpochSampler(8, 4, epochs=5, seed=0), workers=0, collate_fn=collate
     )
@@ -276,6 +277,8 @@ def test_metrics_are_recorded_every_so_many_epochs_and_at_the_end(tmp_path):
         fit(model, loader, cross_entropy, config, run, Validation(lambda model: {"one": 1.0}))
     points = curves(tmp_path / "run")
     assert [point.epoch for point in points if point.name == "val/one"] == [2, 4, 5]
+    assert caplog.text.count("scores come every 2 epochs and after the last: eval_every") == 1
+    assert "epoch 5/5: one 1.0000" in caplog.text
     rates = [point.value for point in points if point.name == "lr"]
     assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])
 

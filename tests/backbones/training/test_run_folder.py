@@ -2,6 +2,7 @@ import logging
 import shutil
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import yaml
 from helpers.full_disk import full_disk
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from backbones.common.config import load_config
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
-from backbones.training.curves import CurvePoint, read_curves
+from backbones.training.curves import CurvePoint, draw_curves, read_curves
 from backbones.training.run_folder import RunFolder
 
 
@@ -28,6 +29,14 @@ def make_run(path):
             run.record(step, step / 20, {"loss/class": 1 / step, "val/top1": 0.5})
         logging.getLogger("backbones.anything").info("a message")
         run.draw_curves()
+
+
+def test_a_single_point_is_seen(tmp_path):
+    draw_curves([CurvePoint(50, 1.0, "val/AP", 0.3)], tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(np.int64)
+    left = pixels[:, : pixels.shape[1] * 2 // 3]  # without the legend
+    assert (left.max(axis=2) - left.min(axis=2) > 60).sum() > 50
 
 
 @pytest.mark.usefixtures("curves_are_drawn")

@@ -11,6 +11,7 @@ from PIL import Image
 from backbones.common.errors import UserError
 from detect.data.account import Account, held_notes, log_account, take_account
 from detect.data.open import DatasetConfig, build_datasets
+from detect.data.voc import load_voc_pairs
 
 
 def save(path: Path, seed: int, **options: object) -> None:
@@ -133,6 +134,25 @@ def test_flat_pictures_are_not_like_each_other(tmp_path):
     for split, shade in (("train", 10), ("val", 11)):
         Image.new("RGB", (60, 40), (shade,) * 3).save(tmp_path / split / "0.jpg")
     assert account_of(tmp_path).mistakes == []
+
+
+def test_objects_that_voc_calls_difficult_are_counted_apart(tmp_path):
+    for name, marks in (("a", (0, 1, 1)), ("b", (0,))):
+        save(tmp_path / f"{name}.png", seed=ord(name))
+        objects = "".join(
+            f"<object><name>cup</name><difficult>{mark}</difficult><bndbox><xmin>5</xmin>"
+            "<ymin>5</ymin><xmax>30</xmax><ymax>30</ymax></bndbox></object>"
+            for mark in marks
+        )
+        size = "<size><width>60</width><height>40</height></size>"
+        (tmp_path / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    dataset = load_voc_pairs(tmp_path, tmp_path)
+    first, second = dataset.subset(np.array([0])), dataset.subset(np.array([1]))
+    account = take_account({"train": first, "val": second}, ["a note"])
+    assert account.splits["train"].boxes == 3
+    marked = "boxes marked difficult, which VOC's mAP leaves out: train 2, val 0"
+    assert account.notes == ["a note", marked]
+    assert take_account({"val": second}, []).notes == []
 
 
 def test_what_was_said_before_an_error_is_said(tmp_path, caplog):

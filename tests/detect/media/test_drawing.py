@@ -1,6 +1,6 @@
 import torch
 
-from detect.media.drawing import CROWD, draw_detections, gallery
+from detect.media.drawing import COLORS, CROWD, draw_detections, gallery, sheet
 
 
 def detections(*boxes, scores=None):
@@ -52,6 +52,34 @@ def test_gallery_is_rows_of_cells_on_white():
     assert picture[:, 5:6, 7:].eq(4).all()
     for white in (picture[:, 4], picture[:, :, 6], picture[:, 6:, 7:]):
         assert white.eq(255).all()
+
+
+def test_a_sheet_has_no_gaps_but_those_between_pictures():
+    sizes = [(320, 427), (320, 240), (213, 480), (320, 480), (320, 240), (320, 427), (320, 320)]
+    images = [torch.zeros(3, *size, dtype=torch.uint8) for size in sizes]
+    picture = sheet(images, 1000, gap=4)
+    assert 600 < picture.shape[2] < 1400
+    # One picture is wider than high, and so has some white below it.
+    assert picture.eq(255).all(dim=0).float().mean() < 0.08
+    assert sheet(images[:1], 1000).shape == images[0].shape
+
+
+def test_a_box_shows_on_every_ground_as_wide_as_suits_the_picture():
+    for value in (0, 128, 255):
+        for label in range(1, len(COLORS.colors) + 1):
+            image = torch.full((3, 90, 90), value, dtype=torch.uint8)
+            found = {"boxes": torch.tensor([[30.0, 30, 60, 60]]), "labels": torch.tensor([label])}
+            drawn = draw_detections(image, found, [""] * label).float()
+            luma = torch.tensor([0.299, 0.587, 0.114]) @ drawn[:, 55:65, 45]
+            assert (luma - value).abs().max() > 80
+    widths = []
+    for side in (300, 1500):
+        image = torch.full((3, side, side), 128, dtype=torch.uint8)
+        box = torch.tensor([[0.2, 0.5, 0.8, 0.9]]) * side
+        drawn = draw_detections(image, {"boxes": box, "labels": torch.tensor([1])}, ["a"])
+        widths.append(int((drawn != 128).any(dim=0)[round(0.7 * side) :, side // 2].sum()))
+    assert widths[0] <= 3
+    assert widths[1] >= 3 * widths[0]
 
 
 def test_labels_make_room_for_each_other_but_not_in_a_crowd():
