@@ -32,6 +32,9 @@ _STREAMS = {
     "rtsp_transport": "tcp",
 }
 
+# Titles are in any encoding; PyAV reads every one by itself from 19 on.
+_ANY_TITLE = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 _TICKS = 90_000
 """Of a second, in which the times of written frames are counted."""
 
@@ -145,12 +148,10 @@ def _open_input(path: str | Path | Address) -> InputContainer:
         if path.is_camera:
             name, kind, options = f"/dev/video{path.url}", "v4l2", {}
         silent = (TIMEOUT_SECONDS, TIMEOUT_SECONDS)
-        return av.open(
-            name, format=kind, metadata_errors="replace", options=options, timeout=silent
-        )
+        return av.open(name, format=kind, options=options, timeout=silent, **_ANY_TITLE)
     open_file(path).close()
-    # Titles are in any encoding; without `file:` a name like `http:a.mp4` is an address.
-    return av.open(f"file:{path}", metadata_errors="replace", options=_SAFE)
+    # Without `file:` a name like `http:a.mp4` is an address.
+    return av.open(f"file:{path}", options=_SAFE, **_ANY_TITLE)
 
 
 @contextmanager
@@ -249,8 +250,9 @@ class VideoWriter:
             return
         try:
             with self._errors():
-                for packet in self._stream.encode():
-                    self._container.mux(packet)
+                if self._stream.codec_context.is_open:  # PyAV 19 crashes on one that refused a size
+                    for packet in self._stream.encode():
+                        self._container.mux(packet)
                 self._container.close()
                 if self._file.tell():
                     _join_fragments(self.path)
