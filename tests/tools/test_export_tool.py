@@ -78,7 +78,7 @@ def test_the_script_of_the_documentation_needs_nothing_of_ours(exported):
 
 def test_infer_takes_an_exported_file(exported, tmp_path, monkeypatch, capsys):
     arguments = ["--weights", str(exported / "detector.onnx"), "--output", str(tmp_path)]
-    arguments += ["--inputs", str(exported / "photo.png"), "--score_thresh", "0.25"]
+    arguments += ["--inputs", str(exported / "photo.png"), "--score_thresh", "0.25", "--overwrite"]
     assert run(infer, *arguments, monkeypatch=monkeypatch) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert [(one["category_id"], one["bbox"]) for one in found] == [
