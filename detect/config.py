@@ -95,7 +95,7 @@ class ModelConfig:
                 if value is not None:
                     raise UserError(
                         f"model.{key}weights {value} would replace weights of model.init "
-                        f"{self.init}: set one of them to null"
+                        f"{self.init}: set one of them to null, as --model.init null does"
                     )
         else:
             for key, part in (("", self), ("learned.", self.learned)):

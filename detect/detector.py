@@ -315,7 +315,8 @@ class Detector:
             ImageError, ValueError: as `__call__`, after what was found in the images before.
         """
         self.model.require_proposer()
-        check_score("score_thresh", score_thresh or 0)
+        if score_thresh is not None:
+            check_score("score_thresh", score_thresh)
         named: Iterable[tuple[Origin, Tensor]]
         if is_video(images):
             from detect.media.video import VideoReader  # which takes a moment to import

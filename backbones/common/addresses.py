@@ -3,6 +3,7 @@
 import re
 
 _USER = re.compile(r"(?<=://)(?:([^/?#@:]*):)?[^/?#]*@")
+_UNTIL_AT = re.compile(r"(?<=://).*@", re.DOTALL)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _VALUE = re.compile(r"([?#&;])([^=?#&;]*=)?[^?#&;]+")
 
@@ -14,3 +15,9 @@ def without_secrets(url: str) -> str:
     """
     url = _USER.sub(lambda found: f"{found[1]}:***@" if found[1] else "***@", url)
     return _QUERY.sub(lambda found: _VALUE.sub(r"\1\2***", found[0]), url)
+
+
+def of_no_form(url: str) -> str:
+    """What is no address, with `***` for all that is between `://` and the last `@`: a password may
+    hold a slash."""
+    return without_secrets(_UNTIL_AT.sub("***@", url))

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones.common.addresses import without_secrets
 from backbones.common.errors import MissingPackageError, UserError
 from backbones.networks.inception import InceptionV3, check_standard
 from backbones.networks.specs import BackboneSpec, find_spec
@@ -56,15 +57,24 @@ def checkpoint_metadata(
         network: the network in it, or the crop network of a detector.
         class_names: of the classes.
         metrics: scores it was measured at, e.g. `{"top1": 0.766}`.
-        training: configuration of the run that made it, values that JSON can hold.
+        training: configuration of the run that made it, values that JSON can hold; of addresses
+            in it no secrets are kept, for the file may be handed on.
     """
     return {
         "kind": kind,
         **describe(network),
         "class_names": None if class_names is None else list(class_names),
         "metrics": dict(metrics or {}),
-        "training": None if training is None else dict(training),
+        "training": None if training is None else _masked(dict(training)),
     }
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _masked(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(each) for each in value]
+    return without_secrets(value) if isinstance(value, str) and "://" in value else value
 
 
 def read_checkpoint(

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage import data
-from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchvision.transforms.v2 import functional as transforms
@@ -191,6 +190,8 @@ def _pieces(size: int) -> tuple[Tensor, Tensor]:
     random = np.random.default_rng(0)
     photographs = [getattr(data, name)() for name in PHOTOGRAPHS]
     photographs += [data.stereo_motorcycle()[0]]
+    from sklearn.datasets import load_sample_image  # which takes a second to import
+
     photographs += [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
     pieces = []
     for index in range(IMAGES):

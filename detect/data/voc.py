@@ -31,6 +31,9 @@ VOC_CLASSES = (
 )
 """The 20 classes of the VOC challenges, 2007 to 2012, in their usual order."""
 
+_COLOUR_AND_PARTS = re.compile(r":(\d+,\d+,\d+)?:[^:]*:[^:]*$")
+"""What CVAT writes behind a name in `labelmap.txt`."""
+
 VOC_CLASS_FILE = "labelmap.txt"
 """Where CVAT has the classes beside the annotations, `name:colour:parts:actions` a line."""
 
@@ -335,7 +338,14 @@ def _listed_classes(path: Path) -> tuple[str, ...]:
         lines = read_file(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text in UTF-8: {error}") from error
-    names = [line.rsplit(":", 3)[0].strip() for line in lines if line.strip() and line[0] != "#"]
+    if lines and lines[0].startswith("# label:"):
+        del lines[0]
+    # CVAT lists the background with its colour; a class by this name would have none.
+    names = [
+        _COLOUR_AND_PARTS.sub("", line).strip()
+        for line in lines
+        if line.strip() and not line.startswith("background:0,0,0:")
+    ]
     for name in names:
         check_class_name(name, str(path))
-    return tuple(dict.fromkeys(name for name in names if name != "background"))
+    return tuple(dict.fromkeys(names))

@@ -78,7 +78,8 @@ def is_folder(images: Any) -> TypeGuard[Folder]:
 def is_video(images: Any) -> TypeGuard[Folder]:
     """Whether they are named by a video that they are the frames of."""
     is_path = isinstance(images, str | os.PathLike)
-    return is_path and Path(images).suffix.lower() in VIDEO_SUFFIXES
+    is_named_so = is_path and Path(images).suffix.lower() in VIDEO_SUFFIXES
+    return is_named_so and not is_folder(images)
 
 
 def image_files(folder: Folder) -> list[Path]:

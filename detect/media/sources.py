@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from torch import Tensor
 
-from backbones.common.addresses import without_secrets
+from backbones.common.addresses import of_no_form
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image
 from backbones.common.listing import files_in, is_visible, visible_files, with_suffix
@@ -93,14 +93,14 @@ def _expand(name: str, recursive: bool) -> Sequence[Input]:
     scheme, separator, _ = name.partition("://")
     if separator and not os.path.exists(path):
         if scheme.lower() not in SCHEMES:
-            shown = without_secrets(name)
+            shown = of_no_form(name)
             raise UserError(f"{shown}: expected an address of {', '.join(SCHEMES)}, or a file")
         try:
             has_host = bool(urlsplit(name).hostname) and urlsplit(name).port != 0
         except ValueError:
             has_host = False
         if not has_host:
-            raise UserError(f"{without_secrets(name)}: expected an address as https://host/a.jpg")
+            raise UserError(f"{of_no_form(name)}: expected an address as https://host/a.jpg")
         return [Address(name)]
     if name.isdecimal() and not os.path.exists(path):
         return [Address(name)]

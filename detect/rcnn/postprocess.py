@@ -70,7 +70,7 @@ def check_score(key: str, value: Any) -> None:
     """Raise `UserError` unless a value is a number in [0, 1]."""
     try:
         is_score = not isinstance(value, str | bool) and 0 <= float(value) <= 1
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         is_score = False
     if not is_score:
         raise UserError(f"{key} must be in [0, 1], got {value!r}")

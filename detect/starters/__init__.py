@@ -16,9 +16,9 @@ def find_detector(path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: there is none.
     """
-    if not os.fspath(path).startswith(SCHEME):
+    if not (isinstance(path, str) and path.startswith(SCHEME)):
         return find_weights(path)
-    name = os.fspath(path).removeprefix(SCHEME)
+    name = path.removeprefix(SCHEME)
     files = {file.stem: file for file in Path(__file__).parent.glob("*.safetensors")}
     if name not in files:
         known = ", ".join(SCHEME + known for known in sorted(files))

@@ -196,3 +196,11 @@ def test_class_names(url, tmp_path):
     (tmp_path / "classes.json").write_text("{")
     with pytest.raises(UserError, match=r"classes\.json: expected a list of names"):
         load_class_names(str(tmp_path / "classes.json"))
+
+
+@pytest.mark.parametrize("braces", ["{0..9999999}", "{x", "{0.9}"])
+def test_messages_about_braces_keep_secrets(braces):
+    with pytest.raises(UserError) as caught:
+        expand_braces(f"https://me:hidden@host/{braces}.tar?token=hidden")
+    assert "hidden" not in str(caught.value)
+    assert "https://me:***@host" in str(caught.value)

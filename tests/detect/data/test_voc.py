@@ -159,6 +159,22 @@ def test_the_challenges_own_files_and_classes(page, box, difficult, tmp_path):
     assert load_voc(root, "dog_trainval").image_ids == dataset.image_ids
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("#1\nbackground\na:b\ndog\n", ["#1", "background", "a:b", "dog"]),
+        (
+            "# label:color_rgb:parts:actions\nbackground:0,0,0::\ndog:1,2,3:head,tail:run\n#2:::\n",
+            ["dog", "#2"],
+        ),
+    ],
+)
+def test_listed_classes_are_those_of_the_file(text, names, root: Path) -> None:
+    """As `infer --save voc` writes them, and as CVAT does."""
+    (root / "labelmap.txt").write_text(text)
+    assert load_voc(root, "train").class_names[: len(names)] == names
+
+
 def test_other_image_formats(root: Path) -> None:
     (root / "JPEGImages/d.jpg").rename(root / "JPEGImages/d.PNG")
     assert load_voc(root, "val").sample(0).path.endswith("d.PNG")

@@ -48,9 +48,11 @@ def test_addresses_are_pictures_or_streams(folder, monkeypatch):
     for wrong in ("ftp://host/a.jpg", "file:///etc/a.jpg", "concat://a.mp4"):
         with pytest.raises(UserError, match="expected an address of http, https, rtsp"):
             find_inputs([wrong])
-    for wrong in ("http://[/a.jpg", "https:///a.jpg", "http://host:x/a.jpg"):
-        with pytest.raises(UserError, match="expected an address as https://host"):
+    wrongs = ("http://[/a.jpg", "https:///a.jpg", "http://host:x/a.jpg", "rtsp://me:a/hid@:1")
+    for wrong in wrongs:
+        with pytest.raises(UserError, match="expected an address as https://host") as caught:
             find_inputs([wrong])
+        assert "hid" not in str(caught.value)
     assert list(spread_images(Source([], found.videos), 3)) == []
 
 
