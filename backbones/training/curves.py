@@ -73,6 +73,7 @@ def draw_curves(points: list[CurvePoint], path: Path) -> None:
             )
         panel.set_title(group)
         panel.set_xlabel("epoch")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small", frameon=False, title="last value", title_fontsize="small")
     for panel in list(plot.axes)[len(groups) :]:

@@ -3,13 +3,14 @@
 lowres-rcnn export --weights runs/mine --output detector.onnx
 """
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from backbones import load_backbone
 from backbones.common.cli import command
-from backbones.common.config import parse_config
+from backbones.common.config import flatten, parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
 from backbones.deployment.onnx import export_backbone
@@ -47,6 +48,8 @@ class ExportConfig:
             raise UserError("precision int8 and calibration belong together: name both")
 
 
+logger = logging.getLogger(__name__)
+
 USUAL = "weights output precision calibration"
 
 
@@ -63,6 +66,12 @@ def main() -> None:
         images = find_inputs(config.calibration) if config.calibration else None
         examples = () if images is None else spread_images(images, CALIBRATION_IMAGES)
         difference = export_detector(output, detector, config.precision, examples)
+        if config.model:
+            logger.warning(
+                "%s: has other settings than the detector was trained and scored with: %s; measure "
+                "it by evaluate --weights",
+                *(output, ", ".join(flatten(config.model))),
+            )
         print(f"{output}: scores in fp32 differ from PyTorch's by at most {difference:.1e}")
         return
     if output.suffix != ".onnx" or config.model or config.precision != "fp32":

@@ -210,8 +210,9 @@ def log_sizes(train: DetectionDataset, model: ModelConfig) -> None:
             "the proposer sees %s %s pixels; anchors of %s pixels",
             *(looks, learned.tile_size, ", ".join(sizes)),
         )
+    area = "" if learned.scale is None else " for each tile's area"
     logger.info(
-        "crops of %s pixels, %s proposals (%s in training), %s detections at most",
+        "crops of %s pixels, %s proposals (%s in training), %s detections at most%s",
         *(model.rcnn.crop_size, model.proposals_per_image, model.proposals_per_image_train),
-        model.rcnn.detections_per_image,
+        *(model.rcnn.detections_per_image, area),
     )
