@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from backbones.common.config import from_dict, to_dict
 from backbones.common.device import resolve_device
 from backbones.common.errors import UserError
-from backbones.common.regular_files import open_file
 from backbones.networks.metadata import (
     broken_metadata,
     checkpoint_metadata,
@@ -104,7 +105,7 @@ def load_detector(
             raise UserError(f"{path}: a file of export keeps its settings: remove model")
         if device not in ("auto", "cpu"):
             raise UserError(f"{path}: a file of export runs on the CPU: remove device")
-        return _with_digest(load_exported(path), path)
+        return load_exported(path)
     _check_settings({} if settings is None else settings)
     state, metadata = read_checkpoint(path, "detector")
     with broken_metadata(path):
@@ -131,19 +132,15 @@ def load_detector(
         config = from_dict(ModelConfig, _changed(trained_with, settings))
     model = build_detector(config, len(class_names), spec)
     model.load_state_dict(with_counters(state))
-    metadata = {**metadata, "config": to_dict(config)}
-    detector = Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
-    return _with_digest(detector, path)
+    # `infer` goes on with the same weights alone; what was read counts, as files are replaced.
+    digest = metadata.get("digest") or _digest_of(state)
+    metadata = {**metadata, "config": to_dict(config), "digest": digest}
+    return Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
 
 
-def _with_digest(detector: Detector, path: Path) -> Detector:
-    """Add the digest of its file to the metadata: `infer` goes on with the same weights alone."""
-    digest = hashlib.sha256()
-    for part in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
-        with open_file(part) as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    detector.metadata["digest"] = digest.hexdigest()
-    return detector
+def _digest_of(state: Mapping[str, Tensor]) -> str:
+    """Of tensors from a file that names none."""
+    return hashlib.sha256(safetensors.torch.save(dict(state))).hexdigest()
 
 
 def _check_settings(settings: Mapping[str, Any], prefix: str = "") -> None:

@@ -1,5 +1,6 @@
 """What was found in one image: plain tensors, and what is usually wanted of them."""
 
+import copy
 import itertools
 import os
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence
@@ -57,6 +58,7 @@ class Result:
         self._tensors = {key: detections[key] for key in ("boxes", "labels", "scores")}
         self.image = image
         self.name, self.frame = name, frame
+        self._file = None if name is None else os.path.abspath(name)  # programs change their folder
         self._class_names, self._category_ids = class_names, category_ids
 
     @property
@@ -111,10 +113,9 @@ class Result:
 
     def above(self, score_thresh: float) -> "Result":
         """Those with this score or more."""
-        return Result(
-            above_score(self._tensors, score_thresh),
-            *(self.image, self._class_names, self._category_ids, self.name, self.frame),
-        )
+        kept = copy.copy(self)
+        kept._tensors = above_score(self._tensors, score_thresh)
+        return kept
 
     def plot(self) -> Tensor:
         """A copy of the image with labelled boxes, `uint8` RGB `[3, H, W]`."""
@@ -143,7 +144,8 @@ class Result:
             UserError: it would replace the image that the result is of, or no format has the
                 suffix.
         """
-        if self.name is not None and os.path.realpath(path) == os.path.realpath(self.name):
+        both_there = self._file is not None and os.path.exists(path) and os.path.exists(self._file)
+        if both_there and os.path.samefile(path, str(self._file)):
             raise UserError(f"{path}: would replace the image itself: save it by another name")
         write_image(path, self.plot())
 

@@ -2,11 +2,13 @@
 
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from backbones.common.errors import UserError
 
@@ -18,6 +20,8 @@ WEIGHTS = "model.safetensors"
 
 TIMEOUT_SECONDS = 10
 """That the hub may take to answer."""
+
+_ASKING = threading.Lock()
 
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 
@@ -67,20 +71,29 @@ def download(name: str, instead: str) -> Iterator[None]:
 @contextmanager
 def asked_once() -> Iterator[None]:
     """Where the hub does not answer, take what is on the disk: its client would try for a file that
-    is not there for half a minute, and longer behind a firewall."""
-    constants, silent = huggingface_hub.constants, None
-    former = constants.HF_HUB_OFFLINE
-    if not former:
+    is not there for half a minute, and longer behind a firewall.
+
+    Then that client is offline in the whole process until the block ends: one thread at a time.
+
+    Raises:
+        Exception: what asking raised, where the disk has not what the block looks for.
+    """
+    constants = huggingface_hub.constants
+    with _ASKING:
+        former, silent = constants.HF_HUB_OFFLINE, None
+        if not former:
+            try:
+                huggingface_hub.get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
+            except Exception as error:  # as in `one_line`
+                constants.HF_HUB_OFFLINE, silent = True, error
         try:
-            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
-        except Exception as error:  # as in `one_line`
-            constants.HF_HUB_OFFLINE, silent = True, error
-    try:
-        yield
-    except Exception as error:
-        raise (silent or error) from error
-    finally:
-        constants.HF_HUB_OFFLINE = former
+            yield
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+            if silent is None:
+                raise
+            raise silent from error
+        finally:
+            constants.HF_HUB_OFFLINE = former
 
 
 @contextmanager
@@ -93,6 +106,8 @@ def one_line(failure: str, advice: str) -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # which ones, changes with the library's own HTTP client
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"{failure} ({reason}): {advice}") from error

@@ -174,8 +174,7 @@ def _from_hub(name: str) -> tuple[dict[str, Tensor], BackboneSpec]:
     where = hub.SCHEME + name
     with hub.download(where, files), hub.asked_once():
         image, architecture, _ = load_model_config_from_hf(name)
-    spec = _spec_from_config(where, {"architecture": architecture, **image})
-    with hub.download(where, files), hub.asked_once():
+        spec = _spec_from_config(where, {"architecture": architecture, **image})
         state = load_state_dict_from_hf(name, weights_only=True)
     return _tensors(where, state), spec
 

@@ -48,7 +48,8 @@ def save_weights(
 def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors (on the CPU) and metadata of a `.safetensors` file; nothing is executed.
 
-    Metadata that is not JSON, as other programs write it, comes back as the string it is.
+    Metadata that is not JSON, as other programs write it, comes back as the string it is. Of files
+    that `save_weights` wrote there is their `digest`, which names what was read.
 
     Args:
         path: the file, or a run folder, see `find_weights`.
@@ -128,8 +129,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 def _metadata(file: Any) -> dict[str, Any]:
     texts = dict(file.metadata() or {})
-    texts.pop("digest", None)
-    return {key: _parse(text) for key, text in texts.items()}
+    return {key: text if key == "digest" else _parse(text) for key, text in texts.items()}
 
 
 def _parse(text: str) -> Any:

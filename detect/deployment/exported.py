@@ -1,5 +1,6 @@
 """Detectors in files of ONNX and OpenVINO, in use like those of this package."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -136,8 +137,12 @@ def load_exported(path: str | Path) -> Detector:
     require("export" if engine == "onnxruntime" else engine, engine)
     read = _read_onnx if engine == "onnxruntime" else _read_openvino
     try:
-        open_file(path).close()  # libraries would wait for a pipe
+        digest = _digest_of(path)  # libraries would wait for a pipe
         texts, start = read(path)
+        if _digest_of(path) != digest:
+            raise UserError(f"{path}: was replaced while it was read: try again")
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # each library has its own
@@ -154,7 +159,18 @@ def load_exported(path: str | Path) -> Detector:
         check_score("score_thresh", score_thresh)
         run = start(metadata["precision"])
         model = ExportedModel(path, run, len(names), score_thresh)
-        return Detector(cast(RCNN, model), names, ids, {**metadata, "engine": engine})
+        metadata |= {"engine": engine, "digest": digest}
+        return Detector(cast(RCNN, model), names, ids, metadata)
+
+
+def _digest_of(path: Path) -> str:
+    """Of a file, and of the one beside it that holds its weights."""
+    digest = hashlib.sha256()
+    weights = path.with_suffix(".bin")
+    for part in (path, weights) if path.suffix == ".xml" and weights.exists() else (path,):
+        with open_file(part) as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def classes_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:

@@ -58,8 +58,9 @@ def check_output(
 ) -> None:
     """Raise `UserError` where `infer` would refuse to write into a folder, before the weights are
     there; the folder is made where it is missing."""
-    written = _written(annotated_files(source, make_folder(output)), output, save, resume=resume)
-    check_earlier(output, written, overwrite=overwrite or resume)
+    with locked(make_folder(output)):  # what another program is writing is no earlier run's
+        written = _written(annotated_files(source, output), output, save, resume=resume)
+        check_earlier(output, written, overwrite=overwrite or resume)
 
 
 def _written(
@@ -233,7 +234,7 @@ def _infer(
         except UserError as error:
             of_input = str(error).startswith(f"{video}: ")
             _report_error(report, str(error) if of_input else f"{video}: {error}")
-            if video.suffix:  # a live stream has gone on since, and would replace what it has given
+            if video.suffix:  # not of a live stream, which has gone on since
                 results.mark_failed([targets[video].name])
     if stop.received:
         stop.leave()

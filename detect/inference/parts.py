@@ -10,10 +10,11 @@ import logging
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from backbones.common.addresses import without_secrets
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, write_errors
 from backbones.common.read_json import read_json
@@ -41,7 +42,8 @@ def take_up(
 
     The last input of a part counts as not done, for it may have been cut short, and so does one
     that failed, or whose annotated picture or video is missing; its GeoJSON, never overwritten, and
-    what was drawn of one that failed are deleted.
+    what was drawn of one that failed are deleted. A live stream is done as soon as there are frames
+    of it, for these do not come again.
 
     Args:
         output: the folder, locked.
@@ -57,6 +59,7 @@ def take_up(
     """
     whole, parts = output / IMAGES, _parts(output)
     inputs = {target.name: name_of(path) for path, target in targets.items()}
+    live = _live(targets)
     done, failed, maps = set[str](), set[str](), dict[str, str]()
     for path in [whole] if whole.exists() else [part / IMAGES for part in parts]:
         document = read_json(path)
@@ -66,13 +69,13 @@ def take_up(
                 f"{output}: was begun with another {', '.join(other)}: resume with the same, or "
                 "choose another output"
             )
-        _check_counts(path.parent, document)
+        _check_counts(path.parent, document, live)
         maps |= {e["annotated"]: e["geojson"] for e in document["images"] if "geojson" in e}
         failed |= _failed(document)
-        for entry in _finished(document):
+        for entry in _finished(document, live):
             if inputs.get(entry["annotated"]) != entry["file_name"]:
                 raise UserError(
-                    f"{output}: has {entry['annotated']} of {entry['file_name']}, which is not "
+                    f"{output}: has {entry['annotated']} of {_shown(entry)}, which is not "
                     "among these inputs, or would have another name: resume with the same inputs"
                 )
             if os.path.isfile(output / entry["annotated"]):
@@ -103,14 +106,20 @@ def _rows(folder: Path) -> dict[int, list[dict[str, Any]]]:
     return by_image
 
 
-def _check_counts(folder: Path, document: Mapping[str, Any]) -> None:
+def _check_counts(folder: Path, document: Mapping[str, Any], live: Collection[str]) -> None:
     found = _rows(folder)
-    wrong = [e for e in _finished(document) if e.get("objects") != len(found[e["id"]])]
+    wrong = [e for e in _finished(document, live) if e.get("objects") != len(found[e["id"]])]
     if wrong:
         raise UserError(
             f"{folder / RESULTS}: has not the objects that {IMAGES} counts, first of "
-            f"{wrong[0]['file_name']}: it was changed since; choose another output, or --overwrite"
+            f"{_shown(wrong[0])}: it was changed since; choose another output, or --overwrite"
         )
+
+
+def _shown(entry: Mapping[str, Any]) -> str:
+    """The input, in messages; the lists of earlier releases have addresses with their secrets."""
+    name = str(entry["file_name"])
+    return without_secrets(name) if "://" in name else name
 
 
 def _failed(document: Mapping[str, Any]) -> set[str]:
@@ -120,10 +129,15 @@ def _failed(document: Mapping[str, Any]) -> set[str]:
     return {entry["annotated"] for entry in document["images"] if entry["annotated"] in names}
 
 
-def _finished(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _live(targets: Mapping[Input, Path]) -> set[str]:
+    """Names of the annotated videos of streams and cameras: what they gave is gone by now."""
+    return {target.name for path, target in targets.items() if not path.suffix}
+
+
+def _finished(document: Mapping[str, Any], live: Collection[str]) -> list[dict[str, Any]]:
     entries = document["images"]
     again = _failed(document) | {entry["annotated"] for entry in entries[-1:]}
-    return [entry for entry in entries if entry["annotated"] not in again]
+    return [entry for entry in entries if entry["annotated"] not in again - {*live}]
 
 
 def join_parts(
@@ -143,14 +157,18 @@ def join_parts(
     order = {target.name: number for number, target in enumerate(targets.values())}
     found: dict[tuple[int, int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     failed: list[str] = []
+    listed: list[tuple[Path, list[dict[str, Any]]]] = []
     for part in _parts(output):
-        document = read_json(part / IMAGES)
-        by_image, is_own = _rows(part), int(part.name) >= first
+        document, is_own = read_json(part / IMAGES), int(part.name) >= first
         failed += sorted(_failed(document)) if is_own else []
-        for entry in document["images"] if is_own else _finished(document):
+        listed.append((part, document["images"] if is_own else _finished(document, _live(targets))))
+    # Of an input that was looked at again the later part counts, though it have fewer frames.
+    latest = {entry["annotated"]: part for part, entries in listed for entry in entries}
+    for part, entries in listed:
+        by_image = _rows(part)
+        for entry in (entry for entry in entries if latest[entry["annotated"]] == part):
             # As one process does them: images in blocks after the others, then videos.
             kind = 2 if "frame" in entry else int("in_blocks" in entry)
-            # Of an input that was looked at again the later part counts.
             place = kind, order[entry["annotated"]], entry.get("frame", 0)
             found[place] = entry, by_image[entry["id"]]
     objects = Counter[int]()

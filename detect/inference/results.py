@@ -31,9 +31,8 @@ from detect.media.addresses import Address
 from detect.media.crops import class_folders, cut_crops, printable
 from detect.media.sources import Input
 
-_YOLO, _VOC_SPLIT, _VOC_CLASSES = (
-    *("yolo/data.yaml", "voc/ImageSets/Main/train.txt", f"voc/{VOC_CLASS_FILE}"),
-)
+_YOLO, _VOC_SPLIT = "yolo/data.yaml", "voc/ImageSets/Main/train.txt"
+_VOC_CLASSES = f"voc/{VOC_CLASS_FILE}"
 
 
 class Frame(NamedTuple):

@@ -68,9 +68,10 @@ class Address:
 
     @property
     def listed(self) -> str:
-        """As `str`; eight digits of a digest tell it from one that differs in its query alone."""
-        query = os.fsencode(self.url.partition("?")[2])
-        return f"{self}#{hashlib.sha256(query).hexdigest()[:8]}" if query else str(self)
+        """As `str`; eight digits of a digest tell it from one that differs in its secrets alone."""
+        if self.is_camera or str(self) == self.url:
+            return str(self)
+        return f"{self}#{hashlib.sha256(os.fsencode(self.url)).hexdigest()[:8]}"
 
 
 class _NoFTP(urllib.request.FTPHandler):

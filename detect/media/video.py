@@ -74,10 +74,10 @@ class VideoReader:
             try:
                 self._container = _open_input(path)
             except (av.InvalidDataError, av.ArgumentError) as error:
-                raise UserError(
-                    f"{path}: cannot open video: of no known format, or damaged; of a playlist or "
-                    "a web page name the videos that are in it"
-                ) from error
+                what = f"{path}: cannot open video: of no known format, or damaged"
+                if isinstance(path, Address):
+                    what += "; of a playlist or a web page name the videos that are in it"
+                raise UserError(f"{what} ({error.strerror})") from error
             streams = self._container.streams.video
             if not streams or streams[0].codec_context is None:
                 what = "no video stream" if not streams else "no codec for the video stream"

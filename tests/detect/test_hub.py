@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -179,4 +180,9 @@ def test_a_hub_that_does_not_answer_is_asked_once(hub, file, monkeypatch):
     with pytest.raises(UserError, match=r"owner/other: cannot be downloaded.*\(Connect") as error:
         load_detector("hf-hub:owner/other", "cpu")
     assert "\n" not in str(error.value)
+    # Whatever else goes wrong is not the connection's fault.
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(side_effect=full))
+    with pytest.raises(UserError, match=r"owner/other: cannot be downloaded.*No space left"):
+        load_detector("hf-hub:owner/other", "cpu")
     assert not constants.HF_HUB_OFFLINE

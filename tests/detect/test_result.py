@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import PIL.Image
@@ -73,6 +74,13 @@ def test_what_cannot_be_saved_is_one_line(result, image, tmp_path, monkeypatch):
         own.save(tmp_path / "photo.png")
     assert torch.equal(read_image("photo.png"), image)
     own.save("found.png")
+    os.link("photo.png", "link.png")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("photo.png", "link.png"):
+        with pytest.raises(UserError, match=r"\.png: would replace the image itself"):
+            own.above(0.5).save(tmp_path / name)
+    own.save("photo.png")  # another folder's
 
 
 def test_a_notebook_draws_it_and_a_server_says_that_it_shows_nothing(result, monkeypatch):

@@ -18,6 +18,7 @@ from backbones.common.images import write_image
 from backbones.deployment.onnx import to_onnx
 from detect import load_detector
 from detect.commands import export, infer
+from detect.deployment import exported as exported_files
 from detect.deployment.exported import OUTPUTS
 
 pytest.importorskip("onnxscript")
@@ -205,6 +206,24 @@ def test_a_damaged_file_is_one_line(
     words = ("--weights", str(tmp_path / "x.onnx"), "--inputs", str(exported / "photo.png"))
     words += ("--output", str(tmp_path / "out"))
     assert message in error_of(infer, *words, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    texts = {key: json.dumps(value) for key, value in GOOD.items()}
+    write_constant(tmp_path / "x.onnx", [0, 0, 9, 9], 1, 0.9, texts)
+    before = load_detector(tmp_path / "x.onnx", "cpu").metadata["digest"]
+    read = exported_files._read_onnx
+
+    def read_and_replace(path):
+        found = read(path)
+        write_constant(path, [0, 0, 9, 9], 1, 0.8, texts)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exported_files, "_read_onnx", read_and_replace)
+        with pytest.raises(UserError, match=r"x\.onnx: was replaced while it was read: try again"):
+            load_detector(tmp_path / "x.onnx", "cpu")
+    assert load_detector(tmp_path / "x.onnx", "cpu").metadata["digest"] != before
 
 
 @pytest.mark.parametrize("name", ["pipe.onnx", "pipe.xml"])

@@ -72,11 +72,22 @@ def test_secrets_are_not_shown(address, shown):
     for text in (str(found), name_of(found)):
         assert "secret" not in text
         assert "cret@" not in text
-    # Two that differ in their query alone are two in the lists too.
-    other, same = Address("http://host/a.jpg?id=1"), Address("http://host/a.jpg?id=2")
-    assert str(other) == str(same) == "http://host/a.jpg?id=***"
-    assert name_of(other) != name_of(same)
-    assert name_of(other) == name_of(Address(other.url))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("http://host/a.jpg?id=1", "http://host/a.jpg?id=2"),
+        ("http://host/a.jpg#1", "http://host/a.jpg#2"),
+        ("rtsp://me:1@host/live", "rtsp://me:2@host/live"),
+        ("rtsp://1@host/live?x=1", "rtsp://2@host/live?x=1"),
+    ],
+)
+def test_two_that_differ_in_secrets_alone_are_two_in_the_lists(one, two):
+    assert str(Address(one)) == str(Address(two))
+    assert name_of(Address(one)) != name_of(Address(two))
+    assert name_of(Address(one)) == name_of(Address(one))
+    assert name_of(Address("http://host/a.jpg")) == "http://host/a.jpg"
 
 
 def test_a_shard_at_an_address_keeps_its_secret(folder):
@@ -199,6 +210,15 @@ def test_a_playlist_at_an_address_opens_nothing_else(folder, suffix):
             ):
                 VideoReader(Address(f"{url}/list.{suffix}"))
         assert {path for path, _ in faults.requests} == {f"/list.{suffix}"}
+
+
+def test_a_damaged_file_is_told_of_as_a_file(folder):
+    (folder / "bad.mp4").write_bytes(b"x" * 5000)
+    words = (
+        r"bad\.mp4: cannot open video: of no known format, or damaged \(Invalid data found[^;]*\)$"
+    )
+    with pytest.raises(UserError, match=words):
+        VideoReader(folder / "bad.mp4")
 
 
 def test_a_camera_that_is_not_there_is_a_line():
