@@ -40,7 +40,7 @@ def test_the_cells_of_the_notebook_run_in_order(tmp_path, monkeypatch, capsys):
     )
     given = set(re.findall(r"^([A-Z_]+) = ", sources[place], re.MULTILINE))
     options = {"epochs": "1", "batch_size": "4", "workers": "0", "device": "cpu"}
-    options |= {"model.learned.tile_size": "64", "model.learned.channels": "16"}
+    options |= {"model.learned.tile_size": "64"}
     options |= {"model.rcnn.crop_size": "32", "model.proposals_per_image": "10"}
     # All are unsure as yet.
     options |= {"model.rcnn.score_thresh": "0", "model.proposal_score_thresh": "0"}

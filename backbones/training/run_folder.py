@@ -33,6 +33,10 @@ from backbones.training.curves import COLUMNS, CurvePoint, draw_curves, read_cur
 logger = logging.getLogger(__name__)
 
 
+RESULTS = ("best.safetensors", "last.safetensors", "curves.csv", "curves.png")
+"""What a run leaves, and no other may overwrite."""
+
+
 class RunFolder:
     """A run's folder, used as a context manager while the run goes on.
 
@@ -75,12 +79,18 @@ class RunFolder:
 
     def _make(self) -> None:
         config = self.path / "config.yaml"
-        if os.path.exists(config) and not self.resume:
+        is_run = os.path.exists(config) or has_checkpoint(self.checkpoints)
+        if is_run and not self.resume:
             raise UserError(
                 f"{self.path} already holds a run: continue it with --resume or choose "
                 "another folder with --run"
             )
-        if self.resume is True and not (os.path.exists(config) or has_checkpoint(self.checkpoints)):
+        if not is_run and (there := [name for name in RESULTS if (self.path / name).exists()]):
+            raise UserError(
+                f"{self.path}: {', '.join(there)} would be overwritten, and no run is there that "
+                "could be resumed: choose another folder with --run"
+            )
+        if self.resume is True and not is_run:
             raise UserError(
                 f"--resume: {self.path} holds no run: correct --run, or leave --resume out to "
                 "start one (--resume auto does what there is to do)"

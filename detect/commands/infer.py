@@ -94,6 +94,10 @@ def chosen_score_thresh(detector: Detector, config: InferConfig) -> float:
         return chosen
     rcnn = detector.model.config
     is_named = "score_thresh" in config.model.get("rcnn", {})
+    if chosen < rcnn.score_thresh and is_named and config.score_thresh != "auto":
+        raise UserError(
+            f"score_thresh {chosen} is below model.rcnn.score_thresh {rcnn.score_thresh}: name one"
+        )
     if chosen < rcnn.score_thresh and not is_named:
         detector.model.config = replace(rcnn, score_thresh=chosen)
     return chosen

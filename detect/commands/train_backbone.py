@@ -27,4 +27,5 @@ def main() -> None:
         return
     best = state.best_metrics
     print(f"best top-1 {100 * best['top1']:.2f} %, top-5 {100 * best['top5']:.2f} %")
-    print(f"weights: {Path(config.run) / 'best.safetensors'}")
+    weights = Path(config.run, "best.safetensors")
+    print(f"weights: {weights}{'' if weights.exists() else ' (deleted since the run ended)'}")

@@ -7,6 +7,8 @@ lowres-rcnn train_detector --config bccd_79 --epochs 20
 lowres-rcnn train_detector --run runs/mine --resume
 """
 
+from pathlib import Path
+
 from backbones.common import distributed
 from backbones.common.cli import command
 from backbones.common.config import parse_config
@@ -37,5 +39,6 @@ def main() -> None:
                 if isinstance(value, float) or (value is None and name.startswith("A"))
             ]
             print(f"{split}: {listed(scores, names)}")
-    print(f"weights: {outcome['weights']}")
+    weights = Path(outcome["weights"])
+    print(f"weights: {weights}{'' if weights.exists() else ' (deleted since the run ended)'}")
     print(f"curves:  {config.run}/curves.png")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from backbones.common.config import read_yaml
-from backbones.common.errors import UserError
+from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image_size
 from backbones.common.listing import visible_files, with_suffix
 from backbones.common.regular_files import read_file
@@ -71,14 +71,15 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     )
 
     labels_of = {name: label for label, name in enumerate(names, start=1)}
-    sizes = np.array([read_image_size(path) for path in images])
+    points = _point_values(document.get("kpt_shape"), source)
+    images, numbers, sizes = _with_sizes(images, source)
     rows: list[tuple[int, int, float, float, float, float]] = []
     places: list[str] = []
     label_paths = [_labels_path(path) for path in images]
     for folder, files in itertools.groupby(label_paths, lambda path: path.parent):
         refuse_paths_outside(folder, [file.name for file in files], lambda _: str(source))
     for index, labels_path in enumerate(label_paths):
-        for line, (number, x1, y1, x2, y2) in _read_labels(labels_path, labels_of):
+        for line, (number, x1, y1, x2, y2) in _read_labels(labels_path, labels_of, points):
             rows.append((index, labels_of[number], x1, y1, x2, y2))
             places.append(f"{labels_path}, line {line}")
     _warn_of_orphans(images)
@@ -97,7 +98,7 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     return DetectionDataset(
         class_names=list(names.values()),
         category_ids=list(names),
-        image_ids=range(first, first + len(images)),
+        image_ids=[first + number for number in numbers],
         paths=[str(path) for path in images],
         sizes=sizes,
         image_index=image_index[keep],
@@ -134,13 +135,53 @@ def _class_names(value: Any, source: Path) -> dict[int, str]:
     if not isinstance(items, dict) or not items:
         raise UserError(f"{source}: expected the names of the classes under the key names")
     for number, name in items.items():
-        if type(number) is not int or number < 0 or not isinstance(name, str | int | float):
-            raise UserError(f"{source}: names: expected `number: name`, got {number!r}: {name!r}")
+        if type(number) is not int or number < 0 or type(name) not in (str, int):
+            raise UserError(
+                f"{source}: names: expected `number: name`, got {number!r}: {name!r}: put a name "
+                "that YAML reads as something else in quotes"
+            )
         check_class_name(str(name), f"{source}: names: {number}")
+    if read := [
+        str(name) for number, name in items.items() if type(name) is int and name != number
+    ]:
+        logger.warning(
+            "%s: names: YAML reads %s as numbers: put in quotes what is written otherwise, as 001",
+            *(source, ", ".join(read[:5])),
+        )
     names = {number: str(items[number]) for number in sorted(items)}
     if len(set(names.values())) < len(names):
         raise UserError(f"{source}: names: a name stands twice: {', '.join(names.values())}")
     return names
+
+
+def _with_sizes(images: Sequence[Path], source: Path) -> tuple[list[Path], list[int], np.ndarray]:
+    """Those images that have a readable head, their places in the list, and sizes `[N, 2]`.
+
+    Raises:
+        ImageError: of the first, where none has.
+    """
+    sizes: dict[int, tuple[int, int]] = {}
+    errors: list[ImageError] = []
+    for number, path in enumerate(images):
+        try:
+            sizes[number] = read_image_size(path)
+        except ImageError as error:
+            errors.append(error)
+    if errors and not sizes:
+        raise errors[0]
+    if errors:
+        what = "images that cannot be read, left out"
+        logger.warning("%s: %s: %d, first %s", source, what, len(errors), errors[0])
+    return [images[number] for number in sizes], list(sizes), np.array(list(sizes.values()))
+
+
+def _point_values(shape: Any, source: Path) -> int:
+    """Values of points behind each box, of data for poses; 0 for others."""
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
+        raise UserError(f"{source}: kpt_shape: expected [points, 2 or 3], got {shape!r}")
+    return int(shape[0] * shape[1])
 
 
 def _images(document: dict[str, Any], split: str, source: Path) -> Iterator[Path]:
@@ -205,9 +246,10 @@ def _labels_path(image: Path) -> Path:
 
 
 def _read_labels(
-    path: Path, labels_of: dict[int, int]
+    path: Path, labels_of: dict[int, int], points: int
 ) -> Iterator[tuple[int, tuple[int, float, float, float, float]]]:
-    """Line number, and class number with x1, y1, x2, y2 in fractions of the image, of each row."""
+    """Line number, and class number with x1, y1, x2, y2 in fractions of the image, of each row,
+    behind whose box stand so many values of points."""
     if not os.path.lexists(path):
         return
     for line, text in enumerate(_lines(path), start=1):
@@ -223,6 +265,12 @@ def _read_labels(
                 f"{where}: class {number:g} is not among the classes of data.yaml, "
                 f"{', '.join(map(str, labels_of))}"
             )
+        if points and len(values) != 4 + points:
+            raise UserError(
+                f"{where}: expected `class x y width height` and {points} values of points, as "
+                f"kpt_shape says, got {len(values) + 1} numbers"
+            )
+        values = values[:4] if points else values
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise UserError(
                 f"{where}: expected `class x y width height` or a polygon of three points or more, "

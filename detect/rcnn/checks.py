@@ -94,7 +94,7 @@ def shrinking(metadata: Mapping[str, Any], images: Sequence[Tensor]) -> str | No
         return None
     tile = learned["tile_size"]
     return (
-        f"an image of {height}x{width} pixels is shrunk to {tile} for the proposer, which was "
+        f"an image of {width}x{height} pixels is shrunk to {tile} for the proposer, which was "
         f"trained on at most {trained}: small objects are lost; --model.learned.scale "
         f"{tile / trained:.2g} looks at it in tiles, at the size of training"
     )

@@ -60,6 +60,22 @@ def test_a_second_run_needs_resume(tmp_path):
         RunFolder(tmp_path, Config())
 
 
+@pytest.mark.parametrize("resume", [False, "auto", True])
+def test_nothing_that_a_run_may_have_left_is_overwritten(tmp_path, resume):
+    (tmp_path / "last.safetensors").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"last.safetensors would be overwritten"):
+        RunFolder(tmp_path, Config(), resume=resume)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.safetensors"]
+
+
+def test_checkpoints_without_a_configuration_are_a_run(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "step_9.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+        RunFolder(tmp_path, Config())
+
+
 def test_resuming_starts_a_run_only_where_that_is_asked_for(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("mistyped", "empty"):

@@ -79,10 +79,18 @@ def test_the_size_is_that_of_the_decoded_image(orientation: int, suffix: str, tm
     assert read_image(path).shape == (3, height, width)
 
 
-def test_an_image_without_a_head_is_named(root: Path) -> None:
-    (root / "images/val/d.jpg").write_bytes(b"nothing")
-    with pytest.raises(ImageError, match=r"d\.jpg: not an image"):
-        load_yolo(root, "val")
+def test_an_image_without_a_head_is_left_out_and_named(root: Path, caplog) -> None:
+    whole = load_yolo(root, "train")
+    first, broken, *rest = map(Path, whole.paths)
+    broken.write_bytes(b"nothing")
+    dataset = load_yolo(root, "train")
+    assert list(map(Path, dataset.paths)) == [first, *rest]
+    assert dataset.image_ids == [whole.image_ids[0], *whole.image_ids[2:]], "as before"
+    assert f"left out: 1, first {broken}: not an image" in caplog.text
+    for path in (first, *rest):
+        path.write_bytes(b"nothing")
+    with pytest.raises(ImageError, match="not an image"):
+        load_yolo(root, "train")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +157,9 @@ def test_a_wrong_row_is_named(row: str, words: str, root: Path) -> None:
         ("train: images/train\n", "expected the names of the classes under the key names"),
         ("train: images/train\nnames: {car: 0}\n", "names: expected `number: name`, got 'car': 0"),
         ("train: images/train\nnames: [car, car]\n", "a name stands twice"),
+        ("train: images/train\nnames: [yes, off]\n", "got 0: True: put a name that YAML reads as"),
+        ("train: images/train\nnames: [1.10]\n", "got 0: 1.1: put a name that YAML reads as"),
+        ("train: images/train\nnames: [car]\nkpt_shape: 17\n", r"expected \[points, 2 or 3\]"),
         ("train: images/train\nnames: [car, ' ']\n", "data.yaml: names: 1: expected the name of a"),
         ('train: images/train\nnames: {4: "a\\a"}\n', "data.yaml: names: 4: class name"),
         ("train: images/nowhere\nnames: [car]\n", "images/nowhere: not found"),
@@ -193,3 +204,16 @@ def test_boxes_read_as_written(tmp_path_factory, corners) -> None:
     found = load_yolo(folder, "train").sample(0).boxes
     want = torch.tensor(list(boxes)) * torch.tensor([200.0, 100.0, 200.0, 100.0])
     torch.testing.assert_close(found, want, atol=1e-3, rtol=0)
+
+
+def test_data_for_poses_are_boxes_with_points_behind_them(tmp_path, caplog):
+    root = tmp_path / "poses"
+    write(root / "data.yaml", "train: images\nnames: [car, 010]\nkpt_shape: [2, 2]\n")
+    picture(root / "images/a.png", 100, 50)
+    write(root / "labels/a.txt", "0 0.5 0.5 0.2 0.4 0.9 0.9 0.1 0.1\n")
+    dataset = load_yolo(root, "train")
+    torch.testing.assert_close(next(iter(dataset)).boxes, torch.tensor([[40.0, 15.0, 60.0, 35.0]]))
+    assert "YAML reads 8 as numbers" in caplog.text
+    write(root / "labels/a.txt", "0 0.5 0.5 0.2 0.4 0.9 0.9\n")
+    with pytest.raises(UserError, match="and 4 values of points, as kpt_shape says, got 7"):
+        load_yolo(root, "train")
