@@ -3,7 +3,6 @@
 lowres-rcnn propose --weights runs/mine --data DIR --splits "[train, val]"
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from detect.checkpoint import load_detector
 from detect.data.open import DatasetConfig, build_datasets, check_same_classes, dataset_for
 from detect.deployment.detector import deploy_detector
 from detect.inference.propose import check_image_ids, propose_dataset
-from detect.proposals import Proposals, save_proposals
+from detect.proposals import Proposals, check_replaceable, save_proposals
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class ProposeConfig:
     --model.proposal_score_thresh 0` for many proposals, as training wants them."""
     output: str = "proposals.json"
     """File of proposals to write, in COCO's results format, for model.precomputed of
-    train_detector."""
+    train_detector; one that is there is replaced, any other file is not."""
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
 
@@ -51,8 +50,7 @@ def main() -> None:
     """Run from the command line."""
     config = parse_config(ProposeConfig, description=__doc__, usual=USUAL)
     make_folder(Path(config.output).parent)
-    if os.path.isdir(config.output):
-        raise UserError(f"{config.output}: this is a folder: name the file to write")
+    check_replaceable(config.output)
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from backbones.common import distributed
 from backbones.common.errors import UserError
-from backbones.common.files import make_folder, write_json
+from backbones.common.files import write_json
 from detect.auto import Auto
 from detect.checkpoint import load_detector
 from detect.data import DetectionDataset
@@ -29,6 +30,7 @@ from detect.detector import Detector
 from detect.evaluation import load_results, to_coco_results
 from detect.evaluation.report import write_report
 from detect.inference.config import InferenceConfig, check_calibration_split
+from detect.inference.report_folder import report_folder
 from detect.inference.score import calibration_images, detect_dataset
 from detect.proposals import LearnedProposer, Proposals, load_proposals
 from detect.proposals.precomputed import proposals_for
@@ -54,7 +56,8 @@ class EvaluateConfig(InferenceConfig):
     """File of proposals for a detector that was trained on precomputed ones."""
     output: str = "runs/evaluate"
     """Folder for report.html and report.json, and where a detector was run for its results.json
-    with images.json, which says what the image ids are."""
+    with images.json, which says what the image ids are. An earlier report there is replaced;
+    folders of infer and of trainings are refused."""
     score_thresh: float | Auto = "auto"
     """Score in 0..1 from which detections count for precision, recall and F1 by class, the
     confusion matrix and the pictures. `auto`: what had the best F1 on the detector's own validation
@@ -85,16 +88,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         What `report.json` holds, see `write_report`.
 
     Raises:
-        UserError: a checkpoint, dataset or file is not as the configuration says.
+        UserError: a checkpoint, dataset or file is not as the configuration says, or the output is
+            refused, see `report_folder`.
     """
     with (
         distributed.processes(config.device) as device,
         distributed.lost_processes_are_errors(),
+        ExitStack() as held,
     ):
         if config.weights is None:
             return distributed.call_on_main(lambda: _evaluate_results(config))
         own = str(device) if distributed.is_launched() else config.device
-        return _evaluate_detector(config, config.weights, own)
+        folder = distributed.call_on_main(
+            lambda: held.enter_context(report_folder(config.output, has_results=True))
+        )
+        return _evaluate_detector(config, config.weights, own, folder)
 
 
 def _evaluate_results(config: EvaluateConfig) -> dict[str, Any]:
@@ -111,11 +119,13 @@ def _evaluate_results(config: EvaluateConfig) -> dict[str, Any]:
             "is it a file of this split?",
             *(results, without, len(dataset)),
         )
-    return _report(config, dataset, detections, make_folder(config.output), results)
+    with report_folder(config.output, has_results=False) as folder:
+        return _report(config, dataset, detections, folder, results)
 
 
-def _evaluate_detector(config: EvaluateConfig, weights: str, device: str) -> dict[str, Any]:
-    folder = make_folder(config.output)
+def _evaluate_detector(
+    config: EvaluateConfig, weights: str, device: str, folder: Path
+) -> dict[str, Any]:
     detector = load_detector(weights, device, config.model)
     training = detector.metadata.get("training") or {}
     data = dataset_for(config.data, detector.class_names, training)
@@ -136,8 +146,8 @@ def _evaluate_detector(config: EvaluateConfig, weights: str, device: str) -> dic
         seen = [proposer.seen_scale(height, width) for width, height in dataset.sizes.tolist()]
 
     def write() -> dict[str, Any]:
-        write_json(folder / "results.json", to_coco_results(dataset, detections))
         write_json(folder / "images.json", dataset.to_coco_images())
+        write_json(folder / "results.json", to_coco_results(dataset, detections))
         return _report(
             *(config, dataset, detections, folder, weights, how),
             best_score_thresh=detector.best_score_thresh,

@@ -3,7 +3,7 @@
 from detect.proposals.base import Proposals, Proposer
 from detect.proposals.grid import GridConfig, GridProposer
 from detect.proposals.learned import LearnedConfig, LearnedProposer
-from detect.proposals.precomputed import load_proposals, save_proposals
+from detect.proposals.precomputed import check_replaceable, load_proposals, save_proposals
 from detect.proposals.selective_search import SelectiveSearchConfig, SelectiveSearchProposer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Proposer",
     "SelectiveSearchConfig",
     "SelectiveSearchProposer",
+    "check_replaceable",
     "load_proposals",
     "save_proposals",
 ]

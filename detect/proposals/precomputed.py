@@ -1,5 +1,7 @@
 """Proposals made beforehand, by another program or a detector: files in COCO results format."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import torch
 from torchvision.ops import clip_boxes_to_image
 
 from backbones.common.errors import UserError
-from backbones.common.files import write_json
+from backbones.common.files import write_errors, write_json
 from detect.data import DetectionDataset
 from detect.data.results_file import read_results
 from detect.proposals.base import Proposals
@@ -40,6 +42,24 @@ def _sorted(rows: list[tuple[float, list[float]]]) -> Proposals:
     rows = sorted(rows, key=lambda row: -row[0])
     boxes = torch.tensor([box for _, box in rows], dtype=torch.float32)
     return Proposals(boxes, torch.tensor([score for score, _ in rows], dtype=torch.float32))
+
+
+def check_replaceable(path: str | Path) -> None:
+    """Raise `UserError` where something is at `path` that `save_proposals` has not written."""
+    if os.path.isdir(path):
+        raise UserError(f"{path}: this is a folder: name the file to write")
+    if not os.path.lexists(path):
+        return
+    head = b""
+    if os.path.isfile(path):
+        with write_errors(path), open(path, "rb") as file:
+            head = file.read(64)
+    # Results of detectors have a category before the box.
+    if not re.match(rb'\[\]$|\[\{"image_id": -?\d+, "bbox": ', head):
+        raise UserError(
+            f"{path}: is there already, and is no file of proposals that was written here: delete "
+            "it, or name another output"
+        )
 
 
 def save_proposals(path: str | Path, proposals: Mapping[int, Proposals]) -> None:

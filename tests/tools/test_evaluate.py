@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from detect.data.open import DatasetConfig
 from detect.evaluation import evaluate_coco, to_coco_results
 from detect.evaluation.report import write_report
 from detect.inference.evaluate import EvaluateConfig, with_split
-from detect.proposals import LearnedConfig
+from detect.proposals import LearnedConfig, Proposals, save_proposals
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +225,68 @@ def test_the_output_must_be_a_folder(digits, results, tmp_path, monkeypatch, cap
     arguments = ["--results", str(results), *data_arguments(digits), "--output", str(results)]
     assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 2
     assert "results.json: cannot write into this folder" in capsys.readouterr().err
+
+
+def test_files_of_others_are_not_replaced(digits, results, tmp_path, monkeypatch, capsys):
+    """Before the weights are read, which are not there."""
+    arguments = ["--weights", "nowhere.safetensors", *data_arguments(digits), "--output"]
+    of_infer = json.dumps({"files": [], "settings": {}, "images": [], "categories": []})
+    for name, files in {
+        "infer": {"images.json": of_infer, "results.json": "[]"},
+        "damaged": {"images.json": of_infer[:-9], "results.json": "[]"},
+        "other": {"results.json": "[]"},
+        "tests": {"report.json": "{}"},
+        "page": {"report.html": "<p>"},
+        "run": {"config.yaml": "data: {}", "checkpoints": ""},
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, text in files.items():
+            (folder / file).write_text(text)
+        message = error_of(
+            *(evaluate, *arguments, str(folder)), monkeypatch=monkeypatch, capsys=capsys
+        )
+        assert f"{folder}: " in message
+        assert "choose another output" in message
+        assert {path.name: path.read_text() for path in folder.iterdir()} == files
+    # Results beside which their report is wanted are not replaced, and infer's folder is infer's.
+    of_results = ["--results", str(results), *data_arguments(digits), "--output"]
+    assert run(evaluate, *of_results, str(tmp_path / "other"), monkeypatch=monkeypatch) == 0
+    assert run(evaluate, *of_results, str(tmp_path / "infer"), monkeypatch=monkeypatch) == 2
+    # An earlier report is replaced, and not while another process writes.
+    assert run(evaluate, *of_results, str(tmp_path / "other"), monkeypatch=monkeypatch) == 0
+    held = "import sys, pathlib; from backbones.common.files import locked\n"
+    held += "with locked(pathlib.Path(sys.argv[1])): print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(tmp_path / "other")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout.readline()
+        message = error_of(
+            *(evaluate, *of_results, str(tmp_path / "other")),
+            monkeypatch=monkeypatch,
+            capsys=capsys,
+        )
+        assert "another program is writing into this folder" in message
+        holder.communicate(b"\n")
+
+
+def test_propose_replaces_proposals_alone(tmp_path, monkeypatch, capsys):
+    """Before the weights are read, which are not there."""
+    path = tmp_path / "file.json"
+    arguments = ["--weights", "nowhere.safetensors", "--output", str(path)]
+    result = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}
+    for text in ("", '{"images": []}', json.dumps([result]), "weights", "0 0.5 0.5 0.1 0.1"):
+        path.write_text(text)
+        message = error_of(propose, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+        assert f"{path}: is there already, and is no file of proposals" in message
+        assert path.read_text() == text
+    one = Proposals(torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.tensor([0.5]))
+    for found in ({}, {7: one}):
+        save_proposals(path, found)
+        message = error_of(propose, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+        assert "nowhere.safetensors" in message
 
 
 def test_names_of_classes_cannot_become_markup(digits, results, tmp_path, monkeypatch):

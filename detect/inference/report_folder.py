@@ -1,0 +1,54 @@
+"""The folder that `evaluate` writes into: nothing of other programs is replaced there."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backbones.common.errors import UserError
+from backbones.common.files import locked, make_folder
+from backbones.common.read_json import read_json
+
+
+@contextmanager
+def report_folder(path: str, *, has_results: bool) -> Iterator[Path]:
+    """A folder to write a report into, made where missing and locked until the block ends.
+
+    Args:
+        path: the folder; an earlier report in it may be replaced.
+        has_results: results.json and images.json will be written too.
+
+    Raises:
+        UserError: it cannot be written to, another program writes there, or it is a training's run
+            folder, `infer`'s, or has files by those names that `evaluate` did not write.
+    """
+    folder = make_folder(path)
+    with locked(folder):
+        if (folder / "config.yaml").exists() and (folder / "checkpoints").exists():
+            raise UserError(f"{folder}: is the run folder of a training: choose another output")
+        # Each is told by the one that is written before it.
+        _check_own(folder, "report.json", "report.html")
+        if has_results or os.path.lexists(folder / "images.json"):
+            _check_own(folder, "images.json", "results.json")
+        yield folder
+
+
+def _check_own(folder: Path, first: str, second: str) -> None:
+    there = [name for name in (first, second) if os.path.lexists(folder / name)]
+    if there and not _is_own(folder / first):
+        raise UserError(
+            f"{folder}: evaluate did not write {' and '.join(there)} there (infer, or another "
+            "program, did): choose another output"
+        )
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        content = read_json(path)
+    except UserError:
+        return False
+    if not isinstance(content, dict):
+        return False
+    if path.name == "images.json":  # that of infer has more
+        return content.keys() == {"images", "categories"}
+    return content.keys() >= {"title", "coco", "confusion"}
