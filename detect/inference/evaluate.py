@@ -99,10 +99,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if config.weights is None:
             return distributed.call_on_main(lambda: _evaluate_results(config))
         own = str(device) if distributed.is_launched() else config.device
-        folder = distributed.call_on_main(
-            lambda: held.enter_context(report_folder(config.output, has_results=True))
-        )
-        return _evaluate_detector(config, config.weights, own, folder)
+        return _evaluate_detector(config, config.weights, own, held)
 
 
 def _evaluate_results(config: EvaluateConfig) -> dict[str, Any]:
@@ -124,7 +121,7 @@ def _evaluate_results(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _evaluate_detector(
-    config: EvaluateConfig, weights: str, device: str, folder: Path
+    config: EvaluateConfig, weights: str, device: str, held: ExitStack
 ) -> dict[str, Any]:
     detector = load_detector(weights, device, config.model)
     training = detector.metadata.get("training") or {}
@@ -136,6 +133,9 @@ def _evaluate_detector(
     warn_without_objects(dataset, split)
     proposals = _proposals(config, detector, dataset)
     calibration = calibration_images(data, config.calibration_split)
+    folder = distributed.call_on_main(
+        lambda: held.enter_context(report_folder(config.output, has_results=True))
+    )
     detector = deploy_detector(detector, config.precision, calibration, config.engine)
     detections, regions, cost = detect_dataset(detector, dataset, proposals)
     how = f", in {detector.metadata['precision']} ({detector.metadata['engine']})"

@@ -124,17 +124,20 @@ def test_infer_with_other_settings_than_in_training(detector_file, pictures, tmp
     base = ["--weights", str(detector_file), "--inputs", str(pictures)]
     found = {}
     for name, settings in {
-        "as trained": [],
-        "few": ["--model.proposals_per_image", "2"],
-        "none": ["--model.rcnn.score_thresh", "1.0"],
+        "as trained": ["--score_thresh", "0"],
+        "few": ["--score_thresh", "0", "--model.proposals_per_image", "2"],
+        "none": ["--score_thresh", "1", "--model.rcnn.score_thresh", "1.0"],
     }.items():
-        output = ["--output", str(tmp_path / name), "--score_thresh", "0"]
+        output = ["--output", str(tmp_path / name)]
         assert run(infer, *base, *output, *settings, monkeypatch=monkeypatch) == 0
         results = json.loads((tmp_path / name / "results.json").read_text())
         found[name] = Counter(result["image_id"] for result in results)
     # Each of at most two proposals is at most one object of each of ten classes.
     assert max(found["as trained"].values()) > 20 >= max(found["few"].values()) > 0
     assert not found["none"]
+    contradiction = ["--score_thresh", "0.1", "--model.rcnn.score_thresh", "0.9"]
+    output = ["--output", str(tmp_path / "neither")]
+    assert run(infer, *base, *output, *contradiction, monkeypatch=monkeypatch) == 2
 
 
 @pytest.mark.parametrize(

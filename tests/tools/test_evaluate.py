@@ -228,8 +228,8 @@ def test_the_output_must_be_a_folder(digits, results, tmp_path, monkeypatch, cap
 
 
 def test_files_of_others_are_not_replaced(digits, results, tmp_path, monkeypatch, capsys):
-    """Before the weights are read, which are not there."""
-    arguments = ["--weights", "nowhere.safetensors", *data_arguments(digits), "--output"]
+    weights = save_untrained(tmp_path / "x.safetensors", 10)
+    arguments = ["--weights", str(weights), *data_arguments(digits), "--output"]
     of_infer = json.dumps({"files": [], "settings": {}, "images": [], "categories": []})
     for name, files in {
         "infer": {"images.json": of_infer, "results.json": "[]"},
