@@ -8,12 +8,15 @@ _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _VALUE = re.compile(r"([?#&;])([^=?#&;]*=)?[^?#&;]+")
 
 
-def without_secrets(url: str) -> str:
+def without_secrets(name: str) -> str:
     """An address with `***` for its password, or a user without one, and each value of its query.
 
-    What names the server and the file stays, and the names in the query.
+    What names the server and the file stays, and the names in the query. A name without `://` is of
+    a file, and stays as it is.
     """
-    url = _USER.sub(lambda found: f"{found[1]}:***@" if found[1] else "***@", url)
+    if "://" not in name:
+        return name
+    url = _USER.sub(lambda found: f"{found[1]}:***@" if found[1] else "***@", name)
     return _QUERY.sub(lambda found: _VALUE.sub(r"\1\2***", found[0]), url)
 
 

@@ -56,14 +56,14 @@ def expand_braces(pattern: str) -> list[str]:
     pieces = re.split(r"\{([^{}]*)\}", pattern)
     if any(brace in piece for piece in pieces[::2] for brace in "{}"):
         raise UserError(
-            f"{_shown(pattern)}: expected braces in pairs, as in train-{{0000..0127}}.tar"
+            f"{without_secrets(pattern)}: expected braces in pairs, as in train-{{0000..0127}}.tar"
         )
     choices = [
         _alternatives(piece, pattern) if index % 2 else [piece]
         for index, piece in enumerate(pieces)
     ]
     if math.prod(map(len, choices)) > _MAX_NAMES:
-        raise UserError(f"{_shown(pattern)}: expected at most {_MAX_NAMES} shards")
+        raise UserError(f"{without_secrets(pattern)}: expected at most {_MAX_NAMES} shards")
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
@@ -72,21 +72,17 @@ def _alternatives(text: str, pattern: str) -> list[str]:
         return text.split(",")
     numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", text)
     if numbers is None or int(numbers[1]) > int(numbers[2]):
-        shown = _shown(pattern)
+        shown = without_secrets(pattern)
         raise UserError(f"{shown}: expected {{0000..0127}} or {{a,b}}, got {{{text}}}")
     first, last = numbers.groups()
     if int(last) - int(first) >= _MAX_NAMES:
-        raise UserError(f"{_shown(pattern)}: expected at most {_MAX_NAMES} shards")
+        raise UserError(f"{without_secrets(pattern)}: expected at most {_MAX_NAMES} shards")
     return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
 
 
 def is_url(location: str) -> bool:
     """Whether a shard or list of classes is to be fetched from a server."""
     return location.startswith(("http://", "https://"))
-
-
-def _shown(location: str) -> str:
-    return without_secrets(location) if is_url(location) else location
 
 
 def open_stream(location: str) -> IO[bytes]:
@@ -115,7 +111,7 @@ def read_shard(location: str) -> Iterator[Sample]:
     Raises:
         UserError: cannot be opened, is no tar file, holds no pair, or a label is no number.
     """
-    shown = _shown(location)
+    shown = without_secrets(location)
     images: dict[str, tuple[bytes, str]] = {}
     labels: dict[str, int] = {}
     count = 0

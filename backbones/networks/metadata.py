@@ -74,7 +74,7 @@ def _masked(value: Any) -> Any:
         return {key: _masked(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_masked(each) for each in value]
-    return without_secrets(value) if isinstance(value, str) and "://" in value else value
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def read_checkpoint(

@@ -37,6 +37,11 @@ RESULTS = ("best.safetensors", "last.safetensors", "curves.csv", "curves.png")
 """What a run leaves, and no other may overwrite."""
 
 
+def weights_line(path: Path) -> str:
+    """The last line of a training: where its weights are, or were."""
+    return f"weights: {path}{'' if path.exists() else ' (deleted since the run ended)'}"
+
+
 class RunFolder:
     """A run's folder, used as a context manager while the run goes on.
 

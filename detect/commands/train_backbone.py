@@ -11,6 +11,7 @@ from backbones.classification.pretraining import PretrainConfig, pretrain_in_pro
 from backbones.common import distributed
 from backbones.common.cli import command
 from backbones.common.config import parse_config
+from backbones.training.run_folder import weights_line
 
 USUAL = (
     "data.root run resume epochs batch_size optim.lr model.variant model.width model.weights "
@@ -27,5 +28,4 @@ def main() -> None:
         return
     best = state.best_metrics
     print(f"best top-1 {100 * best['top1']:.2f} %, top-5 {100 * best['top5']:.2f} %")
-    weights = Path(config.run, "best.safetensors")
-    print(f"weights: {weights}{'' if weights.exists() else ' (deleted since the run ended)'}")
+    print(weights_line(Path(config.run, "best.safetensors")))

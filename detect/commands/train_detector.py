@@ -7,11 +7,10 @@ lowres-rcnn train_detector --config bccd_79 --epochs 20
 lowres-rcnn train_detector --run runs/mine --resume
 """
 
-from pathlib import Path
-
 from backbones.common import distributed
 from backbones.common.cli import command
 from backbones.common.config import parse_config
+from backbones.training.run_folder import weights_line
 from detect.config import DetectorConfig
 from detect.evaluation.coco import listed
 from detect.training.train import train_in_processes
@@ -39,6 +38,5 @@ def main() -> None:
                 if isinstance(value, float) or (value is None and name.startswith("A"))
             ]
             print(f"{split}: {listed(scores, names)}")
-    weights = Path(outcome["weights"])
-    print(f"weights: {weights}{'' if weights.exists() else ' (deleted since the run ended)'}")
+    print(weights_line(outcome["weights"]))
     print(f"curves:  {config.run}/curves.png")

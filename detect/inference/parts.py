@@ -118,8 +118,7 @@ def _check_counts(folder: Path, document: Mapping[str, Any], live: Collection[st
 
 def _shown(entry: Mapping[str, Any]) -> str:
     """The input, in messages; the lists of earlier releases have addresses with their secrets."""
-    name = str(entry["file_name"])
-    return without_secrets(name) if "://" in name else name
+    return without_secrets(str(entry["file_name"]))
 
 
 def _failed(document: Mapping[str, Any]) -> set[str]:
@@ -158,10 +157,11 @@ def join_parts(
     found: dict[tuple[int, int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     failed: list[str] = []
     listed: list[tuple[Path, list[dict[str, Any]]]] = []
+    live = _live(targets)
     for part in _parts(output):
         document, is_own = read_json(part / IMAGES), int(part.name) >= first
         failed += sorted(_failed(document)) if is_own else []
-        listed.append((part, document["images"] if is_own else _finished(document, _live(targets))))
+        listed.append((part, document["images"] if is_own else _finished(document, live)))
     # Of an input that was looked at again the later part counts, though it have fewer frames.
     latest = {entry["annotated"]: part for part, entries in listed for entry in entries}
     for part, entries in listed:

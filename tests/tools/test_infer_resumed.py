@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import av
 import pytest
 import safetensors.torch
 import torch
+from helpers.repacking import repack
 from helpers.shard_server import serve
 from helpers.tool_runs import error_of
 from helpers.untrained_detector import save_untrained
@@ -35,12 +35,7 @@ def broken_video(path: Path) -> None:
     """The first half of a Matroska, which can be read to where it breaks off."""
     whole = path.with_suffix(".mp4")
     slideshow(whole, list(NOISE), 10, (64, 64))
-    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
+    repack(whole, path)
     whole.unlink()
 
 

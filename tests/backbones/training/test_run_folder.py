@@ -13,7 +13,7 @@ from backbones.common.config import load_config
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
 from backbones.training.curves import CurvePoint, draw_curves, read_curves
-from backbones.training.run_folder import RunFolder
+from backbones.training.run_folder import RunFolder, weights_line
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,13 @@ def test_nothing_that_a_run_may_have_left_is_overwritten(tmp_path, resume):
     with pytest.raises(UserError, match=r"last.safetensors would be overwritten"):
         RunFolder(tmp_path, Config(), resume=resume)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.safetensors"]
+
+
+def test_weights_that_are_gone_are_not_named_as_there(tmp_path):
+    path = tmp_path / "best.safetensors"
+    assert weights_line(path) == f"weights: {path} (deleted since the run ended)"
+    path.touch()
+    assert weights_line(path) == f"weights: {path}"
 
 
 def test_checkpoints_without_a_configuration_are_a_run(tmp_path):
