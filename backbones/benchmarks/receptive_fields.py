@@ -8,17 +8,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from backbones.benchmarks.timing import time_interleaved
+from backbones.classification.evaluation import predict, top_scores
 from backbones.classification.pretraining import PretrainConfig, pretrain_in_processes
 from backbones.common import distributed
 from backbones.common.config import as_base
-from backbones.common.device import autocast, resolve_device, resolve_precision
+from backbones.common.device import (
+    ResolvedPrecision,
+    autocast,
+    resolve_device,
+    resolve_precision,
+)
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder, write_json
 from backbones.common.plots import new_plot, save_plot
+from backbones.data.loaders import open_sources
 from backbones.networks.checkpoint import load_backbone
 from backbones.networks.cost import count_multiply_adds
 from backbones.networks.inception import InceptionV3
@@ -62,6 +70,11 @@ class ReceptiveFieldRow:
     images_per_second: float
     """In evaluation, batches of 16, median; of this machine."""
     top1: float
+    """Share of the validation images, in [0, 1], and its standard error."""
+    top1_error: float
+    difference: float
+    """Of `top1` to the first network's, and its standard error on the same images."""
+    difference_error: float
     top5: float
     published_top1: float | None
     """On ImageNet in the paper, for comparison."""
@@ -71,29 +84,49 @@ def compare_receptive_fields(config: ReceptiveFieldConfig) -> list[ReceptiveFiel
     """Train and compare; leaves `receptive_fields.json` and `.png` in the run folder.
 
     All networks have the same data, recipe, seed and number of epochs; the scores are those of the
-    last epoch. With `resume`, networks that are trained already are not trained again.
+    last epoch. Standard errors are those of other images for the same weights; other seeds come on
+    top. With `resume`, networks that are trained already are not trained again.
 
     Raises:
         UserError: see `pretrain_in_processes`; or several processes were started.
     """
     distributed.require_one_process("this comparison")
     folder = make_folder(config.run)
-    metrics, models = {}, {}
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    models: dict[str, InceptionV3] = {}
     # The cheapest, which the paper lists last, first: mistakes show within minutes.
     for variant in reversed(config.variants):
         run = folder / variant
-        state = pretrain_in_processes(_for_variant(config, variant, run))
-        metrics[variant] = state.metrics
-        models[variant] = load_backbone(run / "last.safetensors")
-    speeds = _images_per_second(models, config)
+        pretrain_in_processes(_for_variant(config, variant, run))
+        model = load_backbone(run / "last.safetensors")
+        models[variant] = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    speeds = _images_per_second(models, device, precision)
+    predictions = {
+        variant: predict(
+            model,
+            open_sources(config.data).val,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            precision=precision,
+        )
+        for variant, model in models.items()
+    }
+    right = {
+        variant: (each.probabilities.argmax(dim=1) == each.labels).double().numpy()
+        for variant, each in predictions.items()
+    }
+    base = right[config.variants[0]]
     rows = [
         ReceptiveFieldRow(
             variant=variant,
             receptive_field=models[variant].input_size,
             multiply_adds=count_multiply_adds(models[variant], models[variant].input_size),
             images_per_second=speeds[variant],
-            top1=metrics[variant]["top1"],
-            top5=metrics[variant]["top5"],
+            top1_error=_standard_error(right[variant]),
+            difference=float(np.mean(right[variant] - base)),
+            difference_error=_standard_error(right[variant] - base),
+            **top_scores(predictions[variant]),
             published_top1=PUBLISHED.get(variant),
         )
         for variant in config.variants
@@ -106,15 +139,17 @@ def compare_receptive_fields(config: ReceptiveFieldConfig) -> list[ReceptiveFiel
 def format_table(rows: Sequence[ReceptiveFieldRow]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| network | input | multiply-adds (G) | images/s | top-1 | top-5 | paper (ImageNet) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| network | input | multiply-adds (G) | images/s | top-1 | to the first | top-5 "
+        "| paper (ImageNet) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         published = "" if row.published_top1 is None else f"{100 * row.published_top1:.1f} %"
         lines.append(
             f"| `{row.variant}` | {row.receptive_field} | {row.multiply_adds / 1e9:.3f} "
-            f"| {row.images_per_second:.0f} | {100 * row.top1:.1f} % | {100 * row.top5:.1f} % "
-            f"| {published} |"
+            f"| {row.images_per_second:.0f} | {100 * row.top1:.1f} ± {100 * row.top1_error:.1f} % "
+            f"| {100 * row.difference:+.1f} ± {100 * row.difference_error:.1f} "
+            f"| {100 * row.top5:.1f} % | {published} |"
         )
     return "\n".join(lines)
 
@@ -125,8 +160,9 @@ def draw_comparison(rows: Sequence[ReceptiveFieldRow], folder: Path) -> None:
     bars, curves = plot.subplots(1, 2)
     for index, row in enumerate(rows):
         colour = f"C{index}"
-        bars.bar(index, 100 * row.top1, color=colour)
-        bars.text(index, 100 * row.top1, f"{100 * row.top1:.1f}", ha="center", va="bottom")
+        bars.bar(index, 100 * row.top1, color=colour, yerr=100 * row.top1_error, capsize=4)
+        top = 100 * (row.top1 + row.top1_error)
+        bars.text(index, top, f"{100 * row.top1:.1f}", ha="center", va="bottom")
         points = [
             point
             for point in read_curves(folder / row.variant / "curves.csv")
@@ -160,14 +196,15 @@ def _for_variant(config: ReceptiveFieldConfig, variant: str, run: Path) -> Pretr
     return as_base(config, PretrainConfig, run=str(run), model=model, resume=resume)
 
 
-def _images_per_second(
-    models: Mapping[str, InceptionV3], config: ReceptiveFieldConfig
-) -> dict[str, float]:
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
+def _standard_error(values: np.ndarray) -> float:
+    """Of the mean of `[N]`."""
+    return float(values.std() / len(values) ** 0.5)
 
+
+def _images_per_second(
+    models: Mapping[str, InceptionV3], device: torch.device, precision: ResolvedPrecision
+) -> dict[str, float]:
     def passes(model: InceptionV3) -> Callable[[], Tensor]:
-        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         batch = torch.zeros(SPEED_BATCH, 3, model.input_size, model.input_size, device=device)
         batch = batch.contiguous(memory_format=torch.channels_last)
         return torch.no_grad()(autocast(device, precision)(lambda: model(batch)))

@@ -37,6 +37,9 @@ def test_a_network_is_trained_scored_and_timed(tmp_path, monkeypatch):
     assert (row.variant, row.receptive_field, row.published_top1) == (*config.variants, 79, None)
     assert 1.8e7 < row.multiply_adds < 2e7
     assert row.images_per_second > 0
+    # Two images of each of two classes.
+    assert row.top1_error == pytest.approx((row.top1 * (1 - row.top1) / 4) ** 0.5)
+    assert (row.difference, row.difference_error) == (0.0, 0.0)
     points = read_curves(tmp_path / "run" / row.variant / "curves.csv")
     assert [point.value for point in points if point.name == "val/top1"] == [row.top1]
     assert json.loads((tmp_path / "run" / "receptive_fields.json").read_text()) == [vars(row)]
