@@ -11,6 +11,7 @@ from backbones import __version__ as __version__
 from detect.build import build_detector
 from detect.checkpoint import load_detector, save_detector
 from detect.config import ModelConfig
+from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.model import RCNN
@@ -23,6 +24,7 @@ __all__ = [
     "RCNNConfig",
     "Result",
     "build_detector",
+    "deploy_detector",
     "load_detector",
     "save_detector",
 ]

@@ -23,8 +23,7 @@ from backbones.common.errors import ImageError, UserError
 from backbones.common.files import atomic_write, locked, make_folder, remove_unfinished, write_json
 from backbones.common.images import read_image
 from backbones.networks.hub import SCHEME
-from detect import load_detector
-from detect.deployment.detector import deploy_detector
+from detect import deploy_detector, load_detector
 from detect.media.sources import find_inputs
 
 
