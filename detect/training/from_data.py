@@ -211,8 +211,9 @@ def log_sizes(train: DetectionDataset, model: ModelConfig) -> None:
             *(looks, learned.tile_size, ", ".join(sizes)),
         )
     area = "" if learned.scale is None else " for each tile's area"
+    crop_size = model.rcnn.crop_size or find_spec(model.variant).input_size
     logger.info(
         "crops of %s pixels, %s proposals (%s in training), %s detections at most%s",
-        *(model.rcnn.crop_size, model.proposals_per_image, model.proposals_per_image_train),
+        *(crop_size, model.proposals_per_image, model.proposals_per_image_train),
         *(model.rcnn.detections_per_image, area),
     )

@@ -161,6 +161,7 @@ def test_what_is_derived_is_logged_and_can_be_built(caplog):
         model = derive_model(AUTO, made([36, 103, 200]))
         log_sizes(made([36, 103, 200]), model)
         log_sizes(made([], each=0), model)
+        log_sizes(made([36, 103, 200]), ModelConfig())
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == (
         "120 objects of 36 to 200 pixels (5 to 95 %, median 103), at most 12 in an image of 640 to "
@@ -168,6 +169,8 @@ def test_what_is_derived_is_logged_and_can_be_built(caplog):
     )
     assert "longer side resized to 512 pixels; anchors of 29, 43," in lines[1]
     assert lines[2] == "crops of 48 pixels, 60 proposals (100 in training), 100 detections at most"
+    # Without a size of its own, the network's.
+    assert lines[5].startswith("crops of 79 pixels, ")
     with torch.device("meta"):
         build_detector(model, 2)
     assert from_dict(ModelConfig, to_dict(model)) == model
