@@ -4,7 +4,6 @@ python -m tools.benchmark --output runs/benchmark
 python -m tools.benchmark --parts '[training]' --networks '[inception_v3_79]' --width 0.25
 """
 
-import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import torch
 from backbones.benchmarks.tables import (
     Part,
     Row,
-    draw_rows,
     format_rows,
     measure_inference,
     measure_input,
@@ -28,7 +26,7 @@ from backbones.common.cli import command
 from backbones.common.config import parse_config
 from backbones.common.device import require_compiler, resolve_device
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder
+from backbones.common.files import make_folder, write_json
 from backbones.common.ranges import check_ranges
 from backbones.networks.specs import SPECS
 
@@ -56,7 +54,7 @@ class BenchmarkConfig:
     images: str | None = None
     """Folder CLASS/* of images for the part `input`; null makes JPEGs of 500 by 375 pixels."""
     output: str = "runs/benchmark"
-    """Folder for benchmark.json and benchmark.png."""
+    """Folder for benchmark.json."""
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
 
@@ -91,10 +89,8 @@ def main() -> None:
             print(f"\n{format_rows(found)}")
             rows += found
             report: dict[str, Any] = {"machine": machine, "rows": [vars(row) for row in rows]}
-            with atomic_write(folder / "benchmark.json", "w") as file:
-                json.dump(report, file, indent=2)
-    draw_rows(rows, folder / "benchmark.png")
-    print(f"\nnumbers: {folder}/benchmark.json\nplot:    {folder}/benchmark.png")
+            write_json(folder / "benchmark.json", report, indent=2)
+    print(f"\nnumbers: {folder}/benchmark.json")
 
 
 def _measure(part: Part, config: BenchmarkConfig, device: torch.device) -> Any:

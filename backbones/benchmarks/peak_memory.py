@@ -21,15 +21,9 @@ def peak_memory(
 ) -> int:
     """Bytes that the process of a form had at most, or on CUDA that its tensors had.
 
-    The process has built the network and made some forward passes. What importing the packages
-    takes is counted; OpenVINO is imported for its own alone.
-
-    Args:
-        variant: with the next three, what `inference_forms` takes.
-        width: multiplier.
-        batch_size: images.
-        device: where it runs.
-        index: of the form among these.
+    It is number `index` of what `inference_forms` gives for the other arguments. The process has
+    built the network and made some forward passes. What importing the packages takes is counted;
+    OpenVINO is imported for its own alone.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:

@@ -5,10 +5,10 @@ have, their stem loses the stride and the pool that the variant's does not have 
 """
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import timm
@@ -34,25 +34,18 @@ Build = Callable[[], nn.Module]
 
 @dataclass(frozen=True)
 class NetworkForm:
-    """One way to run one network.
-
-    Attributes:
-        name: of the package and of the form.
-        precision: of its arithmetic.
-        make: builds it; the function that comes back makes a forward pass, or a training step.
-    """
+    """One way to run one network."""
 
     name: str
+    """Of the package and of the form."""
     precision: FormPrecision
     make: Callable[[], Callable[[], Any]]
+    """Builds it; the function that comes back makes a forward pass, or a training step."""
 
 
 def peer_network(package: Literal["torchvision", "timm"], variant: str) -> nn.Module:
-    """Their `inception_v3` without auxiliary head, with the receptive field of a variant.
-
-    Raises:
-        ValueError: a variant of another layout, which they cannot be made into.
-    """
+    """Their `inception_v3` without auxiliary head, with the receptive field of a variant; raises
+    `ValueError` for one of another layout."""
     spec = SPECS[variant]
     if spec.layout != "released":
         raise ValueError(f"{package} has no network of the layout of {variant}")
@@ -76,12 +69,8 @@ def inference_forms(
 ) -> list[NetworkForm]:
     """Forward passes in fp32, bf16 and int8; first torchvision's as its users run it.
 
-    Args:
-        variant: a name in `SPECS`.
-        width: of our network; the peers' have theirs, and are left out at another.
-        batch_size: images of the variant's input size in a batch.
-        device: where to run; OpenVINO and int8 are for the CPU.
-        compiled: also torchvision's and ours compiled by `torch.compile`, which takes minutes.
+    The peers have width 1 and are left out at another; OpenVINO and int8 are for the CPU.
+    `compiled` adds torchvision's and ours compiled by `torch.compile`, which takes minutes.
     """
     size = SPECS[variant].input_size
     torchvisions = partial(peer_network, "torchvision", variant)
@@ -133,8 +122,8 @@ def inference_forms(
         return forward(convert(ours(), precision), images)
 
     in_openvino: list[FormPrecision] = []
-    if device.type == "cpu" and _has("openvino"):
-        in_openvino = ["fp32", "bf16", "int8"] if _has("nncf") else ["fp32", "bf16"]
+    if device.type == "cpu" and find_spec("openvino"):
+        in_openvino = ["fp32", "bf16", "int8"] if find_spec("nncf") else ["fp32", "bf16"]
     has_peers = SPECS[variant].layout == "released" and width == 1
     if has_peers:
         mixed = "torchvision, channels_last, autocast"
@@ -244,10 +233,6 @@ def _openvino(network: nn.Module, images: Tensor, precision: FormPrecision) -> C
     compiled = core().compile_model(model, "CPU", settings)
     array = images.numpy()
     return lambda: compiled(array)
-
-
-def _has(*packages: str) -> bool:
-    return all(importlib.util.find_spec(package) is not None for package in packages)
 
 
 _FORMATS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -1,4 +1,4 @@
-"""Tables and a plot of what networks and input pipelines cost, ours beside the peers."""
+"""Tables of what networks and input pipelines cost, ours beside the peers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,6 @@ from backbones.benchmarks.input_pipelines import input_rates, make_jpegs
 from backbones.benchmarks.peak_memory import peak_memory
 from backbones.benchmarks.peers import NetworkForm, inference_forms, training_forms
 from backbones.benchmarks.timing import matrix_peak, time_interleaved
-from backbones.common.plots import new_plot, save_plot
 from backbones.networks.cost import count_multiply_adds
 from backbones.networks.inception import create_backbone
 
@@ -25,27 +24,21 @@ Part = Literal["inference", "training", "memory", "input"]
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement.
-
-    Attributes:
-        part: `inference`, `training`, `memory` or `input`.
-        network: the variant, or the side of the crops in pixels.
-        name: of what was measured, ours or a peer's.
-        precision: of the arithmetic.
-        batch_size: images.
-        value: images a second, or for `memory` megabytes.
-        ratio: to the first row of its table; more is better, but for `memory`.
-        peak_share: of the machine's measured bf16 matrix product, for bf16 forward passes.
-    """
+    """One measurement."""
 
     part: Part
     network: str
+    """The variant, or the side of the crops in pixels."""
     name: str
+    """Of what was measured, ours or a peer's."""
     precision: str
     batch_size: int
     value: float
+    """Images a second, or for `memory` megabytes."""
     ratio: float
+    """To the first row of its table; more is better, but for `memory`."""
     peak_share: float | None = None
+    """Of the machine's measured bf16 matrix product, for bf16 forward passes."""
 
 
 def measure_inference(
@@ -91,11 +84,7 @@ def measure_memory(variant: str, width: float, batch_size: int, device: torch.de
 def measure_input(size: int, images: Path | None, made: Path, repeats: int) -> list[Row]:
     """Images a second and core that are read and augmented to crops of `size` pixels.
 
-    Args:
-        size: of the crops.
-        images: folder CLASS/* of images, or None.
-        made: where images are made if there are none.
-        repeats: measurements of each.
+    They are those of the folder `images`, CLASS/*, or without one are made in `made`.
     """
     if images is None:
         make_jpegs(made / "made", INPUT_IMAGES)
@@ -124,27 +113,6 @@ def format_rows(rows: Sequence[Row]) -> str:
             + (f" {share} |" if shares else "")
         )
     return "\n".join(lines)
-
-
-def draw_rows(rows: Sequence[Row], path: Path) -> None:
-    """Bars of the ratios, a panel for each part and network."""
-    tables: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        tables.setdefault((row.part, row.network), []).append(row)
-    heights = [len(table) for table in tables.values()]
-    plot = new_plot(8, 0.28 * sum(heights) + 0.9 * len(heights))
-    panels = plot.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for panel, ((part, network), table) in zip(panels, tables.items(), strict=True):
-        labels = [f"{row.name} ({row.precision})" for row in table]
-        colours = ["C1" if row.name.startswith("ours") else "C7" for row in table]
-        bars = panel.barh(range(len(table)), [row.ratio for row in table], color=colours)
-        panel.bar_label(bars, fmt="%.2f", padding=3)
-        panel.set_yticks(range(len(table)), labels)
-        panel.invert_yaxis()
-        panel.margins(x=0.1)
-        unit = "memory" if part == "memory" else "speed"
-        panel.set_title(f"{part}, {network}: {unit} relative to the first", fontsize=10)
-    save_plot(plot, path)
 
 
 def _rows(

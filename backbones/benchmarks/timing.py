@@ -22,14 +22,9 @@ MIN_SECONDS = 0.25
 def time_interleaved(
     calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds of each call.
+    """Median seconds of each call, which is made twice before; the device's queue is waited for.
 
     They take turns, so that what else the machine does in the meantime meets all of them.
-
-    Args:
-        calls: what to time, by name; each is called twice before.
-        repeats: measurements of each.
-        device: where they run, whose queue is waited for.
     """
     in_a_row = {}
     for name, call in calls.items():

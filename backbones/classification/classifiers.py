@@ -19,25 +19,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network.
-
-    Attributes:
-        name: its file, or its run folder with `(averaged)` or `(raw)`.
-        model: on the CPU in evaluation mode.
-        in_ensemble: False for raw weights that stand beside the averaged ones of their run.
-    """
+    """A trained network, on the CPU in evaluation mode."""
 
     name: str
+    """Its file, or its run folder with `(averaged)` or `(raw)`."""
     model: InceptionV3
     in_ensemble: bool = True
+    """False for raw weights that stand beside the averaged ones of their run."""
 
 
 def load_classifiers(paths: Sequence[str | Path]) -> tuple[list[Classifier], list[str]]:
-    """Networks that were trained here, and their classes.
+    """Networks of files that `save_backbone` wrote, or of run folders, and their classes.
 
-    Args:
-        paths: files that `save_backbone` wrote, or run folders. A run gives the averaged and the
-            raw weights of its newest checkpoint; without averaging, the raw ones.
+    A run gives the averaged and the raw weights of its newest checkpoint.
 
     Raises:
         UserError: a file is missing, damaged or without class names, or has other classes than the
@@ -86,11 +80,8 @@ def _load_run(folder: Path) -> list[Classifier]:
 def open_matching_split(
     root: str | Path, split: str, class_names: Sequence[str], max_classes: int | None = None
 ) -> ImageSource:
-    """The images of a split, labelled as the network that knows `class_names`.
-
-    Raises:
-        UserError: as `open_split`, or the split has other classes.
-    """
+    """The images of a split, labelled as the network that knows `class_names`; raises as
+    `open_split`, and `UserError` where the split has other classes."""
     source = open_split(root, split)
     if max_classes is not None:
         source = FirstClasses(source, max_classes)

@@ -23,36 +23,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of one pass over the images.
-
-    Attributes:
-        probabilities: `float32 [N, K]` on the CPU, of the images that can be read.
-        labels: `int64 [N]`.
-        names: N files.
-        skipped: error messages of unreadable images.
-    """
+    """Of the N images that can be read, on the CPU."""
 
     probabilities: Tensor
+    """`float32 [N, K]`."""
     labels: Tensor
+    """`int64 [N]`."""
     names: list[str]
+    """Files."""
     skipped: list[str]
+    """Error messages of unreadable images."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares.
-
-    Attributes:
-        name: of the class.
-        images: that have it as label.
-        top1: share of them for which it is the most probable.
-        taken_for: other classes that its images were taken for, with their number, most first.
-    """
+    """How one class fares."""
 
     name: str
     images: int
+    """That have it as label."""
     top1: float
+    """Share of them for which it is the most probable."""
     taken_for: list[tuple[str, int]]
+    """Other classes that its images were taken for, with their number, most first."""
 
 
 @torch.no_grad()
@@ -103,13 +96,8 @@ def predict(
 ) -> Predictions:
     """Probabilities of all images, averaged over the crops of each; shows its progress.
 
-    Args:
-        model: in evaluation mode, on its device; its `spec` says how images are prepared.
-        source: the images.
-        crops: of an image: the central one, or those of `multi_crop`.
-        batch_size: crops that the network is given at once.
-        workers: processes that read images; 0 does it in this one.
-        precision: `bf16` and `fp16` run the network under autocast.
+    `model` is in evaluation mode, on its device; `batch_size` crops go through it at once, and
+    `workers` processes read images.
 
     Raises:
         UserError: no image can be read.
@@ -152,11 +140,8 @@ def _images_read(batch: ImageBatch) -> int:
 
 
 def average(predictions: Sequence[Predictions]) -> Predictions:
-    """Those of an ensemble: the mean of its networks' probabilities.
-
-    Raises:
-        UserError: they are not of the same images.
-    """
+    """Those of an ensemble: the mean of its networks' probabilities; raises `UserError` where they
+    are not of the same images."""
     first = predictions[0]
     for other in predictions[1:]:
         if other.names != first.names:

@@ -86,11 +86,7 @@ class PretrainConfig(TrainConfig):
 
 
 def build_network(config: NetworkConfig, num_classes: int) -> InceptionV3:
-    """The network that a configuration names, on the CPU.
-
-    Raises:
-        UserError: an unknown variant, a setting out of range, weights that do not fit.
-    """
+    """The network that a configuration names, on the CPU; raises as `start_backbone`."""
     return start_backbone(
         config.variant,
         config.weights,

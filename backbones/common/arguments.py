@@ -19,14 +19,8 @@ def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
 
     `--inputs a b` becomes `--inputs ["a", "b"]` where `inputs` is a list of words, unless it
     begins with a bracket, a second `--inputs c` adds to the first, and `--resume` becomes
-    `--resume true` where `resume` may be a bool and no value follows.
-
-    Args:
-        arguments: of the command line.
-        hints: type hints by dotted key.
-
-    Raises:
-        UserError: a key has no value.
+    `--resume true` where `resume` may be a bool and no value follows. `hints` are type hints by
+    dotted key. Raises `UserError` for a key without a value.
     """
     written: list[str] = []
     remaining = list(arguments)
@@ -61,11 +55,7 @@ def config_files_first(arguments: Sequence[str], keys: Collection[str]) -> list[
     """Move each `--config FILE` to the front, so that overrides win wherever it was written.
 
     Of several files the later ones win. A name in place of a file is that of a configuration that
-    comes with this package.
-
-    Args:
-        arguments: of the command line.
-        keys: dotted ones of the tool; configurations that have others are not offered.
+    comes with this package; those with other keys than the tool's dotted `keys` are not offered.
 
     Raises:
         UserError: nothing follows a `--config`, or what is neither a file nor a name.

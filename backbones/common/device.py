@@ -14,11 +14,7 @@ ResolvedPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that exists.
-
-    Raises:
-        UserError: there is no such device here.
-    """
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device; raises `UserError` where it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -51,10 +47,8 @@ def set_tf32(allowed: bool) -> None:
 def resolve_precision(name: Precision, device: torch.device) -> ResolvedPrecision:
     """`auto` as `bf16` where the device computes in it natively, else `fp32`.
 
-    A CPU without bf16 instructions emulates them, several times slower than fp32.
-
-    Raises:
-        UserError: `tf32` on a CPU.
+    A CPU without bf16 instructions emulates them, several times slower than fp32. Raises
+    `UserError` for `tf32` on a CPU.
     """
     if name == "tf32" and device.type != "cuda":
         raise UserError(f"precision tf32 is for NVIDIA GPUs, not {device}: take fp32")

@@ -50,20 +50,13 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and reports, also before and after `processes`.
-
-    Raises:
-        UserError: as `processes`, for the environment.
-    """
+    """Whether this is the process that writes files and reports, also before and after `processes`;
+    raises as these for the environment."""
     return (dist.get_rank() if dist.is_initialized() else _launched_rank(os.environ)) == 0
 
 
 def is_launched() -> bool:
-    """Whether a launcher has started this process as one of several.
-
-    Raises:
-        UserError: an environment that is neither torchrun's nor SLURM's.
-    """
+    """Whether a launcher has started this process as one of several; raises as `processes`."""
     place = _place(os.environ)
     return place is not None and place.world_size > 1
 
@@ -74,11 +67,8 @@ def own_part(batch_size: int, accumulate: int = 1) -> int:
 
 
 def equal_part(batch_size: int, count: int, accumulate: int = 1) -> int:
-    """Images of a step for each of several processes, which take them in so many equal parts.
-
-    Raises:
-        UserError: they do not divide equally.
-    """
+    """Images of a step for each of several processes, which take them in so many equal parts;
+    raises `UserError` where they do not divide equally."""
     if batch_size % (count * accumulate):
         parts = f" with step.accumulate {accumulate}" if accumulate > 1 else ""
         raise UserError(

@@ -87,11 +87,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def open_to_append(path: Path) -> IO[str]:
-    """Open a text file that grows row by row; a link in its place is not followed.
-
-    Raises:
-        UserError: it cannot be written to.
-    """
+    """Open a text file that grows row by row; a link in its place is not followed. Raises
+    `UserError` where it cannot be written to."""
 
     def open_file(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NOFOLLOW, 0o666)
@@ -104,11 +101,8 @@ def open_to_append(path: Path) -> IO[str]:
 
 
 def set_aside(path: Path, reason: object) -> None:
-    """Rename what is damaged, so that it is neither read nor lost, and warn of it.
-
-    Raises:
-        UserError: it cannot be renamed.
-    """
+    """Rename what is damaged, so that it is neither read nor lost, and warn of it; raises
+    `UserError` where it cannot be renamed."""
     for number in itertools.count(1):
         kept = path.with_name(f"{path.name}.damaged" + (f"_{number}" if number > 1 else ""))
         if not os.path.lexists(kept):
@@ -165,12 +159,8 @@ def umask() -> int:
 
 
 def remove_unfinished(folder: Path, names: Collection[str] | None = None) -> None:
-    """Delete what killed processes have left half written; none may be writing there now.
-
-    Args:
-        folder: where they wrote.
-        names: files that were to be; null takes all.
-    """
+    """Delete what killed processes have left half written, of the files with these names, or all;
+    none may be writing there now."""
     begins = None if names is None else {name[:100] for name in names}
     for path in folder.glob(f".*{UNFINISHED}"):
         if begins is None or path.name[1:].rsplit(".", 2)[0] in begins:

@@ -180,12 +180,6 @@ def _has_other_pages(image: TiffImageFile) -> bool:
     return True
 
 
-def _from_sixteen_bits(values: np.ndarray, name: str) -> Pixels:
-    """Grey `[H, W]` from 0 to 65535 as RGB; Pillow would clip it to 255 instead of scaling it."""
-    check_white(values, name)
-    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-
-
 def check_white(values: np.ndarray, name: str) -> None:
     """Raise `ImageError` where 16-bit pixels, which are seen as 0 to 65535, would all be black."""
     highest = int(values.max())
@@ -197,11 +191,7 @@ def check_white(values: np.ndarray, name: str) -> None:
 
 
 def from_pillow(image: Image.Image, name: str) -> Tensor:
-    """An image of Pillow as `decode_image` gives its file: `uint8` RGB `[3, H, W]`, upright.
-
-    Raises:
-        ImageError: as `decode_image`.
-    """
+    """An image of Pillow as `decode_image` gives its file; raises as that does."""
     with _image_errors(name):
         _check_numbers(image, name)
         return torch.from_numpy(_rgb(ImageOps.exif_transpose(image), name)).permute(2, 0, 1)
@@ -209,7 +199,10 @@ def from_pillow(image: Image.Image, name: str) -> Tensor:
 
 def _rgb(image: Image.Image, name: str) -> Pixels:
     if image.mode.startswith("I"):
-        return _from_sixteen_bits(np.asarray(image), name)
+        # Grey from 0 to 65535, which Pillow would clip to 255 instead of scaling it.
+        values = np.asarray(image)
+        check_white(values, name)
+        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
     return np.array(image.convert("RGB"))
 
 

@@ -33,11 +33,7 @@ def visible_files(folder: Path) -> list[Path]:
 
 def files_in(folder: Path, suffixes: Collection[str], where: str | Path) -> list[Path]:
     """The files of a folder with one of some suffixes, sorted, none that is hidden or deeper; what
-    else it holds is counted in a warning, see `with_suffix`.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    else it holds is counted in a warning, see `with_suffix`. Raises as `visible_files`."""
     try:
         found = [entry for entry in sorted(folder.iterdir()) if is_visible(entry.name)]
     except OSError as error:
@@ -54,14 +50,8 @@ def is_visible(name: str) -> bool:
 def with_suffix(
     paths: Iterable[Path], suffixes: Collection[str], where: str | Path, folders: int = 0
 ) -> list[Path]:
-    """The paths with one of some lower-case suffixes; one warning counts the others.
-
-    Args:
-        paths: files.
-        suffixes: those that are read.
-        where: they are, for the warning.
-        folders: that were not looked into, for the warning.
-    """
+    """The paths with one of some lower-case suffixes; one warning counts the others, and `folders`
+    that were not looked into."""
     found, others = [], Counter[str]()
     for path in paths:
         if path.suffix.lower() in suffixes:

@@ -45,12 +45,8 @@ def track(
 ) -> Iterator[Item]:
     """Pass the items on while showing how far the work is.
 
-    Args:
-        items: what is worked on.
-        total: how many units there are in all; None where it is not known.
-        description: of the work, a word or two.
-        unit: what is counted.
-        size: units in an item, such as the images in a batch.
+    `total` counts units, of which an item has `size`, as a batch has images; None where it is not
+    known.
     """
     done = 0
     with TrainingProgress(description, total, unit=unit) as progress:
@@ -64,13 +60,8 @@ class TrainingProgress:
     """Where a run is: images/s, share of time spent waiting for data, remaining time.
 
     With several processes the main one shows it. Speed and share are of the last few seconds; the
-    remaining time is that of the whole run, with evaluations as they have cost so far.
-
-    Args:
-        description: shown in front.
-        total: steps of the whole run, or None.
-        start: steps taken before.
-        unit: what is counted per second.
+    remaining time is that of the whole run, with evaluations as they have cost so far. `total` are
+    the steps of that, where they are known, and `start` those taken before.
     """
 
     def __init__(
@@ -99,13 +90,9 @@ class TrainingProgress:
             self._bar.stop()
 
     def update(self, step: int, items: int, waited: float | None, notes: str) -> None:
-        """Report a step.
+        """Report so many items; `step` counts those before `start` too.
 
-        Args:
-            step: steps taken so far, those before `start` included.
-            items: images in this step.
-            waited: seconds of it spent waiting for data, or None where that is not measured.
-            notes: shown as they are, such as the loss.
+        `waited` are the seconds spent waiting for data, None where that is not measured.
         """
         now = time.monotonic()
         self._window_items += items

@@ -18,12 +18,7 @@ def read_json(
     what: str = "file",
     object_hook: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Any:
-    """What a JSON file of a user holds.
-
-    Args:
-        path: the file, in UTF-8.
-        what: it holds, for messages: `annotations`, `results`.
-        object_hook: as of `json.loads`.
+    """What a JSON file of a user holds; messages call it `what`: `annotations`, `results`.
 
     Raises:
         UserError: the file cannot be read, or is refused as by `parse_json`.

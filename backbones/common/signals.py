@@ -14,11 +14,9 @@ from backbones.common import distributed
 class StopSignals:
     """While entered, SIGTERM or Ctrl-C is noted in `received`; a second Ctrl-C acts at once.
 
-    Only the main thread can receive signals; elsewhere this does nothing.
-
-    Args:
-        unit: of work, which is to be finished before the end.
-        exits: a second Ctrl-C ends the process then and there, see `ctrl_c_twice_exits`.
+    Only the main thread can receive signals; elsewhere this does nothing. The message names the
+    unit of work that is to be finished; with `exits` a second Ctrl-C ends the process then and
+    there, see `ctrl_c_twice_exits`.
     """
 
     received: signal.Signals | None = None

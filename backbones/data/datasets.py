@@ -16,35 +16,35 @@ from backbones.data.transforms import AugmentConfig, eval_transform, train_trans
 
 
 class Example(NamedTuple):
-    """One image, or none where it could not be read.
-
-    Attributes:
-        image: `uint8 [3, S, S]`, None in evaluation where the file is unreadable.
-        label: 0..K-1.
-        name: the file.
-        skipped: error messages of unreadable files: those this one stands in for, or its own.
-    """
+    """One image, or none where it could not be read."""
 
     image: Tensor | None
+    """`uint8 [3, S, S]`, None in evaluation where the file is unreadable."""
     label: int
+    """0..K-1."""
     name: str
+    """The file."""
     skipped: list[str]
+    """Error messages of unreadable files: those this one stands in for, or its own."""
+
+
+Cursor = dict[str, int]
+"""Where a stream (see `streams`) goes on: `slot` of `slots`, `batches` that the slot has delivered,
+and its place: `pass`, number of the `shard` among the slot's, first example of the `block`,
+`offset` in its shuffled order. Plain numbers, fit for any checkpoint."""
 
 
 class ImageBatch(NamedTuple):
-    """Images with their labels.
-
-    Attributes:
-        images: `uint8 [N, 3, S, S]`, of several crops `[N, C, 3, S, S]`.
-        labels: `int64 [N]`.
-        names: their files.
-        skipped: errors of skipped files.
-    """
+    """Images with their labels, their files, and errors of skipped files."""
 
     images: Tensor
+    """`uint8 [N, 3, S, S]`, of several crops `[N, C, 3, S, S]`."""
     labels: Tensor
+    """`int64 [N]`."""
     names: list[str]
     skipped: list[str]
+    cursor: Cursor | None = None
+    """The place behind the last example, where they are streamed."""
 
     def split(self, parts: int) -> "list[ImageBatch]":
         """The examples in order, in so many batches of one size."""

@@ -59,11 +59,8 @@ class ImageSources(NamedTuple):
 
 
 def open_sources(config: ImagesConfig) -> ImageSources:
-    """Find the images that a configuration names.
-
-    Raises:
-        UserError: something is not there, or the splits do not have the same classes.
-    """
+    """The images that a configuration names; raises `UserError` where something is not there, or
+    the splits do not have the same classes."""
     if config.train_shards is not None:
         assert config.classes is not None
         assert config.train_images is not None

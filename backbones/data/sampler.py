@@ -29,16 +29,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     `start_step` to the end of the last epoch: workers read ahead across epochs. Examples that do
     not fill a batch at the end of an epoch are left out of it, others each time.
 
-    With several processes each takes its share of the global batch of `batch_size * world_size`,
-    so the global batches are those of one process with that batch size.
-
-    Args:
-        num_examples: size of the dataset.
-        batch_size: examples in a step, of each process.
-        epochs: passes over the dataset.
-        seed: of the run.
-        rank: of this process.
-        world_size: number of processes.
+    With several processes each takes its `batch_size` examples of the global batch of
+    `batch_size * world_size`, so the global batches are those of one process with that batch size.
 
     Raises:
         UserError: the dataset does not fill one batch.

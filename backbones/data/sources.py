@@ -46,10 +46,7 @@ def open_split(
 ) -> ImageSource:
     """The images of `ROOT/SPLIT/CLASS/*` or of the shards `ROOT/SPLIT-*.tar`.
 
-    Args:
-        root: folder of the dataset.
-        split: `train` or `val`, usually.
-        class_names: of the training split, for another split to be labelled by; None reads them.
+    Another split than that of training is labelled by the `class_names` of that.
 
     Raises:
         UserError: neither is there, there are no images, or a class or label is unknown.
@@ -216,11 +213,8 @@ def _ends_properly(stream: IO[bytes], end: int) -> bool:
 
 
 def parse_class_names(text: bytes, location: str | Path) -> list[str]:
-    """Names from JSON: a list of them, or of objects with `index` and `name`, in any order.
-
-    Raises:
-        UserError: something else, naming `location`.
-    """
+    """Names from JSON: a list of them, or of objects with `index` and `name`, in any order; raises
+    `UserError`, naming `location`, for something else."""
     try:
         entries = parse_json(text)
         if all(isinstance(entry, str) for entry in entries):

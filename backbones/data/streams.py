@@ -9,7 +9,6 @@ of the shards. Within a shard, blocks of examples are shuffled.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import EncodedImage
-from backbones.data.datasets import Example, ImageBatch, collate
+from backbones.data.datasets import Cursor, Example, ImageBatch, collate
 from backbones.data.sampler import EpochSampler, derive_seed
 from backbones.data.shards import Sample, open_stream, read_shard
 from backbones.data.sources import parse_class_names
@@ -31,27 +30,8 @@ BLOCK = 512
 _MAX_BYTES = 1 << 26
 """Of a list of classes."""
 
-Cursor = dict[str, int]
-"""Where a slot's stream goes on: `slot` of `slots`, `batches` that it has delivered, and its place:
-`pass`, number of the `shard` among the slot's, first example of the `block`, `offset` in its
-shuffled order. Plain numbers, fit for any checkpoint."""
 
-
-class StreamedBatch(NamedTuple):
-    """As `ImageBatch`, with the place in its slot's stream behind its last example."""
-
-    images: Tensor
-    labels: Tensor
-    names: list[str]
-    skipped: list[str]
-    cursor: Cursor
-
-    def split(self, parts: int) -> list[ImageBatch]:
-        """As `ImageBatch.split`."""
-        return ImageBatch(self.images, self.labels, self.names, self.skipped).split(parts)
-
-
-class StreamedImages(IterableDataset[StreamedBatch]):
+class StreamedImages(IterableDataset[ImageBatch]):
     """An endless stream of augmented batches; a loader's workers take turns, batch by batch.
 
     An image that cannot be read is left out and reported in `skipped`. To continue exactly, keep
@@ -62,13 +42,7 @@ class StreamedImages(IterableDataset[StreamedBatch]):
         shards: files and URLs, as of `expand_braces`.
         num_classes: labels must be less.
         size: side of the images, pixels.
-        config: random changes.
-        seed: of the run.
-        batch_size: examples in a batch.
         workers: of the loader in this process.
-        rank: of this process.
-        world_size: number of processes.
-        interpolation: as of `train_transform`.
         block: examples that are shuffled together.
         cursors: by slot; slots that have none begin at the beginning.
 
@@ -109,7 +83,7 @@ class StreamedImages(IterableDataset[StreamedBatch]):
                     f"continued by {self.slots}: give as many workers and processes as before"
                 )
 
-    def __iter__(self) -> Iterator[StreamedBatch]:
+    def __iter__(self) -> Iterator[ImageBatch]:
         info = get_worker_info()
         if (info.num_workers if info else 0) != self.workers:
             raise ValueError(f"the loader needs num_workers={self.workers}")
@@ -125,7 +99,7 @@ class StreamedImages(IterableDataset[StreamedBatch]):
         start = dict.fromkeys(("batches", "pass", "shard", "block", "offset"), 0)
         return self.cursors.get(slot, {"slot": slot, "slots": self.slots, **start})
 
-    def _batches(self, cursor: Cursor) -> Iterator[StreamedBatch]:
+    def _batches(self, cursor: Cursor) -> Iterator[ImageBatch]:
         examples: list[Example] = []
         skipped: list[str] = []
         done = cursor["batches"]
@@ -142,8 +116,8 @@ class StreamedImages(IterableDataset[StreamedBatch]):
             examples.append(Example(image, sample.label, sample.name, []))
             if len(examples) == self.batch_size:
                 done += 1
-                batch = collate(examples)._replace(skipped=skipped)
-                yield StreamedBatch(*batch, cursor={**place, "batches": done})
+                cursor = {**place, "batches": done}
+                yield collate(examples)._replace(skipped=skipped, cursor=cursor)
                 examples, skipped, first_pass = [], [], place["pass"]
 
     def _decode(self, sample: Sample, seed: int) -> Tensor:
@@ -186,13 +160,8 @@ class StreamedImages(IterableDataset[StreamedBatch]):
 class StreamedTraining:
     """What `backbones.training.loop.fit` trains on when the images are streamed.
 
-    Args:
-        stream: makes the stream that continues from given cursors.
-        sampler: epochs and batches; its `num_examples` is what is called an epoch.
-        pin_memory: of the loader.
-
-    Attributes:
-        cursors: where to begin, by slot; set by `fit` when it resumes.
+    `stream` makes one that continues from `cursors`, by slot, which `fit` sets when it resumes. The
+    sampler's `num_examples` is what is called an epoch.
     """
 
     def __init__(
@@ -204,7 +173,7 @@ class StreamedTraining:
         self._stream, self.sampler, self._pin_memory = stream, sampler, pin_memory
         self.cursors: Mapping[int, Cursor] = {}
 
-    def __iter__(self) -> Iterator[StreamedBatch]:
+    def __iter__(self) -> Iterator[ImageBatch]:
         return iter(streamed_loader(self._stream(self.cursors), self._pin_memory))
 
 

@@ -26,11 +26,7 @@ _MAX_EXTENSIONS = 8
 
 
 def open_tar(stream: IO[bytes], mode: str) -> tarfile.TarFile:
-    """As `tarfile.open`, of a tar file that `members` is to go through.
-
-    Raises:
-        tarfile.ReadError: not a tar file.
-    """
+    """As `tarfile.open`, of a tar file that `members` is to go through."""
 
     class Header(tarfile.TarInfo):
         extensions = 0  # one after the other, in this file
@@ -53,11 +49,8 @@ def open_tar(stream: IO[bytes], mode: str) -> tarfile.TarFile:
 
 
 def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular files of what `open_tar` has opened, in their order.
-
-    Raises:
-        tarfile.ReadError: damaged from here on.
-    """
+    """The regular files of what `open_tar` has opened, in their order; raises `tarfile.ReadError`
+    where it is damaged from there on."""
     while True:
         with _read_errors():
             info = tar.next()

@@ -50,19 +50,11 @@ def train_transform(
     A JPEG is decoded at the largest reduction at which the crop has `size` pixels. The crop's
     edges go to the nearest pixels of the reduced image, so by less than a pixel of the result.
 
-    Args:
-        image: the file.
-        size: side of the result, pixels.
-        config: the distributions.
-        seed: decides all draws.
-        interpolation: `bilinear` or `bicubic`: how a crop smaller than `size` is enlarged. A larger
-            one is averaged over the area of each pixel.
+    Where a crop is smaller than `size` it is enlarged by `interpolation`, `bilinear` or `bicubic`;
+    a larger one is averaged over the area of each pixel. The seed decides all draws.
 
     Returns:
-        `uint8 [3, size, size]`, its channels last in memory.
-
-    Raises:
-        ImageError: the image is corrupt or truncated.
+        `uint8 [3, size, size]`, its channels last in memory; raises as `EncodedImage.decode`.
     """
     random = np.random.default_rng(seed)
     top, left, height, width = _random_crop(image.height, image.width, config, random)
@@ -82,16 +74,11 @@ def train_transform(
 def eval_transform(
     image: EncodedImage, size: int, crop_fraction: float = 0.875, interpolation: str = "bilinear"
 ) -> Tensor:
-    """Resize the shorter side to size / crop_fraction and cut out the central square.
+    """The central square `uint8 [3, size, size]` of an image whose shorter side is resized to
+    size / crop_fraction.
 
     Resizing is antialiased, as in torchvision and timm; a JPEG is decoded at the largest reduction
-    that leaves its shorter side as long.
-
-    Returns:
-        `uint8 [3, size, size]`.
-
-    Raises:
-        ImageError: the image is corrupt or truncated.
+    that leaves its shorter side as long. Raises as `EncodedImage.decode`.
     """
     shorter = round(size / crop_fraction)
     resized = resize_shorter(decode_at_least(image, shorter), shorter, interpolation)

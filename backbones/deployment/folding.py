@@ -98,13 +98,7 @@ def _fold(layer: ConvNormAct) -> nn.Module:
 
 
 def fold_conv(conv: nn.Conv2d, bn: _BatchNorm, kind: type[nn.Conv2d]) -> nn.Conv2d:
-    """A convolution without bias and the normalisation after it as one convolution, in fp32.
-
-    Args:
-        conv: ungrouped.
-        bn: of its outputs, in evaluation mode.
-        kind: of the result, `Conv2d` or `ConvReLU`.
-    """
+    """An ungrouped convolution without bias and the normalisation after it as one, in fp32."""
     return _conv(kind, *_folded_weight(conv, bn), conv.stride, conv.padding)
 
 

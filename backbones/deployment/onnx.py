@@ -28,14 +28,8 @@ def export_backbone(
     """Write a network as ONNX: `images` float `[batch, 3, S, S]` in, S the variant's input size.
 
     What comes out is `logits [batch, num_classes]`, or `features [batch, num_features]` without
-    classes. Images are normalised by the `mean` and `std` in the file's metadata.
-
-    Args:
-        path: the `.onnx` file to write.
-        model: a network in evaluation mode.
-        class_names: in the order of the logits, for the metadata.
-
-    Returns and raises: as `export_onnx`.
+    classes. Images are normalised by the `mean` and `std` in the file's metadata, which has the
+    class names too. Returns and raises as `export_onnx`.
     """
     outputs = ("logits" if model.num_classes else "features",)
     metadata = describe(model) | {"class_names": class_names}
@@ -59,7 +53,7 @@ def export_onnx(
         network: on the CPU, in evaluation mode, in fp32.
         size: side of its images in pixels.
         output_names: one for each tensor that it returns.
-        metadata: values that JSON can hold, each stored as JSON under its key.
+        metadata: stored as JSON under its keys.
 
     Returns:
         The largest absolute difference of an output.

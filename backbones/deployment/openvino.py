@@ -51,12 +51,7 @@ class _Requests(threading.local):
 
 
 class CompiledModel:
-    """A model of OpenVINO, compiled for as many threads as torch has where it is called.
-
-    Args:
-        model: as OpenVINO reads it.
-        precision: `fp32`, `bf16` or `int8`.
-    """
+    """A model of OpenVINO, compiled for as many threads as torch has where it is called."""
 
     def __init__(self, model: Any, precision: str) -> None:
         self._model, self._precision = model, precision

@@ -54,12 +54,8 @@ def check_precision(precision: str) -> None:
 class DeployedInception(nn.Module):
     """A network for use only, in the place of the `InceptionV3` it was made from by `deploy`.
 
-    Attributes:
-        spec: the variant.
-        num_classes: size of the classifier, 0 for none.
-        num_features: channels of the last map.
-        feature_info: channels and strides of the maps, as `InceptionV3.feature_info`.
-        dtype: of weights and maps, `bfloat16` or `float32`.
+    It has that one's `spec`, `num_classes`, `num_features` and `feature_info`; `dtype` is that of
+    weights and maps, `bfloat16` or `float32`.
     """
 
     def __init__(self, folded: InceptionV3, dtype: torch.dtype, adapts: bool = True) -> None:
@@ -144,10 +140,6 @@ class MaxPoolOfReLU(nn.Module):
     Such numbers are in the order of their bit patterns taken as integers, which the processor
     compares many at a time; `F.max_pool2d` takes three times as long for a channels_last map. A
     negative NaN counts as less than all.
-
-    Args:
-        kernel_size: side of the window.
-        stride: step of the window.
     """
 
     def __init__(self, kernel_size: int, stride: int) -> None:

@@ -6,13 +6,10 @@ from typing import TypeVar
 
 from torch import nn
 
-Copied = TypeVar("Copied", bound=nn.Module)
-
-
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
-def copy_layers(module: Copied) -> Copied:
+def copy_layers(module: Layer) -> Layer:
     """A copy whose layers can be replaced, and whose tensors are those of `module`."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)

@@ -50,13 +50,7 @@ def _truncated_normal(layer: nn.Conv2d | nn.Linear, std: float) -> None:
 class ConvNormAct(nn.Module):
     """Convolution, batch normalisation (ε = 1e-3), ReLU: `[N, Cin, H, W] -> [N, Cout, H', W']`.
 
-    Args:
-        in_channels: Cin.
-        out_channels: Cout.
-        kernel_size: side of the kernel, or (height, width).
-        stride: step of the kernel.
-        padding: zeros on each side, or (vertical, horizontal).
-        norm: False leaves out the normalisation and gives the convolution a bias instead.
+    Without `norm` the convolution has a bias instead.
     """
 
     def __init__(
@@ -279,14 +273,8 @@ class AuxiliaryHead(nn.Module):
     """The auxiliary classifier on the last 17×17 map, Figure 8: `[N, Cin, H, W] -> [N, classes]`.
 
     `conv1` covers the whole 5×5 grid and so is the head's hidden fully connected layer. The paper's
-    "BN auxiliary" (section 10) is the head with that layer batch-normalised too, not just the
-    convolution before it.
-
-    Args:
-        in_channels: Cin.
-        num_classes: number of classes, at least 1.
-        batch_norm: normalise the fully connected layer.
-        width: width multiplier.
+    "BN auxiliary" (section 10) is the head with that layer batch-normalised too (`batch_norm`), not
+    just the convolution before it.
     """
 
     def __init__(

@@ -23,11 +23,8 @@ def fold_enlargement(kernel: Tensor) -> Tensor:
     `inception_v3_151` gives on an image what `inception_v3` gives on the enlarged one, cut to its
     first 299 pixels, when its first kernel is folded and all else is the same.
 
-    Args:
-        kernel: `[out, in, 3, 3]`, of a convolution without padding.
-
-    Returns:
-        `[out, in, 3, 3]`; the last row and column are zero.
+    Kernels are `[out, in, 3, 3]`, of convolutions without padding; the last row and column of the
+    new one are zero.
     """
     return _along_both_axes(kernel, [[1, 1, 0], [0, 0, 1], [0, 0, 0]])
 
@@ -37,14 +34,10 @@ def average_phases(kernel: Tensor, *, first: bool = False) -> Tensor:
 
     Of an image of four times the sides, the first convolution of `inception_v3` (stride 2) and the
     two after it give two values along each axis for a pixel of the small image. The stem of
-    `inception_v3_79` has one: their mean, as far as a linear layer goes.
+    `inception_v3_79` has one: their mean, as far as a linear layer goes. The `first` convolution
+    sees pixels, those after it see means.
 
-    Args:
-        kernel: `[out, in, 3, 3]`.
-        first: it is the first convolution's, which sees pixels; those after it see means.
-
-    Returns:
-        `[out, in, 3, 3]`; the last row and column are zero.
+    Kernels are `[out, in, 3, 3]`; the last row and column of the new one are zero.
     """
     return _along_both_axes(
         kernel,
@@ -55,12 +48,7 @@ def average_phases(kernel: Tensor, *, first: bool = False) -> Tensor:
 def start_stem(
     state: Mapping[str, Tensor], given: BackboneSpec, wanted: BackboneSpec
 ) -> tuple[dict[str, Tensor], str | None]:
-    """Weights of a network for 299 pixels as those that another receptive field starts from.
-
-    Args:
-        state: of the network `given`.
-        given: whose weights they are.
-        wanted: the network that starts from them.
+    """Weights of the network `given` as those that the network `wanted` starts from.
 
     Returns:
         The weights, with the stem's first kernels made for `wanted`, and what has been done to

@@ -1,6 +1,5 @@
 """Weights on the Hugging Face hub; its client transports, resumes and keeps them."""
 
-import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import huggingface_hub
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from backbones.common.errors import UserError
+from backbones.common.packages import quiet
 
 SCHEME = "hf-hub:"
 """What `OWNER/NAME` or `OWNER/NAME@REVISION` is written after."""
@@ -29,8 +29,7 @@ _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 def download_weights(name: str) -> Path:
     """The file of weights in a repository, which is downloaded unless it is on the disk already.
 
-    Args:
-        name: `OWNER/NAME` or `OWNER/NAME@REVISION`, after `hf-hub:` or not.
+    Its name may begin with `hf-hub:` and end with `@REVISION`.
 
     Raises:
         UserError: there is none, or it does not come whole.
@@ -43,11 +42,8 @@ def download_weights(name: str) -> Path:
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """Repository and revision, where there is one, of a name without `hf-hub:`.
-
-    Raises:
-        UserError: it is neither `OWNER/NAME` nor `OWNER/NAME@REVISION`.
-    """
+    """Repository and revision, where there is one, of a name without `hf-hub:`; raises `UserError`
+    unless it is `OWNER/NAME` or `OWNER/NAME@REVISION`."""
     if (match := _NAME.fullmatch(name)) is None:
         raise UserError(
             f"{SCHEME}{name}: expected {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME@REVISION"
@@ -99,18 +95,12 @@ def asked_once() -> Iterator[None]:
 @contextmanager
 def one_line(failure: str, advice: str) -> Iterator[None]:
     """Turn what a transfer raises into a `UserError`, with the reason between both parts."""
-    # Each of some ten attempts would be two lines.
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx", "httpx2")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
     try:
-        yield
+        # Each of some ten attempts would be two lines.
+        with quiet("huggingface_hub", "httpx", "httpx2"):
+            yield
     except UserError:
         raise
     except Exception as error:  # which ones, changes with the library's own HTTP client
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"{failure} ({reason}): {advice}") from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

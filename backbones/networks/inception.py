@@ -25,8 +25,6 @@ from backbones.networks.specs import SPECS, BackboneSpec, GlobalPool, find_spec
 from backbones.networks.stems import Stem, stage_geometry, stem_taps
 from backbones.networks.timm_methods import TimmMethods
 
-__all__ = ["WIDTHS", "AuxKind", "InceptionOutput", "InceptionV3", "create_backbone"]
-
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 AuxKind = Literal["none", "plain", "batch_norm"]
 
@@ -227,13 +225,8 @@ def check_standard(network: InceptionV3) -> None:
 
 
 def check_images(x: Tensor, spec: BackboneSpec, in_chans: int = 3) -> None:
-    """Raise `ValueError` unless `x` is a batch of images that the variant can take.
-
-    Args:
-        x: float images `[N, in_chans, H, W]`, or `uint8` ones where `in_chans` is 3.
-        spec: the variant.
-        in_chans: channels that its stem takes.
-    """
+    """Raise `ValueError` unless `x` is a batch of images that the variant can take: float
+    `[N, in_chans, H, W]`, or `uint8` where `in_chans` is 3."""
     is_kind = x.is_floating_point() or (x.dtype == torch.uint8 and in_chans == 3)
     if x.ndim != 4 or x.shape[1] != in_chans or not is_kind:
         kinds = "uint8 or normalised float" if in_chans == 3 else "normalised float"

@@ -26,11 +26,8 @@ _PACKAGE = "lowres-rcnn"
 
 
 def describe(network: InceptionV3) -> dict[str, Any]:
-    """What a user of the network must know to feed it, and what wrote this.
-
-    Raises:
-        UserError: files have no room for the network, see `check_standard`.
-    """
+    """What a user of the network must know to feed it, and what wrote this; raises as
+    `check_standard`."""
     check_standard(network)
     spec = network.spec
     return {
@@ -50,15 +47,10 @@ def checkpoint_metadata(
     metrics: Mapping[str, float] | None,
     training: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """What every checkpoint for use says, for `weights.save_weights`.
+    """What every checkpoint for use says, see above, for `weights.save_weights`.
 
-    Args:
-        kind: of the file, as `read_checkpoint` asks for it.
-        network: the network in it, or the crop network of a detector.
-        class_names: of the classes.
-        metrics: scores it was measured at, e.g. `{"top1": 0.766}`.
-        training: configuration of the run that made it, values that JSON can hold; of addresses
-            in it no secrets are kept, for the file may be handed on.
+    Of addresses in the configuration no secrets are kept, for the file may be handed on. Of a
+    detector the network is that on the crops.
     """
     return {
         "kind": kind,
@@ -82,10 +74,7 @@ def read_checkpoint(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and metadata of a file of one kind; nothing is executed.
 
-    Args:
-        path: a `.safetensors` file.
-        kind: what `checkpoint_metadata` was given.
-        or_foreign: take files of other programs as well, which name no kind.
+    `or_foreign` takes files of other programs as well, which name no kind.
 
     Raises:
         UserError: missing, damaged, of another kind, or written by a newer release of this package,
@@ -107,11 +96,7 @@ def read_checkpoint(
 
 
 def spec_from_metadata(metadata: Mapping[str, Any]) -> BackboneSpec:
-    """The variant with a file's normalisation and size.
-
-    Raises:
-        KeyError, TypeError, ValueError: as `broken_metadata` takes them.
-    """
+    """The variant with a file's normalisation and size; raises what `broken_metadata` takes."""
     spec = replace(
         find_spec(metadata["variant"]),
         mean=triple(metadata["mean"]),

@@ -114,15 +114,8 @@ def narrow(
 
 
 def choose_channels(responses: Tensor, count: int) -> Tensor:
-    """Channels from which all others can be told best, one after the other.
-
-    Args:
-        responses: `[S, C]`, after the ReLU.
-        count: how many to keep, at most C.
-
-    Returns:
-        `int64 [count]`, ascending.
-    """
+    """Channels from which all others can be told best, one after the other: `int64 [count]`,
+    ascending, of responses `[S, C]` after the ReLU."""
     left = torch.cov(responses.double().T)
     floor = 1e-6 * left.diagonal().mean() + 1e-30
     kept: list[int] = []

@@ -11,10 +11,6 @@ class Normalization(nn.Module):
 
     Its constants lie where the network does, so that no image waits for them to be copied there;
     they are no part of the weights.
-
-    Args:
-        mean: of RGB values in [0, 1].
-        std: deviation of these.
     """
 
     scale: Tensor

@@ -54,15 +54,10 @@ def exact_spec(wanted: BackboneSpec) -> BackboneSpec:
 
 
 def match_enlarged(model: Any, state: Mapping[str, Tensor], given: BackboneSpec) -> None:
-    """Match a network for 79 pixels to the one for 299 that its stem was made from.
+    """Match an `InceptionV3` for 79 pixels, in place, to the one for 299 that it starts from.
 
-    The exact form of that one for half the size, `inception_v3_151`, is given the same images
-    enlarged.
-
-    Args:
-        model: an `InceptionV3` that has these weights by way of `start_stem`; changed in place.
-        state: the weights for 299 pixels.
-        given: the network they are of.
+    It has the weights `state` of the network `given` by way of `start_stem`. The exact form of that
+    one for half the size, `inception_v3_151`, is given the same images enlarged.
     """
     mode = model.training
     like = copy.deepcopy(model).eval()
@@ -83,14 +78,9 @@ def match_statistics(model: nn.Module, images: Tensor, like: nn.Module, larger: 
 
     Where kernels have been averaged, what comes out of them varies less than the statistics that
     came with the weights say, and less still layer by layer. Each normalisation is set in turn so
-    that mean and deviation of what leaves it are those in `like`. Training itself then follows the
-    data, as always; weights and biases stay as they are.
-
-    Args:
-        model: in evaluation mode; changed in place.
-        images: `uint8`, for it.
-        like: with the same weights and statistics, in evaluation mode.
-        larger: `uint8`, the same images for `like`.
+    that mean and deviation of what leaves it are those in `like`, which starts with the same ones
+    and sees the same images `larger`. Training itself then follows the data, as always; weights and
+    biases stay as they are.
     """
     wanted: list[tuple[Tensor, Tensor]] = []
 

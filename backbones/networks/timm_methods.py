@@ -24,20 +24,15 @@ PARTS = ("stem", "stage_a", "reduction_a", "stage_b", "reduction_b", "stage_c")
 
 
 class TimmMethods(nn.Module):
-    """The methods; the networks are in `backbones.networks.inception`.
-
-    Attributes:
-        num_features: channels of the last map.
-        feature_info: for each map that can be taken, `module`, `num_chs` and `reduction`, from
-            the first to the last.
-        global_pool: what makes numbers of the last map, `[N, C, h, w] -> [N, head_hidden_size]`.
-    """
+    """The methods; the networks are in `backbones.networks.inception`."""
 
     spec: BackboneSpec
     num_classes: int
     dropout: float
     num_features: int
+    """Channels of the last map."""
     feature_info: list[dict[str, Any]]
+    """`module`, `num_chs` and `reduction` of each map that can be taken, from the first on."""
     fc: nn.Module
     aux: str
     aux_head: AuxiliaryHead | None
@@ -55,9 +50,7 @@ class TimmMethods(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool, drop and classify a map `[N, num_features, h, w]` into `[N, num_classes]`.
 
-        Args:
-            x: the map after the C blocks.
-            pre_logits: return what the classifier takes, `[N, head_hidden_size]`.
+        With `pre_logits` what the classifier takes, `[N, head_hidden_size]`.
         """
         x = nn.functional.dropout(self.global_pool(x), self.dropout, self.training)
         return x if pre_logits else self.fc(x)

@@ -80,13 +80,9 @@ def start_backbone(
 def start_narrow(
     model: InceptionV3, state: Mapping[str, Tensor], given: BackboneSpec | None, *, gaps: bool
 ) -> None:
-    """Give `model`, but for its heads, what a wider network learned, see `narrow`.
+    """Give `model`, but for its heads, what a wider network of its layout learned, see `narrow`.
 
-    Args:
-        model: changed in place.
-        state: of the wider network, one of any receptive field of the same layout.
-        given: what is known of that network.
-        gaps: as of `warm_start`.
+    `given` is what is known of that network; `gaps` as of `warm_start`.
 
     Raises:
         UserError: the weights are of another layout, or incomplete.

@@ -32,10 +32,8 @@ def save_weights(
 ) -> None:
     """Write a `.safetensors` file, replacing an older one only when the new one is whole.
 
-    Args:
-        path: the file to write.
-        state_dict: tensors by name, on any device and in any memory format.
-        metadata: values that JSON can hold, each stored as JSON under its key.
+    Tensors may be on any device and in any memory format; metadata are values that JSON can hold,
+    each stored as JSON under its key.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
@@ -49,10 +47,8 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """Read tensors (on the CPU) and metadata of a `.safetensors` file; nothing is executed.
 
     Metadata that is not JSON, as other programs write it, comes back as the string it is. Of files
-    that `save_weights` wrote there is their `digest`, which names what was read.
-
-    Args:
-        path: the file, or a run folder, see `find_weights`.
+    that `save_weights` wrote there is their `digest`, which names what was read. `find_weights`
+    says what the path may be.
 
     Raises:
         UserError: the file is missing, damaged, not safetensors, or a tensor in it holds NaN or
@@ -83,11 +79,7 @@ def check_finite(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata alone, as `load_weights` gives it: reads a few kilobytes.
-
-    Raises:
-        UserError: as `load_weights`.
-    """
+    """The metadata alone, as `load_weights` gives and raises: reads a few kilobytes."""
     with _opened(find_weights(path)) as file:
         return _metadata(file)
 
@@ -95,10 +87,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def find_weights(path: str | os.PathLike[str]) -> Path:
     """The file itself; of a run folder `best.safetensors`, or where nothing chose
     `last.safetensors`; of `hf-hub:OWNER/NAME[@REVISION]` its `model.safetensors`, downloaded once.
-
-    Raises:
-        UserError: there is none.
-    """
+    Raises `UserError` where there is none."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise UserError(f"weights: expected a file, a run folder or {hub.SCHEME}NAME, got {path!r}")
     if os.fspath(path).startswith(hub.SCHEME):

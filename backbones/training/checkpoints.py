@@ -16,12 +16,8 @@ logger = logging.getLogger(__name__)
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Write `step_<step>.pt` atomically, then delete all but the `keep` newest.
 
-    Args:
-        folder: made where it is missing.
-        step: steps taken so far.
-        state: tensors, numbers, strings and containers of them; other objects could not be read
-            back.
-        keep: two, so that one damaged file costs little.
+    The state is tensors, numbers, strings and containers of them; other objects could not be read
+    back. Two are kept, so that one damaged file costs little.
     """
     path = folder / f"step_{step:010d}.pt"
     with atomic_write(path) as file:

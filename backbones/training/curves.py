@@ -23,10 +23,7 @@ class CurvePoint(NamedTuple):
 
 def read_curves(path: Path) -> list[CurvePoint]:
     """The rows of a `curves.csv`, none where it is missing; a last row cut short is left out.
-
-    Raises:
-        UserError: it cannot be read, or another row is none.
-    """
+    Raises `UserError` where it cannot be read, or another row is none."""
     if not os.path.exists(path):
         return []
     points = []

@@ -15,8 +15,9 @@ from backbones.common.device import resolve_precision, set_tf32
 from backbones.common.errors import UserError
 from backbones.common.progress import TrainingProgress
 from backbones.common.signals import StopSignals
+from backbones.data.datasets import Cursor, ImageBatch
 from backbones.data.sampler import EpochSampler
-from backbones.data.streams import Cursor, StreamedBatch, StreamedTraining
+from backbones.data.streams import StreamedTraining
 from backbones.data.workers import lost_workers_are_errors
 from backbones.training.checkpoints import load_last_checkpoint, save_checkpoint
 from backbones.training.config import TrainConfig
@@ -128,7 +129,7 @@ def fit(
                     state.sums[name] = state.sums.get(name, 0.0) + value
                 state.summed_steps += 1
             state.step += 1
-            if isinstance(batch, StreamedBatch):
+            if isinstance(batch, ImageBatch) and batch.cursor is not None:
                 state.cursors[batch.cursor["slot"]] = batch.cursor
 
             _warn_of_skipped(batch.skipped, skipped)

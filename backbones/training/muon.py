@@ -27,12 +27,7 @@ class Muon(torch.optim.Optimizer):
 
     `torch.optim.Muon` refuses convolutions, and both it and timm's compute in bf16, which takes
     seven times as long on processors without instructions for it (docs/results.md). Here tensors of
-    one shape go through the iteration together, in fp32.
-
-    Args:
-        params: parameters or groups; see `orthogonalize` and `weight_decay` in `muon_groups`.
-        lr: learning rate.
-        momentum: of the running average of gradients, used in Nesterov's way.
+    one shape go through the iteration together, in fp32. Momentum is used in Nesterov's way.
     """
 
     def __init__(self, params: ParamsT, lr: float, momentum: float = 0.9) -> None:
@@ -99,16 +94,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Matrices with the same singular vectors and singular values moved towards 1.
+    """Matrices `[N, rows, columns]` with their singular vectors, and singular values nearer to 1.
 
     Newton-Schulz iteration on the matrix over its Frobenius norm: singular values above a tenth of
     that norm end between 0.6 and 1.3, smaller ones grow up to forty-fold, and zero stays zero.
-
-    Args:
-        matrices: `[N, rows, columns]`.
-
-    Returns:
-        `[N, rows, columns]`.
     """
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-30)
     is_tall = x.shape[1] > x.shape[2]

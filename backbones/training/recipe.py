@@ -159,14 +159,7 @@ def scaled_lr(config: OptimConfig, global_batch: int) -> float:
 
 
 def lr_factor(step: int, config: OptimConfig, steps_per_epoch: int, total_steps: int) -> float:
-    """What the learning rate is multiplied by at a step.
-
-    Args:
-        step: steps taken before this one.
-        config: schedule and warm-up.
-        steps_per_epoch: steps in a pass over the data.
-        total_steps: steps in the whole run.
-    """
+    """What the learning rate is multiplied by in the step after `step` others."""
     warmup_steps = config.warmup_epochs * steps_per_epoch
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     if config.schedule == "cosine":
@@ -185,10 +178,6 @@ class RunningAverage(AveragedModel):
     averaged weights over the same span of steps. Integer buffers are copied.
 
     torch's own way of updating sends the number of updates to a GPU and would have to wait for it.
-
-    Args:
-        model: whose weights these are; copied.
-        decay: of the average, in (0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -114,12 +114,12 @@ class RunFolder:
 
     def _compare_with_file(self, path: Path) -> None:
         try:
-            read_yaml(path)
+            before = read_yaml(path)
         except UserError as error:
             # The last checkpoint says as well what the run was, see `refuse_another`.
             set_aside(path, error)
         else:
-            refuse_another_run(path, self._config, self._may_change)
+            refuse_another_run(before, self._config, self._may_change, self.path, str(path))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class RunFolder:
         `config.yaml` may have been cut off or changed since.
         """
         if config is not None:
-            _refuse(config, self._config, self._may_change, self.path)
+            refuse_another_run(config, self._config, self._may_change, self.path)
 
     def __enter__(self) -> "RunFolder":
         if not distributed.is_main():
@@ -232,27 +232,18 @@ class RunFolder:
             logger.warning("the curves are not drawn: %s", error)
 
 
-def refuse_another_run(path: Path, config: Any, may_change: Collection[str]) -> None:
-    """Raise `UserError` unless a run that is resumed is the one that it was.
-
-    Args:
-        path: `config.yaml` of the run.
-        config: what it is resumed with, of the dataclass that wrote the file.
-        may_change: dotted keys whose values may differ.
-
-    Raises:
-        UserError: names the keys whose values differ, or a key that the file has and `config` not.
-    """
-    _refuse(read_yaml(path), config, may_change, path.parent, str(path))
-
-
-def _refuse(
+def refuse_another_run(
     before: Mapping[str, Any],
     config: Any,
     may_change: Collection[str],
     folder: Path,
     where: str = "its last checkpoint",
 ) -> None:
+    """Raise `UserError`, naming the keys, unless a run that is resumed is the one that it was.
+
+    `before` is its configuration as `where` has it, `config` of the dataclass that wrote that;
+    values of the dotted keys `may_change` may differ.
+    """
     whole = to_dict(from_dict(type(config), before, where=where))
     before, now = flatten(whole), flatten(to_dict(config))
     changed = [

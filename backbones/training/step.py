@@ -16,8 +16,8 @@ from backbones.common import distributed
 from backbones.common.device import ResolvedPrecision, autocast, require_compiler
 from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
+from backbones.data.datasets import Cursor
 from backbones.data.sampler import derive_seed
-from backbones.data.streams import Cursor
 from backbones.training.recipe import OptimConfig, RunningAverage, build_optimizer
 
 LOWEST_SCALE = 2.0**-10
@@ -75,10 +75,8 @@ class TrainStep:
         loss_fn: named terms of the loss, each a scalar and a mean over the batch; their sum is
             minimised.
         optim: optimiser and weight averaging.
-        config: see `StepConfig`.
         precision: `bf16` and `fp16` run the loss function under autocast; `fp16` scales the loss so
             that small gradients do not vanish.
-        seed: of the run.
 
     Attributes:
         ema: running average of the weights, None where `optim` has none.

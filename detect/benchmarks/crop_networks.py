@@ -16,7 +16,7 @@ import torch
 
 from backbones import create_backbone
 from backbones.common import distributed
-from backbones.common.config import as_base, save_config
+from backbones.common.config import as_base, read_yaml, save_config
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, make_folder, write_json
 from backbones.common.plots import new_plot, save_plot
@@ -99,14 +99,16 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     names = [name for name in splits if name is not None]
     datasets = dict(zip(names, build_datasets(config.data, names), strict=True))
     check_image_ids(datasets)
-    if os.path.exists(folder / "config.yaml"):
+    written = folder / "config.yaml"
+    if os.path.exists(written):
         if not config.resume:
             raise UserError(
                 f"{folder} already holds a comparison: continue it with --resume or choose "
                 "another folder with --run"
             )
-        refuse_another_run(folder / "config.yaml", config, config.may_change | {"variants"})
-    save_config(folder / "config.yaml", config)
+        may_change = config.may_change | {"variants"}
+        refuse_another_run(read_yaml(written), config, may_change, folder, str(written))
+    save_config(written, config)
     try:
         return _compare(config, folder, costs, datasets)
     except KeyboardInterrupt:

@@ -51,12 +51,8 @@ def stage_costs(detector: Detector, paths: Sequence[Path], score_thresh: float) 
     """Decoding, detecting and drawing in turns, which overlap in use.
 
     Detecting is in batches and threads as there. A stage counts for as much of its time as of the
-    threads' time; what these wait for each other is in the stage that they are in.
-
-    Args:
-        detector: what to measure, with a proposer.
-        paths: of the images, of which the first `STAGE_IMAGES` are taken.
-        score_thresh: of the detections that are drawn.
+    threads' time; what these wait for each other is in the stage that they are in. The first
+    `STAGE_IMAGES` are taken, and detections with `score_thresh` drawn.
     """
     paths = paths[:STAGE_IMAGES]
     model = detector.model

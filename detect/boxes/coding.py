@@ -16,18 +16,11 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 def encode_boxes(proposals: Tensor, gt_boxes: Tensor, delta_std: Sequence[float]) -> Tensor:
-    """Regression targets that turn proposals into ground truth (R-CNN appendix C, eq. 6-9).
+    """Deltas `[N, 4]` that turn proposals into ground truth (R-CNN appendix C, eq. 6-9).
 
     `(dx, dy)` are centre offsets over the proposal's width and height, `(dw, dh)` log size ratios;
-    each is divided by its entry of `delta_std`, so that targets have about unit variance.
-
-    Args:
-        proposals: `[N, 4]`, of positive area.
-        gt_boxes: `[N, 4]`, of positive area.
-        delta_std: four positive numbers.
-
-    Returns:
-        `[N, 4]` deltas.
+    each is divided by its entry of `delta_std`, so that targets have about unit variance. All boxes
+    are of positive area.
     """
     sides = proposals[:, 2:] - proposals[:, :2]
     gt_sides = gt_boxes[:, 2:] - gt_boxes[:, :2]
@@ -37,16 +30,8 @@ def encode_boxes(proposals: Tensor, gt_boxes: Tensor, delta_std: Sequence[float]
 
 
 def decode_boxes(proposals: Tensor, deltas: Tensor, delta_std: Sequence[float]) -> Tensor:
-    """Inverse of `encode_boxes`.
-
-    Args:
-        proposals: `[N, 4]`.
-        deltas: `[N, 4]` or, class-specific, `[N, K, 4]`.
-        delta_std: as in `encode_boxes`.
-
-    Returns:
-        Boxes in the shape of `deltas`.
-    """
+    """Inverse of `encode_boxes`: boxes in the shape of the deltas, `[N, 4]` or, for each class,
+    `[N, K, 4]`."""
     deltas = deltas * constant(tuple(delta_std), deltas.device)
     if deltas.ndim == 3:
         proposals = proposals[:, None, :]

@@ -22,12 +22,7 @@ def hard_nms(
     A box is suppressed by better ones alone, so the best of many can be found among the best: its
     time, which grows with the square of the number of boxes, goes into few of them.
 
-    Args:
-        boxes: `[N, 4]`.
-        scores: `[N]`.
-        labels: `int64 [N]`; boxes of different labels leave each other alone. None: all are alike.
-        iou_thresh: boxes that overlap a better one by more are dropped.
-        limit: boxes that are wanted.
+    Boxes of different labels `int64 [N]` leave each other alone.
 
     Returns:
         Indices `int64 [D]`, best first, D at most `limit`.
@@ -60,13 +55,7 @@ def soft_nms(
     exp(-IoU² / sigma) instead of being set to zero, so that a neighbour of the same class is found
     with a lower score instead of not at all.
 
-    Args:
-        boxes: `[N, 4]`.
-        scores: `[N]`.
-        labels: `int64 [N]`; boxes of different labels leave each other alone.
-        sigma: above 0; 0.5 in the paper.
-        score_thresh: ends when no box has this score any more.
-        limit: ends after so many boxes.
+    It ends when no box has the score `score_thresh` any more, or after `limit` boxes.
 
     Returns:
         Indices `int64 [D]` of the boxes taken and their lowered scores `[D]`, best first.

@@ -35,13 +35,7 @@ SUFFIXES = (".onnx", ".xml")
 
 
 class ExportedModel:
-    """A file's graph in the place of an `RCNN` in a `Detector`; CPU only.
-
-    Args:
-        path: the file, for messages.
-        run: the graph.
-        num_classes: K.
-        score_thresh: see below.
+    """A file's graph, `run`, in the place of an `RCNN` in a `Detector`; CPU only.
 
     Attributes:
         score_thresh: score that all detections have at least; fixed in the file.
@@ -69,11 +63,8 @@ class ExportedModel:
     def detect(
         self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None
     ) -> list[dict[str, Tensor]]:
-        """See `RCNN.detect`; there can be no proposals of others.
-
-        Raises:
-            UserError: the graph cannot be run, or gives no detections.
-        """
+        """See `RCNN.detect`; there can be no proposals of others. Raises `UserError` where the
+        graph cannot be run, or gives no detections."""
         if proposals is not None:
             raise ValueError("an exported detector has proposals of its own and takes no others")
         found = []
@@ -174,11 +165,8 @@ def _digest_of(path: Path) -> str:
 
 
 def classes_of(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-    """Names and ids of labels `1..K` that the metadata of a detector's file hold.
-
-    Raises:
-        KeyError, TypeError, ValueError, UserError: they are none, see `broken_metadata`.
-    """
+    """Names and ids of labels `1..K` that the metadata of a detector's file hold; raises what
+    `broken_metadata` takes, where they are none."""
     for key in ("metrics", "training"):
         if not isinstance(metadata.get(key), dict | None):
             raise TypeError(f"{key} must be a mapping")

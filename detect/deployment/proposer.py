@@ -18,11 +18,7 @@ from detect.proposals.rpn import ProposalHead
 
 
 def deploy_proposer(proposer: LearnedProposer, precision: DeployPrecision) -> LearnedProposer:
-    """A copy of `proposer` for use only, on its device; `precision` as for `deploy`.
-
-    Raises:
-        ValueError: `proposer` is in training mode.
-    """
+    """A copy of `proposer` for use only, on its device; precision and errors as of `deploy`."""
     trunk = deploy(proposer.trunk, precision)
     deployed = copy_layers(proposer)
     deployed.trunk = cast(InceptionV3, trunk)  # it takes its place
@@ -47,10 +43,8 @@ def _folded(block: nn.Module) -> nn.Conv2d:
 class DeployedHead(nn.Module):
     """A `ProposalHead` for use: a convolution of its own for each level, one for all it predicts.
 
-    Args:
-        head: what it is made from.
-        dtype: of the levels. Logits and deltas are computed in `float32`: 8 bits would place the
-            corners of a large box to within a pixel or two.
+    Levels are of `dtype`; logits and deltas are computed in `float32`, as 8 bits would place the
+    corners of a large box to within a pixel or two.
     """
 
     def __init__(self, head: ProposalHead, dtype: torch.dtype) -> None:

@@ -56,10 +56,8 @@ def _(
 
 
 class WholeDetector(nn.Module):
-    """An `RCNN` from the pixels of an image to its detections, in fp32.
-
-    Args:
-        model: the detector, in evaluation mode, on the CPU; it stays as it is.
+    """An `RCNN`, in evaluation mode on the CPU, from the pixels of an image to its detections, in
+    fp32. It stays as it is.
 
     Raises:
         UserError: it has another proposer than a learned one, or looks at images in tiles.

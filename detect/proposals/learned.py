@@ -135,8 +135,7 @@ class LearnedProposer(Proposer):
         top_n_train: the same in training.
         score_thresh: objectness in `[0, 1]` below which a box is not proposed in use, so that easy
             images cost few crops; in training every box counts.
-        mean: what the trunk normalises RGB values in `[0, 1]` by.
-        std: the same.
+        mean, std: what the trunk normalises RGB values in `[0, 1]` by.
     """
 
     def __init__(

@@ -83,10 +83,6 @@ def proposals_for(
 
     What lies outside its image altogether is dropped.
 
-    Args:
-        proposals: by image id, from `load_proposals`.
-        datasets: splits that the proposals were made for.
-
     Raises:
         UserError: an image has no entry, which is more likely a wrong file than an image without
             any proposal; or two different images have the same id, and so the same proposals.

@@ -37,13 +37,8 @@ class TrunkAnchors(AnchorGenerator):
     """Anchors centred where the trunk's cells really look.
 
     torchvision derives strides from the ratio of image to feature size, which is wrong for
-    convolutions without padding (640 / 18 = 35 where the stride is 32); here they are exact.
-
-    Args:
-        sizes: anchor sides in pixels, one tuple per level.
-        ratios: height over width, the same on all levels.
-        strides: of the levels, in pixels.
-        offsets: centre of the first cell of each level, in pixels of the image.
+    convolutions without padding (640 / 18 = 35 where the stride is 32); here they are exact. The
+    first cell of each level is centred on its offset, in pixels of the image.
     """
 
     def __init__(
@@ -91,11 +86,8 @@ class ProposalHead(nn.Module):
     """Objectness and box deltas of every anchor, from the levels of a feature pyramid.
 
     The levels share the convolutions but not their normalisation, as in EfficientDet (Tan et al.
-    2020): objects of all sizes teach one filter, while each level keeps statistics of its own.
-
-    Args:
-        channels: of every level.
-        num_anchors: at each cell, by level; the same on all.
+    2020): objects of all sizes teach one filter, while each level keeps statistics of its own. Each
+    has as many anchors at a cell.
     """
 
     def __init__(self, channels: int, num_anchors: Sequence[int]) -> None:
@@ -184,14 +176,8 @@ class ProposalNetwork(RegionProposalNetwork):
     def _select(
         self, boxes: Tensor, scores: Tensor, sizes: Sequence[tuple[int, int]], limit: int
     ) -> list[Proposals]:
-        """The best boxes of each image after suppression across levels, and their scores.
-
-        Args:
-            boxes: `[B, N, 4]`, on the CPU.
-            scores: `[B, N]`, their objectness in [0, 1].
-            sizes: height and width of each image.
-            limit: most of an image.
-        """
+        """The best boxes of each image after suppression across levels, and their scores, out of
+        `[B, N, 4]` and objectness `[B, N]` in [0, 1], on the CPU."""
         found = []
         for image_boxes, own, size in zip(boxes, scores, sizes, strict=True):
             clipped = clip_boxes_to_image(image_boxes, size)
@@ -213,8 +199,6 @@ def assign_objects(
     Args:
         anchors: `[A, 4]`, on the device of what comes back.
         gt_boxes: `[G_i, 4]` of each of B images, on the CPU.
-        positive_iou: in [0, 1].
-        negative_iou: no more than this.
 
     Returns:
         Labels `float32 [B, A]` (1, 0 and -1), and `[B, A, 4]`, of each anchor the object that it

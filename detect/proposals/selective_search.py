@@ -64,11 +64,7 @@ class SelectiveSearchProposer(Proposer):
         check_installed()
 
     def forward(self, images: Sequence[Tensor]) -> list[Proposals]:
-        """See `Proposer`.
-
-        Raises:
-            UserError: the cache cannot be written to.
-        """
+        """See `Proposer`; raises `UserError` where the cache cannot be written to."""
         return [self._propose(image) for image in images]
 
     def _propose(self, image: Tensor) -> Proposals:
@@ -111,15 +107,8 @@ def check_installed() -> None:
 
 
 def search(pixels: np.ndarray, mode: Literal["fast", "quality"]) -> np.ndarray:
-    """Selective search on an image.
-
-    Args:
-        pixels: `uint8 [H, W, 3]`, blue first.
-        mode: see `SelectiveSearchConfig`.
-
-    Returns:
-        `int32 [N, 4]` xyxy in pixels, N > 0, in order of rank (see `SelectiveSearchProposer`).
-    """
+    """Regions of an image `uint8 [H, W, 3]`, blue first: `int32 [N, 4]` xyxy in pixels, N > 0, in
+    order of rank (see `SelectiveSearchProposer`)."""
     searcher: Any = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     searcher.setBaseImage(pixels)
     if mode == "fast":

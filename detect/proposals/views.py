@@ -86,8 +86,7 @@ def plan_views(
     """The views of an image, those at full scale first.
 
     Args:
-        height: of the image in pixels.
-        width: of the image in pixels.
+        height, width: of the image in pixels.
         scale: pixels of the view per pixel of the image; None looks at the whole image once, its
             longer side being as long as a tile.
         tile: longest side of a view in its pixels.
@@ -158,12 +157,8 @@ def _spans(length: int, scale: float, tile: int, border: int) -> list[_Span]:
 def draw_view(image: Tensor, view: View, canvas: Tensor, border: int) -> None:
     """Put a view into the middle of a canvas, with what surrounds it there as far as it reaches.
 
-    Args:
-        image: `uint8 [3, H, W]`.
-        view: of it.
-        canvas: `uint8 [3, h + 2 border, w + 2 border]` or larger, `h` and `w` of `view.shape`;
-            keeps its own colour where the image ends. What it has beyond is left alone.
-        border: pixels around the part.
+    The canvas is `uint8 [3, h + 2 border, w + 2 border]` or larger, `h` and `w` of `view.shape`; it
+    keeps its own colour where the image ends, and what it has beyond is left alone.
     """
     x1, y1, x2, y2 = view.source
     pixels = image[:, y1:y2, x1:x2]
@@ -195,14 +190,8 @@ def join_views(
     """The proposals of all views of an image as those of the image, best first.
 
     What an inner border cuts is dropped: the overlap shows it whole in another tile, or if it is
-    larger, a view at a smaller scale does.
-
-    Args:
-        found: of each view, in its pixels, best first.
-        views: of the image.
-        size: height and width of the image.
-        nms_thresh: of boxes that overlap more, from the same or another view, the best stays.
-        limit: most proposals of the image.
+    larger, a view at a smaller scale does. Given are those of each view, in its pixels, best first,
+    and (height, width) of the image.
     """
     if len(views) == 1:
         best = Proposals(found[0].boxes[:limit], found[0].scores[:limit])

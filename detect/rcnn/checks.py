@@ -52,13 +52,8 @@ def as_pixels(images: Sequence[Tensor]) -> list[Tensor]:
 def check_targets(
     images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], num_classes: int
 ) -> None:
-    """Raise `ValueError`, naming image and box, unless there is one good target for each image.
-
-    Args:
-        images: B images.
-        targets: should be B dicts with `boxes` `[G_i, 4]` xyxy and `labels` `[G_i]`.
-        num_classes: K; labels should be in `1..K`.
-    """
+    """Raise `ValueError`, naming image and box, unless there is one good target for each image:
+    `boxes` `[G_i, 4]` xyxy and `labels` `[G_i]` in `1..num_classes`."""
     if len(targets) != len(images):
         raise ValueError(f"got {len(images)} images but {len(targets)} targets")
     for i, target in enumerate(targets):
@@ -79,12 +74,8 @@ def check_targets(
 
 
 def shrinking(metadata: Mapping[str, Any], images: Sequence[Tensor]) -> str | None:
-    """What to warn of where images are far larger than those of training and are seen as a whole.
-
-    Args:
-        metadata: of a detector's checkpoint.
-        images: each `[3, H, W]`.
-    """
+    """What to warn of where images `[3, H, W]` are far larger than those of training, by a
+    detector's metadata, and are seen as a whole."""
     trained, config = metadata.get("largest_image"), metadata.get("config", {})
     if trained is None or config.get("proposer") != "learned":
         return None

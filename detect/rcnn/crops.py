@@ -19,7 +19,7 @@ ORIGINAL_CONTEXT = 16 / 227
 
 
 def crop_windows(boxes: Tensor, mode: CropMode, context: float) -> Tensor:
-    """The image region that each crop shows, before it is resized.
+    """The image region `[R, 4]` that each crop shows, before it is resized; it may reach outside.
 
     Args:
         boxes: `float32 [R, 4]` xyxy in pixels.
@@ -28,9 +28,6 @@ def crop_windows(boxes: Tensor, mode: CropMode, context: float) -> Tensor:
         context: padding on each side as a fraction of the *crop*, in `[0, 0.5)`. The window is
             `1 / (1 - 2 * context)` times as large as the box: 1.164 for the original 16/227 at
             whatever crop size.
-
-    Returns:
-        `float32 [R, 4]` xyxy; windows may reach outside the image.
     """
     if not 0 <= context < 0.5:
         raise ValueError(f"context must be in [0, 0.5), got {context}")
@@ -65,8 +62,7 @@ def crop_regions(
         size: S, the side of a crop in pixels.
         fill: RGB colour of what lies outside the image, 0..255; the mean colour of the crop network
             is zero to it.
-        mode: see `crop_windows`.
-        context: see `crop_windows`.
+        mode, context: see `crop_windows`.
 
     Returns:
         `uint8 [R, 3, S, S]`, image by image, in the memory format `channels_last`.
@@ -82,14 +78,8 @@ def crop_regions(
 def split_evenly(boxes: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
     """Cut the boxes of some images into as few parts as the limit allows, all about equally large.
 
-    A few crops at the end would cost as much as more of them.
-
-    Args:
-        boxes: B tensors `[R_i, 4]`.
-        limit: boxes of a part at most.
-
-    Yields:
-        B tensors `[<= R_i, 4]`, of each image those in this part; without boxes once.
+    A few crops at the end would cost as much as more of them. A part has B tensors, of each image
+    its boxes in it; without boxes there is one.
     """
     counts = [len(image_boxes) for image_boxes in boxes]
     total = sum(counts)

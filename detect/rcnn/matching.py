@@ -16,12 +16,8 @@ def match_proposals(
 ) -> tuple[Tensor, Tensor]:
     """Give every proposal the ground truth it overlaps most, as R-CNN's fine-tuning does.
 
-    Args:
-        proposals: `[P, 4]`.
-        gt_boxes: `[G, 4]`, G may be 0.
-        gt_labels: `int64 [G]` in `1..K`.
-        positive_iou: from this IoU on a proposal takes the label of its best box.
-        negative_iou: below this IoU it is background; in between it is ignored.
+    From `positive_iou` on a proposal takes the label of its best box, below `negative_iou` it is
+    background; in between it is ignored. G may be 0.
 
     Returns:
         `matched_idxs` `int64 [P]`, index of the best box (0 where G is 0), and `labels`
@@ -45,13 +41,8 @@ def sample_minibatch(labels: Tensor, batch_size: int, positive_fraction: float) 
     Missing positives are made up for by background, not the reverse (R-CNN: 32 + 96 of 128).
     Drawn from torch's global generator, which the training loop seeds at every step.
 
-    Args:
-        labels: `int64 [P]` from `match_proposals`.
-        batch_size: wanted number of proposals.
-        positive_fraction: in `(0, 1]`.
-
     Returns:
-        `int64` indices into `labels`, positives first.
+        `int64` indices into the labels from `match_proposals`, positives first.
     """
     positive = (labels > 0).nonzero().flatten()
     negative = (labels == 0).nonzero().flatten()
@@ -66,16 +57,8 @@ def jitter_boxes(boxes: Tensor, copies: int, strength: float, size: tuple[int, i
     """Random boxes around the ground truth: positives and near misses before any proposer is good.
 
     Centres move by up to `strength` of the box's side, sides change by up to a factor
-    `exp(strength)`; the result is clipped to the image and boxes left without area are dropped.
-
-    Args:
-        boxes: `[G, 4]`.
-        copies: random boxes per ground-truth box.
-        strength: 0 repeats the boxes; 0.4 gives IoUs from about 0.3 to 1.
-        size: `(height, width)` of the image.
-
-    Returns:
-        `[<= G * copies, 4]`.
+    `exp(strength)`: 0.4 gives IoUs from about 0.3 to 1. The result is clipped to the image of
+    (height, width), and boxes left without area are dropped.
     """
     repeated = boxes.repeat_interleave(copies, dim=0)
     noise = (torch.rand(len(repeated), 4, device=boxes.device) * 2 - 1) * strength

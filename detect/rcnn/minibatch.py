@@ -16,19 +16,16 @@ from detect.rcnn.matching import jitter_boxes, match_proposals, sample_minibatch
 
 
 class SampledCrops(NamedTuple):
-    """What the network is shown of one image, and what it should say.
-
-    Attributes:
-        boxes: `[R, 4]`.
-        labels: `int64 [R]` in `0..K`.
-        gt_boxes: `[R, 4]`, the object that each box overlaps most; the box itself without objects.
-        regress: `bool [R]`, whether the box regression learns from it.
-    """
+    """What the network is shown of one image, and what it should say."""
 
     boxes: Tensor
+    """`[R, 4]`."""
     labels: Tensor
+    """`int64 [R]` in `0..K`."""
     gt_boxes: Tensor
+    """`[R, 4]`, the object that each box overlaps most; the box itself without objects."""
     regress: Tensor
+    """`bool [R]`, whether the box regression learns from it."""
 
 
 @torch.no_grad()
@@ -37,16 +34,12 @@ def add_candidates(
 ) -> Proposals:
     """Proposals, the objects themselves and boxes around them; the latter two with the score 0.
 
-    There is always one, where nothing else is the whole image: each image gives the network a crop.
-
-    Args:
-        proposals: of the image.
-        gt_boxes: `[G, 4]`.
-        size: (height, width) of the image.
-        config: says how many boxes around each object, and how far off.
+    There is always one, where nothing else is the whole image of (height, width): each image gives
+    the network a crop.
     """
     jittered = jitter_boxes(gt_boxes, config.jitter_copies, config.jitter_strength, size)
-    boxes, scores = add_objects(proposals, torch.cat([gt_boxes, jittered]))
+    boxes = torch.cat([proposals.boxes, gt_boxes, jittered])
+    scores = torch.cat([proposals.scores, boxes.new_zeros(len(boxes) - len(proposals.boxes))])
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     if not has_area.any():
         height, width = size
@@ -54,22 +47,13 @@ def add_candidates(
     return Proposals(boxes[has_area], scores[has_area])
 
 
-def add_objects(proposals: Proposals, boxes: Tensor) -> Proposals:
-    """Proposals and further boxes `[N, 4]`, these with the score 0."""
-    scores = torch.cat([proposals.scores, boxes.new_zeros(len(boxes))])
-    return Proposals(torch.cat([proposals.boxes, boxes]), scores)
-
-
 @torch.no_grad()
 def sample_crops(
     candidates: Proposals, target: dict[str, Tensor], config: RCNNConfig
 ) -> SampledCrops:
-    """Match candidates to the objects and draw the crops of a step.
+    """Match candidates, of positive area, to the objects and draw the crops of a step.
 
-    Args:
-        candidates: boxes of positive area with scores, P of them.
-        target: `boxes [G, 4]`, `labels int64 [G]` in `1..K`.
-        config: thresholds, numbers and shares.
+    The target has `boxes [G, 4]` and `labels int64 [G]` in `1..K`.
     """
     gt_boxes = target["boxes"]
     matched_idxs, labels = match_proposals(

@@ -159,7 +159,25 @@ class RCNN(nn.Module):
             or not all(isinstance(one, tuple) for one in proposals)
         ):
             raise UserError("proposals: expected Proposals(boxes, scores) for each image")
-        return self._detect(images, proposals)
+        config = self.config
+        proposals = [_on_cpu(proposal) for proposal in proposals]
+        boxes = [proposal.boxes for proposal in proposals]
+        probabilities, deltas = self.look(images, boxes)
+        counts = [len(image_boxes) for image_boxes in boxes]
+        detections = []
+        for image, proposal, scores, image_deltas in zip(
+            *(images, proposals, probabilities.split(counts), deltas.split(counts)), strict=True
+        ):
+            refined = decode_boxes(proposal.boxes, image_deltas, config.delta_std)
+            refined = clip_boxes_to_image(refined, _size(image))
+            scores = scores[:, 1:]
+            if config.objectness_weight:
+                own = proposal.scores[:, None]
+                scores = scores ** (1 - config.objectness_weight) * own**config.objectness_weight
+            large = 1.0 if self.proposer is None else self.proposer.area_in_tiles(*_size(image))
+            limit = math.ceil(self.detections_per_image * large)
+            detections.append(select_detections(refined, scores, config, limit, self.wanted))
+        return detections
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the crop network alone, as `nn.Module.compile`: the work around it is decided by
@@ -212,29 +230,6 @@ class RCNN(nn.Module):
             "loss_classifier": F.cross_entropy(cls_logits, all_labels),
             "loss_box_reg": box_loss * self.config.regression_weight,
         }
-
-    def _detect(
-        self, images: Sequence[Tensor], proposals: Sequence[Proposals]
-    ) -> list[dict[str, Tensor]]:
-        config = self.config
-        proposals = [_on_cpu(proposal) for proposal in proposals]
-        boxes = [proposal.boxes for proposal in proposals]
-        probabilities, deltas = self.look(images, boxes)
-        counts = [len(image_boxes) for image_boxes in boxes]
-        detections = []
-        for image, proposal, scores, image_deltas in zip(
-            *(images, proposals, probabilities.split(counts), deltas.split(counts)), strict=True
-        ):
-            refined = decode_boxes(proposal.boxes, image_deltas, config.delta_std)
-            refined = clip_boxes_to_image(refined, _size(image))
-            scores = scores[:, 1:]
-            if config.objectness_weight:
-                own = proposal.scores[:, None]
-                scores = scores ** (1 - config.objectness_weight) * own**config.objectness_weight
-            large = 1.0 if self.proposer is None else self.proposer.area_in_tiles(*_size(image))
-            limit = math.ceil(self.detections_per_image * large)
-            detections.append(select_detections(refined, scores, config, limit, self.wanted))
-        return detections
 
     def look(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class probabilities `[R, K + 1]` and box deltas `[R, K, 4]` of every box, in use.

@@ -23,14 +23,10 @@ def select_detections(
     wanted: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Drop weak boxes, suppress those that another one of their class (`agnostic_nms`: of any)
-    covers, keep the best.
+    covers, keep the best, `limit` at most.
 
-    Args:
-        boxes: `[P, K, 4]`, inside the image; those without area are dropped.
-        scores: `float32 [P, K]` in `[0, 1]`.
-        config: thresholds, and which way to suppress.
-        limit: most detections.
-        wanted: `bool [K]`, classes whose boxes count, None: all; others suppress nothing.
+    Boxes `[P, K, 4]` are inside the image, and dropped without area; scores `float32 [P, K]` are in
+    `[0, 1]`. Classes that are not `wanted`, `bool [K]`, suppress nothing either.
 
     Returns:
         `boxes [D, 4]`, `labels int64 [D]` in `1..K`, `scores [D]`, best first.
@@ -56,11 +52,8 @@ def select_detections(
 
 
 def above_score(detections: Mapping[str, Tensor], score_thresh: float) -> dict[str, Tensor]:
-    """The detections of an image, as `select_detections` gives them, with this score or more.
-
-    Raises:
-        UserError: as `check_score`.
-    """
+    """The detections of an image, as `select_detections` gives them, with this score or more;
+    raises as `check_score`."""
     check_score("score_thresh", score_thresh)
     keep = detections["scores"] >= score_thresh
     return {key: value[keep] for key, value in detections.items()}

@@ -66,15 +66,7 @@ def levels_for(windows: Tensor, size: int) -> Tensor:
 def resample_by_opencv(
     image: Tensor, windows: Tensor, levels: Tensor, size: int, fill: Sequence[int]
 ) -> Tensor:
-    """As `resample_windows`, of one image.
-
-    Args:
-        image: as there, on the CPU.
-        windows: in pixels of their levels.
-        levels: `int64 [R]`, the level of each.
-        size: S.
-        fill: as there.
-    """
+    """As `resample_windows`, of one image on the CPU; windows are in pixels of their levels."""
     if not len(windows):
         return torch.zeros(0, 3, size, size, dtype=torch.uint8)
     # With a fourth channel a pixel fills a word, and OpenCV needs half the time.

@@ -29,11 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 def load_start(config: ModelConfig) -> Detector | None:
-    """The detector that `config.init` names, on the CPU; None where it names none.
-
-    Raises:
-        UserError: missing, no detector, or of another structure than `config`, naming the keys.
-    """
+    """The detector that `config.init` names, on the CPU; None where it names none. Raises
+    `UserError` where it is missing, no detector, or, naming the keys, of another structure."""
     if config.init is None:
         return None
     start = load_detector(config.init, "cpu")
@@ -51,12 +48,7 @@ def build_from(config: ModelConfig, class_names: Sequence[str], start: Detector)
     """A detector with the weights and the normalisation of `start`.
 
     What it predicts for classes that `start` has by the same name is kept, and for others starts
-    anew; the log says which.
-
-    Args:
-        config: of the new detector, without `auto`.
-        class_names: of its labels `1..K`.
-        start: from `load_start`.
+    anew; the log says which. The configuration is without `auto`.
 
     Raises:
         UserError: its weights do not fit, naming the first with both shapes.

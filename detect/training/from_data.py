@@ -46,27 +46,20 @@ logger = logging.getLogger(__name__)
 
 
 class ObjectSizes(NamedTuple):
-    """Of the M objects in I training images, without crowds.
-
-    Attributes:
-        sides: `float64 [M]`, root of an object's area, in pixels.
-        longer: `float64 [M]`, longer side of its image in pixels.
-        images: `int64 [I, 2]`, height and width in pixels.
-        counts: `int64 [I]`, objects in an image.
-    """
+    """Of the M objects in I training images, without crowds."""
 
     sides: np.ndarray
+    """`float64 [M]`, root of an object's area, in pixels."""
     longer: np.ndarray
+    """`float64 [M]`, longer side of its image in pixels."""
     images: np.ndarray
+    """`int64 [I, 2]`, height and width in pixels."""
     counts: np.ndarray
+    """`int64 [I]`, objects in an image."""
 
 
 def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
     """The model with values for its keys that are `auto`.
-
-    Args:
-        config: of a run.
-        train: its training split.
 
     Raises:
         UserError: there is not one object to derive them from.

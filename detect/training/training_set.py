@@ -17,21 +17,18 @@ from detect.proposals import Proposals, Proposer
 
 
 class Example(NamedTuple):
-    """One training image.
-
-    Attributes:
-        image: `uint8` RGB `[3, H, W]`.
-        target: `boxes` `float32 [G, 4]` xyxy in pixels, `labels` `int64 [G]` in `1..K`.
-        proposals: made before the image was changed, or None.
-        name: the file it comes from.
-        skipped: error messages of unreadable images that this one stands in for.
-    """
+    """One training image."""
 
     image: Tensor
+    """`uint8` RGB `[3, H, W]`."""
     target: dict[str, Tensor]
+    """`boxes` `float32 [G, 4]` xyxy in pixels, `labels` `int64 [G]` in `1..K`."""
     proposals: Proposals | None
+    """Made before the image was changed."""
     name: str
+    """The file it comes from."""
     skipped: list[str]
+    """Error messages of unreadable images that this one stands in for."""
 
 
 class DetectionBatch(NamedTuple):
@@ -80,12 +77,9 @@ class TrainingSet(Dataset):
     read is replaced by the next one and reported in `Example.skipped`.
 
     Args:
-        dataset: images and boxes.
-        config: random changes to them.
-        seed: of the run.
         canvas: longest side of an example in pixels; None shows each image as a whole.
-        proposals: from `proposals_for`, augmented along with the boxes; or None.
-        proposer: makes proposals of the image as it is read, augmented in the same way; or None.
+        proposals: from `proposals_for`, augmented along with the boxes.
+        proposer: makes proposals of the image as it is read, augmented in the same way.
     """
 
     def __init__(

@@ -3,7 +3,6 @@ import json
 import pytest
 import torch
 from helpers.tool_runs import error_of, run
-from PIL import Image
 
 from backbones.benchmarks.peers import inference_forms
 from tools import benchmark
@@ -36,8 +35,6 @@ def test_all_parts_side_by_side(tmp_path, monkeypatch, capsys):
         assert table[ours]["ratio"] == pytest.approx(ratio)
     printed = capsys.readouterr().out
     assert "| training, inception_v3_79_naive, batch 2 | | images/s | ratio |" in printed
-    with Image.open(tmp_path / "benchmark.png") as picture:
-        assert picture.width > 500
 
 
 def test_memory_of_each_form(tmp_path, monkeypatch):

@@ -15,15 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table.
-
-    Attributes:
-        name: of what was looked at.
-        value: a number, or words.
-        unit: of the number.
-        goal: what it should be, in words.
-        met: whether it is that; None where there is no goal.
-    """
+    """One line of the table; `met` says whether the value is what the goal asks for in words."""
 
     name: str
     value: float | str
@@ -34,14 +26,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """All findings so far, in `gpu_check.json` and `gpu_check.txt`.
-
-    Attributes:
-        folder: where these are; made where it is missing.
-        facts: about the machine and the run.
-        parts: findings by part, in their order.
-        failures: traceback by part.
-    """
+    """All findings so far by part, and tracebacks, in `gpu_check.json` and `gpu_check.txt`."""
 
     folder: Path
     facts: dict[str, Any]

@@ -31,11 +31,8 @@ class OwnProcess:
     """A new process that takes one turn each time that it is told to begin.
 
     It imports what it needs at once, so that a process made early begins without delay. It is
-    killed with the processes that it started.
-
-    Args:
-        turns: functions that yield what is to be sent here; pickle takes them, all at once, so that
-            what they share is shared there too.
+    killed with the processes that it started. The turns, which yield what is to be sent here, are
+    pickled together: what they share is shared there too.
     """
 
     def __init__(self, *turns: Turn) -> None:

@@ -9,23 +9,19 @@ import torch
 
 @dataclass(frozen=True)
 class GpuSettings:
-    """What the parts of a check have in common.
-
-    Attributes:
-        device: what is checked, beside the CPU.
-        images: folder of training images, as `ImagesConfig.root`.
-        bccd: folder in VOC's layout.
-        work: folder for what is needed no longer than the run.
-        out: folder for what should be kept.
-        deadline: `time.monotonic()` at which all should be over.
-    """
+    """What the parts of a check have in common."""
 
     device: torch.device
     images: Path
+    """As `ImagesConfig.root`."""
     bccd: Path
+    """In VOC's layout."""
     work: Path
+    """For what is needed no longer than the run."""
     out: Path
+    """For what should be kept."""
     deadline: float
+    """`time.monotonic()` at which all should be over."""
 
     @property
     def is_gpu(self) -> bool:

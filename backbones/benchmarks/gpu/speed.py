@@ -41,13 +41,9 @@ COMPILING_THREADS = 4
 
 @dataclass
 class Timed:
-    """Forms of one network: made ready while other processes do the same, and timed alone.
+    """Forms of one network, by name: made ready while other processes do the same, and timed alone.
 
-    Attributes:
-        settings: see there.
-        variant: of the network.
-        kind: forward passes, or training steps by SGD without auxiliary head.
-        calls: what is ready, by name.
+    Training steps are by SGD, without auxiliary head.
     """
 
     settings: GpuSettings

@@ -82,11 +82,8 @@ def agreement(
 ) -> tuple[float, int]:
     """Share of the detections on either side that the other has too, and how many they are.
 
-    Args:
-        expected: for each image, what `Detector.detect` gives.
-        found: of the same images.
-        pixels: by which no coordinate of a box of the same class may differ.
-        least_score: of what is looked for; the other side's may have any score.
+    No coordinate of a box of the same class may differ by more than `pixels`; what is looked for
+    has `least_score`, the other side's may have any.
     """
     same, count = 0, 0
     for pair in zip(expected, found, strict=True):

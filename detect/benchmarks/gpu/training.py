@@ -46,11 +46,7 @@ Config = TypeVar("Config", PretrainConfig, DetectorConfig)
 
 
 def train(settings: GpuSettings) -> Iterator[Finding]:
-    """A backbone at full width; then at once a narrow one, and detectors from it and from nothing.
-
-    Args:
-        settings: `deadline` says when it should be over.
-    """
+    """A backbone at full width; then at once a narrow one, and detectors from it and from none."""
     now = time.monotonic()
     left = settings.deadline - now
     if settings.is_gpu and left < 6 * TAIL:
@@ -165,12 +161,8 @@ class _EnoughError(Exception):
 
 
 def steps_a_second(train: Callable[[], Any], seconds: float) -> float:
-    """Rate of a training in the second half of its first seconds, after which it is ended.
-
-    Args:
-        train: has at least two steps.
-        seconds: from the end of the first step on.
-    """
+    """Rate of a training of two steps or more in the second half of its first seconds, from the end
+    of the first step on, after which it is ended."""
     apply, ends = TrainStep.apply_gradients, []
 
     def timed(self: TrainStep, lr: float) -> None:
@@ -206,16 +198,8 @@ def save_half(
 ) -> list[Path]:
     """Write weights as `fp16`, in as many files as it takes, to be carried over a narrow way.
 
-    Together the tensors of the files are those of the network.
-
-    Args:
-        state: tensors by name.
-        metadata: for each of the files.
-        target: what to write; of several files `-1`, `-2`, ... are added to the name.
-        most_bytes: of a file.
-
-    Returns:
-        The files.
+    Together the tensors of the files are those of the network, and each has the metadata. Of
+    several files `-1`, `-2`, ... are added to the name.
     """
     parts: list[dict[str, Tensor]] = [{}]
     size = 0
