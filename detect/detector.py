@@ -385,7 +385,8 @@ class Detector:
             ImageError: a file cannot be read.
             ValueError: an array or tensor of another shape or dtype, or no proposer.
         """
-        return self.model.propose([self.as_tensor(image) for image in images])
+        several = check_several(images, "propose takes a list of images")
+        return self.model.propose([self.as_tensor(image) for image in several])
 
     def as_tensor(self, image: Image, *, bgr: bool = False) -> Tensor:
         """An image as `uint8` RGB `[3, H, W]`, on the detector's device; as `__call__`."""

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import operator
 import os
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,11 @@ class Result:
         return len(self.labels)
 
     def __getitem__(self, key: str) -> Tensor:
+        if not isinstance(key, str):
+            raise TypeError(
+                f"expected result['boxes'], ['labels'] or ['scores'], got [{key!r}]: of one image "
+                "there is one result, and a loop over it gives box, class and score of each object"
+            )
         return self._tensors[key]
 
     def __iter__(self) -> Iterator[tuple[list[float], str, float]]:
@@ -141,9 +147,12 @@ class Result:
         """Write `plot()` as an image file, in the format that the suffix names.
 
         Raises:
+            TypeError: the path is none.
             UserError: it would replace the image that the result is of, or no format has the
                 suffix.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"save takes a file's name, got {type(path).__name__}; see plot()")
         both_there = self._file is not None and os.path.exists(path) and os.path.exists(self._file)
         if both_there and os.path.samefile(path, str(self._file)):
             raise UserError(f"{path}: would replace the image itself: save it by another name")
@@ -160,15 +169,23 @@ class Result:
         if folder is not None:
             stem = "image" if self.name is None else Path(self.name).stem
             stem += "" if self.frame is None else f"_{self.frame[0]:06d}"
-            folders = class_folders(self._class_names)
+            folders, made = class_folders(self._class_names), make_folder(folder)
             for crop, label in zip(crops, self.labels.tolist(), strict=True):
-                own = make_folder(Path(folder, folders[label - 1]))
+                own = made / folders[label - 1]
                 numbered = (own / f"{stem}_{number}.jpg" for number in itertools.count())
                 write_image(next(path for path in numbered if not os.path.exists(path)), crop.cpu())
         return crops
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
-        """Entries of a file in COCO's results format, with the training data's category ids."""
+        """Entries of a file in COCO's results format, with the training data's category ids.
+
+        Raises:
+            TypeError: the id is no whole number, which COCO's are.
+        """
+        try:
+            image_id = operator.index(image_id)
+        except TypeError as error:
+            raise TypeError(f"image_id: expected a whole number, got {image_id!r}") from error
         return coco_results(self._tensors, image_id, self._category_ids)
 
     def to_supervision(self) -> sv.Detections:

@@ -2,10 +2,17 @@
 
 import re
 
-_USER = re.compile(r"(?<=://)(?:([^/?#@:]*):)?[^/?#]*@")
+# A password may hold what it should not, a slash: where no port follows the first colon.
+_USER = re.compile(
+    r"(?<=://)(?:(?:([^/?#@:]*):)?[^/?#]*@|([^/?#@:]*):(?!\d*(?:[/?#]|$)).*@)", re.DOTALL
+)
 _UNTIL_AT = re.compile(r"(?<=://).*@", re.DOTALL)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _VALUE = re.compile(r"([?#&;])([^=?#&;]*=)?[^?#&;]+")
+# In a text, where it may be that of a `Path`, which has one slash.
+_ADDRESS = re.compile(
+    r"""([a-z][a-z\d+.-]*:/|\b(?:https?|rtsps?):)/(\S*[^\s'":;,.)\]])""", re.IGNORECASE
+)
 
 
 def without_secrets(name: str) -> str:
@@ -16,8 +23,15 @@ def without_secrets(name: str) -> str:
     """
     if "://" not in name:
         return name
-    url = _USER.sub(lambda found: f"{found[1]}:***@" if found[1] else "***@", name)
+    url = _USER.sub(
+        lambda found: f"{user}:***@" if (user := found[1] or found[2]) else "***@", name
+    )
     return _QUERY.sub(lambda found: _VALUE.sub(r"\1\2***", found[0]), url)
+
+
+def text_without_secrets(text: str) -> str:
+    """A text, such as a message, with each address in it as `without_secrets` shows it."""
+    return _ADDRESS.sub(lambda found: without_secrets(f"{found[1].rstrip('/')}//{found[2]}"), text)
 
 
 def of_no_form(url: str) -> str:

@@ -4,6 +4,7 @@ import difflib
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -12,6 +13,20 @@ from backbones.common.errors import UserError
 from backbones.common.read_yaml import read_yaml
 
 _ROOT = Path(__file__).parents[2]
+
+
+def check_once(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a key that is given twice: one value would be lost without a word.
+
+    Args:
+        arguments: as the user wrote them.
+        hints: as of `spell_out`; a list of words may be given in parts, as may `--config`.
+    """
+    given = Counter(word.partition("=")[0] for word in arguments if word.startswith("--"))
+    for option, count in given.items():
+        may_be_more = option == "--config" or _is_list_of_words(hints.get(option[2:]))
+        if count > 1 and not may_be_more and not option.endswith("+"):
+            raise UserError(f"{option} stands {count} times: it takes one value, once")
 
 
 def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from backbones.common.arguments import config_files_first, spell_out
+from backbones.common.arguments import check_once, config_files_first, spell_out
 from backbones.common.cli import exit_with_error
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
@@ -59,8 +59,9 @@ def parse_config(
         for word in arguments:
             _check_value("command line", word)
             _check_value("command line", word.partition("=")[2])
-        arguments = _in_groups(config_class, arguments)
         hints = _leaf_hints(config_class)
+        check_once(arguments, hints)
+        arguments = _in_groups(config_class, arguments)
         arguments = config_files_first(spell_out(arguments, hints), hints.keys())
         parser = _parser(config_class, description)
         if "--help-all" in arguments:
@@ -102,8 +103,6 @@ def _in_groups(config_class: type, arguments: Sequence[str]) -> list[str]:
                 f"--{name} is a group of keys and takes no value: set {', '.join(keys[:4])}"
                 f"{' and others' * (len(keys) > 4)}, see --help-all"
             )
-        if len(places) > 1:
-            raise UserError(f"--{name} stands {len(places)} times: it takes one value, once")
         place = places[0]
         word, _, value = written.pop(place).partition("=")
         if not value:
@@ -112,6 +111,9 @@ def _in_groups(config_class: type, arguments: Sequence[str]) -> list[str]:
             value = written.pop(place)
             if written[place:] and not written[place].startswith("-"):
                 raise UserError(f"{word} takes one value: {written[place]!r} is a second one")
+        named = [f"--{name}.{key}" for key, implied in short.items() if implied is None]
+        if twice := [key for key in named if {key} & {one.split("=")[0] for one in written}]:
+            raise UserError(f"{word} sets {twice[0]}, which stands beside it: give one of them")
         given = [(key, value if implied is None else implied) for key, implied in short.items()]
         written = [f"--{name}.{key}={text}" for key, text in given] + written
     return written

@@ -12,11 +12,17 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Any
 
-from backbones.common.errors import UserError
+from backbones.common.errors import DiskError, UserError
 
 logger = logging.getLogger(__name__)
 
 _SETTING_UMASK = Lock()
+
+_OF_FILES = (
+    *(".avi", ".csv", ".html", ".jpeg", ".jpg", ".json", ".mkv", ".mov", ".mp4", ".onnx", ".png"),
+    *(".safetensors", ".xml", ".yaml"),
+)
+"""Suffixes of what a user means to be a file."""
 
 UNFINISHED = ".tmp"
 """Suffix of a file that `atomic_write` is writing, or was when its process was killed."""
@@ -28,24 +34,31 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     To be called before the work whose results go there.
 
     Raises:
-        UserError: it cannot be made, is a file, or cannot be written to.
+        UserError: it cannot be made, is a file or named like one, or cannot be written to.
     """
+    path = Path(path)
+    if not os.path.isdir(path) and (os.path.exists(path) or path.suffix.lower() in _OF_FILES):
+        what = "it is" if os.path.exists(path) else "named like"
+        raise UserError(
+            f"{path}: cannot write into this folder: {what} a file: name another one, such as "
+            f"{path.with_suffix('') if path.suffix else path.with_name('found')}"
+        )
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path, prefix=".writable."):
             pass
     except OSError as error:
         raise UserError(f"{path}: cannot write into this folder: {error.strerror}") from error
-    return Path(path)
+    return path
 
 
 @contextmanager
 def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the disk refuses within the block (no room, no right, no folder) is a `UserError`."""
+    """What the disk refuses within the block is a `DiskError`."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise DiskError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -120,7 +133,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
     between. The parent folder is made where it is missing.
 
     Raises:
-        UserError: the disk refuses it; what was there stays.
+        DiskError: the disk refuses it; what was there stays.
     """
     path = Path(path)
     # Names of files may hold bytes that are no text.

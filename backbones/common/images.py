@@ -16,7 +16,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from backbones.common.errors import ImageError, ImageTooLargeError
+from backbones.common.errors import ImageError, ImageTooLargeError, OutputError
 from backbones.common.files import atomic_write
 from backbones.common.regular_files import open_file, read_file
 
@@ -267,17 +267,18 @@ def write_image(path: str | os.PathLike[str], image: Tensor) -> None:
     """Write a `uint8` RGB tensor `[3, H, W]` atomically, in the format that the suffix names.
 
     Raises:
-        ImageError: no format has this suffix, or it cannot hold an image of this size.
+        OutputError: no format has this suffix, or it cannot hold an image of this size.
+        DiskError: the disk refuses it.
     """
     pixels, encoded = Image.fromarray(image.permute(1, 2, 0).numpy()), io.BytesIO()
     try:
         pixels.save(encoded, format=Image.registered_extensions()[Path(path).suffix.lower()])
     except KeyError as error:
-        raise ImageError(
+        raise OutputError(
             f"{path}: expected a name that ends in .jpg, .png or another suffix of an image"
         ) from error
     except (OSError, ValueError) as error:
         size = f"{pixels.width}x{pixels.height}"
-        raise ImageError(f"{path}: cannot write an image of {size} pixels: {error}") from error
+        raise OutputError(f"{path}: cannot write an image of {size} pixels: {error}") from error
     with atomic_write(path) as file:
         file.write(encoded.getbuffer())

@@ -64,7 +64,8 @@ def with_suffix(
         parts.append(f"left out for their suffix: {others.total()} ({kinds})")
     if folders:
         parts.append(
-            f"folders not looked into: {folders} (name them, a pattern: a/**/*.*, or --recursive)"
+            f"folders not looked into: {folders} (of infer: name them, a pattern: a/**/*.*, or "
+            "--recursive; in Python give a list, as of Path(FOLDER).rglob('*.jpg'))"
         )
     if parts:
         logger.warning("%s: %s", where, "; ".join(parts))

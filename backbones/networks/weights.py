@@ -15,6 +15,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from backbones.common.addresses import without_secrets
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
 from backbones.common.read_json import parse_json
@@ -90,12 +91,14 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     Raises `UserError` where there is none."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise UserError(f"weights: expected a file, a run folder or {hub.SCHEME}NAME, got {path!r}")
-    if os.fspath(path).startswith(hub.SCHEME):
-        return hub.download_weights(os.fspath(path))
+    name = os.fspath(path)
+    if name.startswith(hub.SCHEME):
+        return hub.download_weights(name)
     path = Path(path)
     if not os.path.isdir(path):
         if not os.path.exists(path):
-            raise UserError(f"{path}: no such file: expected a .safetensors file or a run folder")
+            shown = without_secrets(name)
+            raise UserError(f"{shown}: no such file: expected a .safetensors file or a run folder")
         return path
     names = ("best.safetensors", "last.safetensors")
     files = [path / name for name in names if os.path.exists(path / name)]
@@ -104,11 +107,20 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
         raise UserError(
             f"{path}: neither {names[0]} nor {names[1]} is in this run folder ({there})"
         )
+    if files[0].name != names[0]:
+        _say_last(files[0], names[0])
     return files[0]
+
+
+@functools.cache
+def _say_last(path: Path, best: str) -> None:
+    logger.warning("%s is taken, the end of the training: %s is not there", path, best)
 
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    if Path(path).suffix in (".onnx", ".xml"):
+        raise UserError(f"{path}: an exported file: name the .safetensors that it was made from")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file

@@ -4,6 +4,8 @@ lowres-rcnn export --weights runs/mine --output detector.onnx
 """
 
 import logging
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,7 @@ from backbones.common.cli import command
 from backbones.common.config import flatten, parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
+from backbones.common.regular_files import read_file
 from backbones.deployment.onnx import export_backbone
 from backbones.networks.hub import SCHEME
 from backbones.networks.weights import find_weights, load_metadata
@@ -30,7 +33,7 @@ class ExportConfig:
     """Checkpoint (.safetensors) that train_backbone or train_detector wrote, or its run folder."""
     output: str | None = None
     """File to write: .onnx, or of a detector .xml for OpenVINO; null writes beside the weights,
-    with the suffix .onnx."""
+    with the suffix .onnx. An earlier export there is replaced, any other file is not."""
     model: dict[str, Any] = field(default_factory=dict)
     """Settings of a detector with other values than in training, as for infer, which the file
     keeps: `--model.rcnn.score_thresh 0.3`."""
@@ -50,6 +53,23 @@ class ExportConfig:
 
 logger = logging.getLogger(__name__)
 
+
+def check_replaceable(output: Path) -> None:
+    """Raise `UserError` where something is at a path, or where the weights of an `.xml` go, that is
+    no earlier export."""
+    files = (output, output.with_suffix(".bin")) if output.suffix == ".xml" else (output,)
+    there = [path for path in files if os.path.lexists(path)]
+    content = b""
+    with suppress(OSError):
+        content = read_file(output)
+    # Both in the metadata of all that is written here.
+    if there and not (b"package_version" in content and b"variant" in content):
+        raise UserError(
+            f"{there[0]}: is there already, and export did not write it: delete it, or name "
+            "another output"
+        )
+
+
 USUAL = "weights output precision calibration"
 
 
@@ -60,8 +80,9 @@ def main() -> None:
     weights = find_weights(config.weights)
     output = weights.with_suffix(".onnx") if config.output is None else Path(config.output)
     metadata = load_metadata(weights)
+    make_folder(output.parent)
+    check_replaceable(output)
     if metadata.get("kind") == "detector":
-        make_folder(output.parent)
         detector = load_detector(weights, "cpu", config.model)
         images = find_inputs(config.calibration) if config.calibration else None
         examples = () if images is None else spread_images(images, CALIBRATION_IMAGES)
@@ -78,6 +99,5 @@ def main() -> None:
         raise UserError(
             "a backbone is written as .onnx in fp32: remove output .xml, model and precision"
         )
-    make_folder(output.parent)
     difference = export_backbone(output, load_backbone(weights), metadata.get("class_names"))
     print(f"{output}: ONNX Runtime's outputs differ by at most {difference:.1e}")

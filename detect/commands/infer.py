@@ -124,8 +124,8 @@ def main() -> None:
     if not distributed.is_main():
         return
     print(report)
-    if report.errors:
-        raise UserError(f"inputs that could not be read: {len(report.errors)}, see above")
+    if faults := report.faults():
+        raise UserError(f"{faults}, see above")
 
 
 def _infer(config: InferConfig, device: str) -> InferenceReport:

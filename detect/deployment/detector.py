@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import islice
+from os import PathLike
 from typing import Literal, cast, get_args
 
 import torch
@@ -16,7 +17,7 @@ from backbones.networks.inception import InceptionV3
 from detect.deployment.exported import ExportedModel
 from detect.deployment.proposer import deploy_proposer
 from detect.detector import Detector
-from detect.media.given import Image
+from detect.media.given import Image, check_several
 from detect.proposals import LearnedProposer
 
 DetectorPrecision = Literal["auto", "fp32", "bf16", "int8"]
@@ -24,6 +25,13 @@ Engine = Literal["auto", "torch", "openvino"]
 
 CALIBRATION_IMAGES, CROPS_PER_IMAGE = 32, 16
 """What sets the ranges of 8-bit maps: hundreds of crops, in seconds."""
+
+
+def check_detector(detector: object) -> None:
+    """Raise `UserError` unless it is a detector."""
+    if not isinstance(detector, Detector):
+        got = repr(detector) if isinstance(detector, str | PathLike) else type(detector).__name__
+        raise UserError(f"expected a detector, which load_detector(FILE) gives, got {got}")
 
 
 def deploy_detector(
@@ -44,11 +52,12 @@ def deploy_detector(
             else `torch`.
 
     Raises:
-        UserError: OpenVINO off the CPU, `int8` in PyTorch, without a proposer, without images, or
-            with nothing proposed in them.
+        UserError: no detector, OpenVINO off the CPU, `int8` in PyTorch, without a proposer, without
+            images, or with nothing proposed in them.
         MissingPackageError: OpenVINO without its packages.
         ValueError: the detector is deployed already.
     """
+    check_detector(detector)
     if precision not in get_args(DetectorPrecision):
         raise ValueError(f"precision must be auto, fp32, bf16 or int8, got {precision!r}")
     if engine not in get_args(Engine):
@@ -96,7 +105,8 @@ def calibration_crops(detector: Detector, images: Iterable[Image]) -> list[Tenso
     """A detector's crops of the first 32 images, a batch for each: from the best proposals to the
     worst."""
     batches = []
-    for image in islice(images, CALIBRATION_IMAGES):
+    several = check_several(images, "calibration_images: expected a list of images")
+    for image in islice(several, CALIBRATION_IMAGES):
         pixels = detector.as_tensor(image)
         boxes = detector.propose([pixels])[0].boxes
         if len(boxes):

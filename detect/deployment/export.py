@@ -2,20 +2,22 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from backbones.common.errors import UserError
-from backbones.common.files import atomic_write
+from backbones.common.errors import DiskError, UserError
+from backbones.common.files import atomic_write, write_errors
 from backbones.common.packages import require
 from backbones.deployment.onnx import to_onnx
 from backbones.deployment.openvino import core, quantize, require_quantization
 from backbones.networks.metadata import describe
-from detect.deployment.detector import calibration_crops
+from detect.deployment.detector import calibration_crops, check_detector
 from detect.deployment.exported import OUTPUTS, RT_INFO
 from detect.deployment.whole import WholeDetector
 from detect.detector import Detector
@@ -51,9 +53,10 @@ def export_detector(
 
     Raises:
         MissingPackageError: an extra is not installed.
-        UserError: a detector that cannot be exported, or not in this precision.
+        UserError: no detector, or one that cannot be exported, or not in this precision.
         RuntimeError: ONNX Runtime computes something else.
     """
+    check_detector(detector)
     path = Path(path)
     if path.suffix == ".onnx" and precision != "fp32":
         raise UserError(f"an ONNX file is in fp32, not {precision}: write OpenVINO's, .xml")
@@ -83,9 +86,9 @@ def export_detector(
         with atomic_write(path) as file:
             file.write(data)
         return difference
-    import openvino
-
     if precision == "int8":
+        import openvino
+
         require_quantization()
         quantized = quantize(
             detector.model.backbone, calibration_crops(detector, calibration_images)
@@ -97,8 +100,26 @@ def export_detector(
         model = core().read_model(data)
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), [RT_INFO, key])
-    openvino.save_model(model, path, compress_to_fp16=False)
+    save_openvino(path, model)
     return difference
+
+
+def save_openvino(path: Path, model: Any) -> None:
+    """Write an `.xml` and the `.bin` beside it, which replace earlier ones when both are whole.
+
+    Raises:
+        DiskError: the disk refuses them.
+    """
+    import openvino
+
+    with write_errors(path), TemporaryDirectory(dir=path.parent, prefix=".export.") as folder:
+        new = Path(folder, path.name)
+        try:
+            openvino.save_model(model, new, compress_to_fp16=False)
+        except RuntimeError as error:  # its streams give no reason
+            raise DiskError(f"{path}: cannot be written: is there room on the disk?") from error
+        for suffix in (".bin", ".xml"):
+            os.replace(new.with_suffix(suffix), path.with_suffix(suffix))
 
 
 def _onnx_of(whole: WholeDetector, metadata: Mapping[str, Any]) -> bytes:

@@ -9,13 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from backbones.common import distributed
-from backbones.common.errors import ImageError, ImageTooLargeError, UserError
+from backbones.common.errors import (
+    DiskError,
+    ImageError,
+    ImageTooLargeError,
+    OutputError,
+    UserError,
+)
 from backbones.common.files import locked, make_folder
 from backbones.common.images import read_image_size, write_image
 from backbones.common.progress import TrainingProgress, track
@@ -89,7 +96,7 @@ def infer(
     `results.json` with the detections in COCO's results format, and `images.json` with `images`
     (id, file, size, annotated picture or video, and of a frame its number and time in seconds) and
     `categories`, to which the results refer, and the formats that `save` names. An input that
-    cannot be read, or whose picture cannot be written, is reported and the rest is done. At every
+    cannot be read, or whose picture no JPEG can hold, is reported and the rest is done. At every
     moment all of them hold what was done, and a video plays up to there.
 
     Ctrl-C and SIGTERM end it after the image that it is at; a second Ctrl-C ends the process.
@@ -116,6 +123,7 @@ def infer(
     Raises:
         UserError: the detector has no proposer, `output` cannot be written to or another program
             writes there, or a result would overwrite an input or what `infer` did not write.
+        DiskError: the disk is full; what is there is whole.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came.
     """
     if detector.model.proposer is None:
@@ -157,9 +165,10 @@ def infer(
             _infer(detector, own, targets, score_thresh, report, results, stop, every)
             if distributed.world_size() > 1:
                 logger.info("its own part is done, waiting for the other processes")
-            errors = distributed.gather(report.errors)
+            faults = distributed.gather((report.errors, report.unwritten))
         if in_parts:
-            report.errors = [line for part in errors for line in part]
+            columns = map(chain.from_iterable, zip(*faults, strict=True))
+            report.errors, report.unwritten = map(list, columns)
             report.images, found = distributed.call_on_main(
                 lambda: join_parts(folder, new_results, targets, first)
             )
@@ -194,11 +203,8 @@ def _infer(
         for frame, image, found in detector.detect_named(images, count):
             found = above_score(found, score_thresh)
             picture = draw_detections(image, found, detector.class_names)
-            try:
+            with _reported(report, results, frame.file, targets[frame.file]):
                 results.add(PartsOfTensor(image), frame, targets[frame.file], found)
-            except ImageError as error:
-                _report_error(report, f"{frame.file}: {error}")
-                results.mark_failed([targets[frame.file].name])
             report.count(found, detector.class_names)
             yield frame, picture
 
@@ -208,34 +214,23 @@ def _infer(
     with TrainingProgress("images", len(source.images)) as progress:
         readable = _readable(rest, report, large if _reads_parts(detector) else None)
         for frame, picture in annotated(readable, len(rest)):
-            try:
+            with _reported(report, results, frame.file, targets[frame.file]):
                 write_image(targets[frame.file], picture)
-            except ImageError as error:
-                _report_error(report, f"{frame.file}: {error}")
-                results.mark_failed([targets[frame.file].name])
             progress.update(report.images + len(report.errors), 1, waited=None, notes="")
             if stop.received:
                 break
         for path in large:
             if stop.received:
                 break
-            try:
+            with _reported(report, results, path, targets[path]):
                 found = _annotate_large(path, targets[path], detector, score_thresh, results)
                 report.count(found, detector.class_names)
-            except UserError as error:
-                _report_error(report, str(error))
-                results.mark_failed([targets[path].name])
             progress.update(report.images + len(report.errors), 1, waited=None, notes="")
     for video in source.videos:
         if stop.received:
             break
-        try:
+        with _reported(report, results, video, targets[video]):
             _annotate_video(video, targets[video], annotated, stop, every)
-        except UserError as error:
-            of_input = str(error).startswith(f"{video}: ")
-            _report_error(report, str(error) if of_input else f"{video}: {error}")
-            if video.suffix:  # not of a live stream, which has gone on since
-                results.mark_failed([targets[video].name])
     if stop.received:
         stop.leave()
 
@@ -270,9 +265,10 @@ def _readable(
         if isinstance(image, ImageTooLargeError) and isinstance(path, Path) and large is not None:
             large.append(path)
         elif isinstance(image, ImageTooLargeError):
-            _report_error(report, f"{image}, or set model.learned.scale: it is then read in parts")
+            hint = f"{image}, or set model.learned.scale: it is then read in parts"
+            _report_error(report.errors, hint)
         elif isinstance(image, ImageError):
-            _report_error(report, str(image))
+            _report_error(report.errors, str(image))
         else:
             yield Frame(path), image
 
@@ -284,7 +280,7 @@ def _annotate_large(
     with LargeImage(path) as image:
         on_map = None if image.place is None else target.with_suffix(".geojson")
         if on_map is not None and os.path.lexists(on_map):  # those of an earlier run are deleted
-            raise ImageError(f"{path}: {on_map} is there already, and infer did not write it")
+            raise OutputError(f"{on_map}: is there already, and infer did not write it")
         found = above_score(detector.detect_parts(image), score_thresh)
         results.add(image, Frame(path), target, found, on_map)
         write_image(target, draw_large(image, found, detector.class_names))
@@ -323,15 +319,37 @@ def _annotate_video(
         raise broken
 
 
-def _report_error(report: InferenceReport, message: str) -> None:
+@contextmanager
+def _reported(
+    report: InferenceReport, results: Results, path: Input, target: Path
+) -> Iterator[None]:
+    """What is wrong with an input, or with what would be written of it, becomes a line of the
+    report; a disk that takes no more ends it all."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except UserError as error:
+        text, lines = str(error), report.errors
+        if isinstance(error, OutputError):
+            text, lines = f"{text} (of {path})", report.unwritten
+        elif not text.startswith(f"{path}: "):
+            text = f"{path}: {text}"
+        _report_error(lines, text)
+        if path.suffix:  # not of a live stream, which has gone on since
+            results.mark_failed([target.name])
+
+
+def _report_error(lines: list[str], message: str) -> None:
     message = " ".join(message.split())  # servers and names of files have line ends
     logger.error(message)
-    report.errors.append(message)
+    lines.append(message)
 
 
 @contextmanager
 def _says_what_is_kept(report: InferenceReport, stop: StopSignals) -> Iterator[None]:
-    """After Ctrl-C or SIGTERM, how far the work has come. They also end the wait for others."""
+    """After Ctrl-C or SIGTERM, which also end the wait for others, or where the disk takes no more:
+    how far the work has come."""
     try:
         try:
             yield
@@ -339,7 +357,7 @@ def _says_what_is_kept(report: InferenceReport, stop: StopSignals) -> Iterator[N
             if stop.received:
                 stop.leave()
             raise
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, DiskError):
         whose = " of this process" if distributed.world_size() > 1 else ""
         logger.warning(
             "%s keeps what was found so far, images%s: %d; --resume goes on with it",

@@ -134,8 +134,9 @@ class Results:
             on_map: GeoJSON of it, where there is one.
 
         Raises:
-            ImageError: an image cannot be copied, or a crop has a size that JPEG has not.
-            UserError: the disk refuses it.
+            ImageError: an image cannot be copied.
+            OutputError: a crop has a size that JPEG has not.
+            DiskError: the disk refuses it.
         """
         size = {"height": image.height, "width": image.width}
         entry: dict[str, Any] = {"id": 0, "file_name": name_of(frame.file), **size}

@@ -1,6 +1,7 @@
 """Images as a program gives them: files, arrays, tensors, Pillow's, and folders of files."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -10,6 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from backbones.common.addresses import without_secrets
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, from_pillow, read_image
 from backbones.common.listing import files_in
@@ -76,10 +78,21 @@ def is_folder(images: Any) -> TypeGuard[Folder]:
 
 
 def is_video(images: Any) -> TypeGuard[Folder]:
-    """Whether they are named by a video that they are the frames of."""
-    is_path = isinstance(images, str | os.PathLike)
-    is_named_so = is_path and Path(images).suffix.lower() in VIDEO_SUFFIXES
-    return is_named_so and not is_folder(images)
+    """Whether they are named by a video that they are the frames of.
+
+    Raises:
+        ImageError: an address. The system, whose answer a traceback would show, is not asked for a
+            file with these secrets.
+    """
+    if not isinstance(images, str | os.PathLike):
+        return False
+    name = os.fspath(images)
+    if re.match(r"[a-z][a-z\d+.-]+:/", name, re.IGNORECASE) and not os.path.exists(name):
+        raise ImageError(
+            f"{without_secrets(name)}: an address, expected a file: download it, or give it to "
+            "`lowres-rcnn infer --inputs`, which reads addresses"
+        )
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES and not is_folder(name)
 
 
 def image_files(folder: Folder) -> list[Path]:

@@ -1,7 +1,9 @@
 """Reading and writing video, with PyAV (FFmpeg's libraries in a wheel)."""
 
+import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -13,14 +15,17 @@ import numpy as np
 import torch
 from av import VideoFrame
 from av.container import InputContainer
+from av.stream import Disposition
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from backbones.common.errors import UserError
+from backbones.common.errors import OutputError, UserError
 from backbones.common.files import atomic_write, write_errors
 from backbones.common.regular_files import open_file
 from detect.media.addresses import TIMEOUT_SECONDS, Address
 from detect.media.containers import missing_bytes
+
+logger = logging.getLogger(__name__)
 
 # A playlist that is named like a video would make FFmpeg open other files, and addresses.
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf"}
@@ -78,11 +83,15 @@ class VideoReader:
                 if isinstance(path, Address):
                     what += "; of a playlist or a web page name the videos that are in it"
                 raise UserError(f"{what} ({error.strerror})") from error
-            streams = self._container.streams.video
+            covers = Disposition.attached_pic
+            streams = [s for s in self._container.streams.video if not s.disposition & covers]
             if not streams or streams[0].codec_context is None:
                 what = "no video stream" if not streams else "no codec for the video stream"
                 raise UserError(f"{path}: {what} in this file")
             self._stream = streams[0]
+            if len(streams) > 1:
+                sizes = [f"{stream.width}x{stream.height}" for stream in streams]
+                _say_others(str(path), sizes[0], ", ".join(sizes[1:]))
             # One thread only would leave the other cores idle while the network waits for a frame.
             self._stream.thread_type = "AUTO"
             if keyframes_only:
@@ -142,6 +151,15 @@ class VideoReader:
             raise UserError(f"{self.path}: {damaged} of {read} frames are damaged")
 
 
+@functools.cache
+def _say_others(path: str, taken: str, others: str) -> None:
+    """Once for each file, though it is opened again for calibration."""
+    logger.warning(
+        "%s: has several video streams: the first, %s, is looked at, and not %s",
+        *(path, taken, others),
+    )
+
+
 def _open_input(path: str | Path | Address) -> InputContainer:
     if isinstance(path, Address):
         name, kind, options = path.url, None, _STREAMS
@@ -155,7 +173,9 @@ def _open_input(path: str | Path | Address) -> InputContainer:
 
 
 @contextmanager
-def _video_errors(what: str | Callable[[], str]) -> Iterator[None]:
+def _video_errors(
+    what: str | Callable[[], str], kind: type[UserError] = UserError
+) -> Iterator[None]:
     """Whatever FFmpeg and its codecs raise is the file's fault, and becomes a `UserError`."""
     try:
         yield
@@ -165,7 +185,7 @@ def _video_errors(what: str | Callable[[], str]) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, av.ExitError):
             reason = f"nothing came for {TIMEOUT_SECONDS:g} seconds"
-        raise UserError(f"{what if isinstance(what, str) else what()}: {reason}") from error
+        raise kind(f"{what if isinstance(what, str) else what()}: {reason}") from error
 
 
 def _upright(frame: VideoFrame) -> np.ndarray:
@@ -187,7 +207,8 @@ class VideoWriter:
         size: `(height, width)`; odd sizes lose their last row or column, as H.264 demands.
 
     Raises:
-        UserError: in what follows, the file cannot be written, or H.264 has no such size.
+        DiskError: in what follows, the disk refuses it.
+        OutputError: likewise, H.264 has no such size.
     """
 
     def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
@@ -198,11 +219,10 @@ class VideoWriter:
         self._file: IO[bytes] | None = None
 
     def _open(self) -> None:
-        with write_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.unlink(missing_ok=True)
-            # Never into what a link leads to; closed on leaving.
-            self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+        # Never into what a link leads to; closed on leaving.
+        self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115
         self._container = av.open(self._file, "w", format="mp4", options=_FRAGMENTS)
         self._stream = self._container.add_stream("libx264", self._rate)
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
@@ -210,9 +230,12 @@ class VideoWriter:
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": "20", "preset": "veryfast"}
 
-    def _errors(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         height, width = self._size
-        return _video_errors(f"{self.path}: cannot write a video of {width}x{height} pixels")
+        what = f"{self.path}: cannot write a video of {width}x{height} pixels"
+        with _video_errors(what, OutputError), write_errors(self.path):
+            yield
 
     def write(self, frame: Tensor, time: float) -> None:
         """Append a `uint8` RGB frame `[3, H, W]` of the declared size, to be shown at `time`.

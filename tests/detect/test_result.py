@@ -1,5 +1,6 @@
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -11,6 +12,8 @@ from helpers.untrained_detector import save_untrained
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import from_pillow, read_image, write_image
 from detect import Result, load_detector
+from detect.deployment.detector import calibration_crops, deploy_detector
+from detect.deployment.export import export_detector
 from detect.media.video import slideshow
 
 FOUND = {
@@ -216,8 +219,58 @@ def test_thresholds_and_blue_first(detector, image):
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        "https://me:hidden@host/x.jpg",
+        "https://me:hidden@host/x.mp4",
+        "rtsp://hidden@host/live",
+        "http://host/x.jpg?token=hidden",
+        Path("https://me:hidden@host/x.jpg"),
+    ],
+)
+def test_an_address_is_refused_without_its_secret(detector, address):
+    calls = [detector, detector.stream, detector.detect, detector.propose, load_detector]
+    calls += [lambda one: detector([one]), lambda one: list(detector.stream([one]))]
+    for call in calls:
+        with pytest.raises(UserError, match=r"https?:/|rtsp:/") as caught:
+            call(address)
+        # A notebook shows the errors before it too.
+        assert "hidden" not in str(caught.value)
+        assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+def test_folders_in_a_folder_are_told_as_python_wants_them(detector, image, tmp_path, caplog):
+    (tmp_path / "below").mkdir()
+    write_image(tmp_path / "a.png", image)
+    assert len(detector(tmp_path)) == 1
+    assert "folders not looked into: 1 (of infer: name them" in caplog.text
+    assert "in Python give a list, as of Path(FOLDER).rglob('*.jpg'))" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("call", "words"),
     [
+        (lambda r: r[0], r"expected result\['boxes'\], \['labels'\] or \['scores'\], got \[0\]"),
+        (lambda r: r[:2], r"or \['scores'\], got \[slice\(None, 2, None\)\]"),
+        (lambda r: r.save(io.BytesIO()), "save takes a file's name, got BytesIO"),
+        (lambda r: r.to_coco(None), "image_id: expected a whole number, got None"),
+        (lambda r: r.to_coco("a.jpg"), "image_id: expected a whole number, got 'a.jpg'"),
+    ],
+)
+def test_what_a_result_does_not_take_is_a_type_error(result, call, words):
+    with pytest.raises(TypeError, match=words):
+        call(result)
+    assert type(result.to_coco(np.int64(5))[0]["image_id"]) is int
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda d, x: d.propose("a.jpg"), "propose takes a list of images, got 'a.jpg'"),
+        (lambda d, x: deploy_detector("a.pt"), r"expected a detector, which .*\(FILE\) .*'a.pt'"),
+        (lambda d, x: deploy_detector(d.model), "expected a detector, which .* got RCNN"),
+        (lambda d, x: export_detector("a.onnx", "b.pt"), "expected a detector, .* got 'b.pt'"),
+        (lambda d, x: calibration_crops(d, "no"), "calibration_images: expected a list .* 'no'"),
         (lambda d, x: d(x, score_thresh="x"), r"score_thresh must be in \[0, 1\], got 'x'"),
         (lambda d, x: d.stream([x], score_thresh=2), r"score_thresh must be in \[0, 1\], got 2"),
         (lambda d, x: d(x).above([0.5]), r"score_thresh must be in \[0, 1\], got \[0.5\]"),

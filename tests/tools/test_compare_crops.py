@@ -239,8 +239,8 @@ def test_proposals_of_a_detector_as_a_file(compared, digits, tmp_path, monkeypat
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((digits / "annotations" / "val.json").read_text())
         shutil.copytree(digits / "val", tmp_path / "twice" / split)
-    twice = ["--data.root", str(tmp_path / "twice")]
-    message = error_of(propose, *arguments, *twice, monkeypatch=monkeypatch, capsys=capsys)
+    twice = [word.replace(str(digits), str(tmp_path / "twice")) for word in arguments]
+    message = error_of(propose, *twice, monkeypatch=monkeypatch, capsys=capsys)
     assert "splits train, val use the same image ids" in message
     message = error_of(
         *(propose, *arguments[:-1], str(tmp_path)), monkeypatch=monkeypatch, capsys=capsys

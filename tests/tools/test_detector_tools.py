@@ -385,7 +385,9 @@ def test_broken_metadata_of_a_detector_names_the_file(change, words, detector_fi
     ],
 )
 def test_training_mistakes_are_one_line(arguments, words, digits, tmp_path, monkeypatch, capsys):
-    base = ["--run", str(tmp_path / "run"), "--data.root", str(digits), "--data.format", "coco"]
+    base = ["--run", str(tmp_path / "run")]
+    data = {"--data.root": str(digits), "--data.format": "coco"}
+    base += [word for key in data.keys() - {*arguments} for word in (key, data[key])]
     message = error_of(train_detector, *base, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     for word in words:
         assert word in message

@@ -42,8 +42,12 @@ def folder(tmp_path_factory):
 
 def arguments(folder, *weights):
     files = [str(folder / f"{name}.safetensors") for name in weights]
-    common = ["--data.root", str(folder), "--device", "cpu", "--workers", "0"]
-    return ["--weights", *files, *common, "--output", str(folder / "report.json")]
+    return ["--weights", *files, *common(folder, folder / "report.json")]
+
+
+def common(data, output):
+    own = ["--data.root", str(data), "--output", str(output)]
+    return [*own, "--device", "cpu", "--workers", "0"]
 
 
 @pytest.mark.parametrize("crops", [1, 12])
@@ -103,9 +107,9 @@ def test_a_run_is_scored_with_averaged_and_raw_weights(
     folder, three_two_one, training_run, monkeypatch, capsys
 ):
     run_folder, output = training_run(), three_two_one / "report.json"
-    common = [*arguments(folder)[1:], "--data.root", str(three_two_one), "--output", str(output)]
+    shared = common(three_two_one, output)
     weights = ["--weights", f"{run_folder}/"]
-    assert run(evaluate_backbone, *common, *weights, monkeypatch=monkeypatch) == 0
+    assert run(evaluate_backbone, *shared, *weights, monkeypatch=monkeypatch) == 0
     report = json.loads(output.read_text())
     averaged, raw = {"top1": 3 / 6, "top5": 1.0}, {"top1": 1 / 6, "top5": 1.0}
     assert report["scores"] == {f"{run_folder} (averaged)": averaged, f"{run_folder} (raw)": raw}
@@ -119,7 +123,7 @@ def test_a_run_is_scored_with_averaged_and_raw_weights(
     # Raw weights are no member of an ensemble.
     file = str(folder / "0.safetensors")
     weights = ["--weights", str(run_folder), file]
-    assert run(evaluate_backbone, *common, *weights, monkeypatch=monkeypatch) == 0
+    assert run(evaluate_backbone, *shared, *weights, monkeypatch=monkeypatch) == 0
     scores = json.loads(output.read_text())["scores"]
     assert list(scores)[2:] == [file, "ensemble of 2"]
     assert scores["ensemble of 2"] == averaged
@@ -129,8 +133,7 @@ def test_a_run_without_averaging_has_raw_weights_alone(
     folder, three_two_one, training_run, monkeypatch
 ):
     run_folder = training_run(ema_decay=None)
-    options = [*arguments(folder)[1:], "--data.root", str(three_two_one)]
-    options += ["--weights", str(run_folder)]
+    options = [*common(three_two_one, folder / "report.json"), "--weights", str(run_folder)]
     assert run(evaluate_backbone, *options, monkeypatch=monkeypatch) == 0
     scores = json.loads((folder / "report.json").read_text())["scores"]
     assert scores == {f"{run_folder} (raw)": {"top1": 1 / 6, "top5": 1.0}}

@@ -8,18 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.full_disk import full_disk
 from helpers.tool_runs import error_of, run
 from helpers.trained_network import trained
 from helpers.untrained_detector import save_untrained
 
 from backbones import save_backbone
-from backbones.common.errors import UserError
+from backbones.common.errors import DiskError, UserError
 from backbones.common.images import write_image
 from backbones.deployment.onnx import to_onnx
+from backbones.deployment.openvino import core
 from detect import load_detector
-from detect.commands import export, infer
+from detect.commands import export, infer, propose
+from detect.commands.export import check_replaceable
 from detect.deployment import exported as exported_files
-from detect.deployment.exported import OUTPUTS
+from detect.deployment.export import save_openvino
+from detect.deployment.exported import OUTPUTS, RT_INFO
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -36,6 +40,59 @@ def test_backbone(tmp_path, monkeypatch, capsys):
     network = onnxruntime.InferenceSession(tmp_path / "best.onnx")
     metadata = network.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == ["a", "b"]
+    check_replaceable(tmp_path / "best.onnx")
+    (tmp_path / "best.onnx").write_bytes(b"mine")
+    line = error_of(export, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert f"{tmp_path}/best.onnx: is there already, and export did not write it" in line
+    assert (tmp_path / "best.onnx").read_bytes() == b"mine"
+
+
+def test_files_for_openvino_replace_earlier_ones_and_none_of_others(exported, tmp_path):
+    pytest.importorskip("openvino")
+    model, path = core().read_model(exported / "detector.onnx"), tmp_path / "x.xml"
+    path.with_suffix(".bin").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"x\.bin: is there already, and export did not write it"):
+        check_replaceable(path)
+    path.with_suffix(".bin").unlink()
+    model.set_rt_info(json.dumps("x"), [RT_INFO, "variant"])
+    save_openvino(path, model)
+    before = [path.read_bytes(), path.with_suffix(".bin").read_bytes()]
+    check_replaceable(path)
+    with (
+        full_disk(100),
+        pytest.raises(DiskError, match=r"x\.xml: cannot be written: is there room"),
+    ):
+        save_openvino(path, model)
+    assert [path.read_bytes(), path.with_suffix(".bin").read_bytes()] == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.bin", "x.xml"]
+
+
+def test_commands_that_need_weights_refuse_a_file_of_export(
+    exported, tmp_path, monkeypatch, capsys
+):
+    given = ("--weights", str(exported / "detector.onnx"), "--output", str(tmp_path / "x.onnx"))
+    line = error_of(export, *given, monkeypatch=monkeypatch, capsys=capsys)
+    assert "detector.onnx: an exported file: name the .safetensors that it was made" in line
+    given = (*given[:3], str(tmp_path / "x.json"))
+    line = error_of(propose, *given, monkeypatch=monkeypatch, capsys=capsys)
+    assert "detector.onnx: an exported file does not tell its proposals: name the .saf" in line
+
+
+def test_a_secret_in_the_address_of_weights_is_not_shown(tmp_path, monkeypatch, capsys):
+    address = "https://me:hidden@host/x.safetensors?token=hidden"
+    for tool in (infer, export, propose):
+        more = ("--inputs", address) if tool is infer else ("--output", str(tmp_path / "x.onnx"))
+        line = error_of(tool, "--weights", address, *more, monkeypatch=monkeypatch, capsys=capsys)
+        assert "https://me:***@host/x.safetensors?token=***: no such file: expected" in line
+
+
+def test_a_folder_that_is_named_like_a_picture_is_one_line(tmp_path, monkeypatch, capsys):
+    write_image(tmp_path / "a.png", torch.zeros(3, 64, 64, dtype=torch.uint8))
+    given = ("--weights", "none", "--inputs", str(tmp_path / "a.png"))
+    output = ("--output", str(tmp_path / "g/a.jpg"))
+    line = error_of(infer, *given, *output, monkeypatch=monkeypatch, capsys=capsys)
+    assert "g/a.jpg: cannot write into this folder: named like a file: name another" in line
+    assert not (tmp_path / "g").exists()
 
 
 class _Fixed(torch.nn.Module):
@@ -58,7 +115,7 @@ def exported(tmp_path_factory):
     image = torch.zeros(8, 9, 3, dtype=torch.uint8)
     program = torch.export.export(_Fixed(), (image,), dynamic_shapes=({0: dynamic, 1: dynamic},))
     metadata = {"kind": "detector", "class_names": ["a", "b"], "category_ids": [3, 7]}
-    metadata |= {"score_thresh": 0.2, "precision": "fp32"}
+    metadata |= {"score_thresh": 0.2, "precision": "fp32", "package_version": "0.1.0"}
     data = to_onnx(program, ["image"], OUTPUTS, metadata, {})
     (folder / "detector.onnx").write_bytes(data)
     write_image(folder / "photo.png", torch.zeros(3, 40, 50, dtype=torch.uint8))
@@ -79,8 +136,8 @@ def test_the_script_of_the_documentation_needs_nothing_of_ours(exported):
 
 def test_infer_takes_an_exported_file(exported, tmp_path, monkeypatch, capsys):
     arguments = ["--weights", str(exported / "detector.onnx"), "--output", str(tmp_path)]
-    arguments += ["--inputs", str(exported / "photo.png"), "--score_thresh", "0.25", "--overwrite"]
-    assert run(infer, *arguments, monkeypatch=monkeypatch) == 0
+    arguments += ["--inputs", str(exported / "photo.png"), "--overwrite"]
+    assert run(infer, *arguments, "--score_thresh", "0.25", monkeypatch=monkeypatch) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert [(one["category_id"], one["bbox"]) for one in found] == [
         (7, [1.5, 2, 18.5, 28]),

@@ -11,9 +11,9 @@ import torch
 from helpers.full_disk import full_disk
 from helpers.untrained_detector import save_untrained
 
-from backbones.common.errors import UserError
+from backbones.common.errors import DiskError, UserError
 from backbones.common.files import locked
-from backbones.common.images import write_image
+from backbones.common.images import read_image, write_image
 from detect.checkpoint import load_detector
 from detect.inference import annotate
 from detect.inference.annotate import infer
@@ -179,6 +179,29 @@ def test_two_programs_do_not_share_a_folder(detector, inputs, tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "clip.mp4"])
+def test_a_full_disk_ends_it_at_the_file_and_leaves_what_is_whole(
+    detector, inputs, tmp_path, name, caplog
+):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    write_image(source / "a.png", torch.zeros(3, 64, 64, dtype=torch.uint8))
+    noise = torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8)
+    write_image(source / "b.png", noise)
+    images = [source / "a.png", *([source / "b.png"] if name == "b.jpg" else [])]
+    given = Source(images, inputs.videos)
+    words = rf"^{output / name}: cannot be written: File too large$"
+    with full_disk(8000), pytest.raises(DiskError, match=words):
+        infer(detector, given, output, score_thresh=1.0)
+    assert torch.equal(read_image(output / "a.jpg"), torch.zeros(3, 64, 64, dtype=torch.uint8))
+    assert json.loads((output / "images.json").read_text())["images"][0]["annotated"] == "a.jpg"
+    assert json.loads((output / "results.json").read_text()) == []
+    assert f"{output} keeps what was found so far, images: " in caplog.text
+    infer(detector, given, output, score_thresh=1.0, resume=True)
+    resumed = json.loads((output / "images.json").read_text())["images"]
+    assert len(resumed) == len(images) + 30
 
 
 def test_a_list_is_whole_on_a_full_disk(tmp_path):

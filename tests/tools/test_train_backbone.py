@@ -126,7 +126,8 @@ def test_an_error_in_a_worker_ends_the_run(tmp_path, monkeypatch, capsys):
     for split, name in (("train", "a"), ("train", "b"), ("val", "a")):
         (tmp_path / split / name).mkdir(parents=True)
         (tmp_path / split / name / "0.jpg").write_text("no image")
-    arguments = ["--data.root", str(tmp_path), *SMALL, "--workers", "1", "--batch_size", "2"]
+    arguments = ["--data.root", str(tmp_path), "--model.width", "0.25", "--device", "cpu"]
+    arguments += ["--workers", "1", "--batch_size", "2"]
     arguments += ["--run", str(tmp_path / "run")]
     message = error_of(train_backbone, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert "error: none of the 2 training images can be read" in message

@@ -1,7 +1,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -320,7 +320,6 @@ class Run:
         ["--run", "{run}", "--resume", "yes"],
         ["--run={run}", "--resume"],
         ["--resume", "--run", "{run}"],
-        ["--run", "elsewhere", "--resume=false", "--run", "{run}", "--resume"],
     ],
     ids=" ".join,
 )
@@ -334,13 +333,12 @@ def test_a_resumed_run_has_its_own_configuration(tmp_path, resume):
     assert parse_config(Run, ["--size=8", *again]).size == 8
 
 
-@pytest.mark.parametrize(
-    "other", [[], ["--resume", "false"], ["--resume=no"], ["--run", "new", "--resume", "auto"]]
-)
+@pytest.mark.parametrize("other", [[], ["--resume", "false"], ["--resume=no"]])
 def test_a_run_that_is_not_resumed_has_the_configuration_it_is_given(tmp_path, monkeypatch, other):
     save_config(tmp_path / "config.yaml", Run(str(tmp_path), size=7))
     monkeypatch.chdir(tmp_path)
     assert parse_config(Run, ["--run", str(tmp_path), *other]).size == 1
+    assert parse_config(Run, ["--run", "new", "--resume", "auto"]).size == 1
 
 
 def test_a_resumed_run_may_be_the_default_one_or_have_another_configuration(
@@ -417,6 +415,55 @@ def test_a_configuration_that_extends_another_explains_its_keys(capsys):
         parse_config(Small, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "Side of the image in pixels. (type: int, default: 32)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--size", "1", "--size", "2"], "--size"),
+        (["--size=1", "--flip", "--size", "1"], "--size"),
+        (["--optim.lr", "1", "--widths", "[1]", "--optim.lr=2"], "--optim.lr"),
+        (["--widths", "[1]", "--widths", "[2]"], "--widths"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(arguments, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse_config(Train, arguments)
+    words = f"error: {option} stands 2 times: it takes one value, once\n"
+    assert capsys.readouterr().err == words
+
+
+def test_a_group_that_takes_a_value_does_not_stand_beside_the_key_that_it_sets(capsys):
+    @dataclass(frozen=True)
+    class Data:
+        SHORT: ClassVar[dict[str, str | None]] = {"root": None, "format": "auto"}
+        root: str = ""
+        format: str = "voc"
+
+    @dataclass(frozen=True)
+    class Tool:
+        data: Data = field(default_factory=Data)
+
+    given = parse_config(Tool, ["--data.format", "coco", "--data", "a"])
+    assert given == Tool(Data("a", "coco"))
+    for arguments, words in (
+        (["--data", "a", "--data.root=b"], "--data sets --data.root, which stands beside it"),
+        (["--data", "a", "--data=b"], "--data stands 2 times: it takes one value, once"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parse_config(Tool, arguments)
+        assert words in capsys.readouterr().err
+
+
+def test_a_list_of_words_and_config_files_may_come_in_parts(config_file):
+    @dataclass(frozen=True)
+    class Words:
+        names: list[str] = field(default_factory=list)
+        size: int = 1
+
+    given = ["--names", "a", "b", "--config", config_file("size: 2"), "--names", "c"]
+    config = parse_config(Words, [*given, f"--config={config_file('size: 3')}"])
+    assert config == Words(["a", "b", "c"], 3)
 
 
 def test_a_saved_configuration_is_read_by_value(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image, ImageOps, TiffImagePlugin
 
-from backbones.common.errors import ImageError
+from backbones.common.errors import ImageError, OutputError
 from backbones.common.images import (
     IMAGE_SUFFIXES,
     EncodedImage,
@@ -225,6 +225,6 @@ def test_an_image_of_too_many_pixels_is_refused_in_words(tmp_path):
 
 
 def test_an_image_that_its_format_cannot_hold_is_not_written(tmp_path):
-    with pytest.raises(ImageError, match=r"a\.jpg: cannot write an image of 70000x1 pixels"):
+    with pytest.raises(OutputError, match=r"a\.jpg: cannot write an image of 70000x1 pixels"):
         write_image(tmp_path / "a.jpg", torch.zeros(3, 1, 70_000, dtype=torch.uint8))
     assert not list(tmp_path.iterdir())

@@ -88,7 +88,7 @@ def test_truncated_file(tmp_path):
         load_weights(path)
 
 
-def test_a_run_folder_stands_for_its_best_weights(tmp_path):
+def test_a_run_folder_stands_for_its_best_weights(tmp_path, caplog):
     with pytest.raises(UserError, match=r"none\.safetensors: no such file"):
         load_weights(tmp_path / "none.safetensors")
     save_weights(tmp_path / "epoch_3.safetensors", {"a": torch.zeros(1)}, {})
@@ -98,6 +98,15 @@ def test_a_run_folder_stands_for_its_best_weights(tmp_path):
         save_weights(tmp_path / f"{name}.safetensors", {"a": torch.full((1,), value)}, {"of": name})
         assert load_weights(tmp_path)[0]["a"] == value
         assert load_metadata(tmp_path)["of"] == name
+    last = f"{tmp_path}/last.safetensors is taken, the end of the training: best.safetensors is not"
+    (said,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert said.getMessage().startswith(last)
+
+
+def test_an_exported_file_holds_no_weights(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"x\.onnx: an exported file: name the \.safetensors"):
+        load_weights(tmp_path / "x.onnx")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 
 from backbones.common.errors import UserError
 from detect.media.containers import missing_bytes
@@ -180,6 +181,44 @@ def test_what_is_damaged_in_the_middle_is_said(suffix, place, tmp_path):
     with pytest.raises(UserError, match=r"ends early, after|frames are damaged"):
         read.extend(VideoReader(path))
     assert len(read) >= 30
+
+
+def write_streams(path, sides, *, is_cover_first=False) -> None:
+    """Two frames in each of several streams; the first may be a cover, as music and films have."""
+    with av.open(str(path), "w") as container:
+        streams = []
+        for number, side in enumerate(sides):
+            is_cover = is_cover_first and number == 0
+            stream = container.add_stream("mjpeg" if is_cover else "libx264", 5)
+            stream.width, stream.height = side, 64
+            stream.pix_fmt = "yuvj420p" if is_cover else "yuv420p"
+            if is_cover:
+                stream.disposition = Disposition.attached_pic
+            streams.append(stream)
+        for number in range(2):
+            for stream in streams[number if is_cover_first else 0 :]:
+                pixels = np.full((64, stream.width, 3), 100 * number, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_which_of_several_streams_is_looked_at_is_said_once(suffix, tmp_path, caplog):
+    path = tmp_path / f"two.{suffix}"
+    write_streams(path, [96, 128, 160])
+    for _ in range(2):
+        assert [frame.shape[2] for frame in VideoReader(path)] == [96, 96]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"{path}: has several video streams: the first, 96x64, is looked at")
+    assert "not 128x64, 160x64" in said
+
+
+def test_a_cover_is_no_video(tmp_path, caplog):
+    path = tmp_path / "a.mp4"
+    write_streams(path, [32, 96], is_cover_first=True)
+    assert [frame.shape[2] for frame in VideoReader(path)] == [96, 96]
+    assert not caplog.records
 
 
 def test_a_title_in_another_encoding_is_no_fault(tmp_path):
