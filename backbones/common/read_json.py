@@ -40,11 +40,21 @@ def parse_json(
     uses one can say which entry it belongs to.
 
     Raises:
-        ValueError: not JSON, nested too deeply, an integer of more than 64 bits, or a string with
-            half of a surrogate pair or a NUL, which nothing can be named.
+        ValueError: not JSON, nested too deeply, a key that an object has twice, an integer of more
+            than 64 bits, or a string with half of a surrogate pair or a NUL, which nothing can be
+            named.
     """
+
+    def entry_of(pairs: list[tuple[str, Any]]) -> Any:
+        entry = dict(pairs)
+        if len(entry) < len(pairs):  # json alone would take the last
+            keys = [key for key, _ in pairs]
+            twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+            raise ValueError(f"key {twice[:40]!r} stands twice in an object, keep one")
+        return entry if object_hook is None else object_hook(entry)
+
     try:
-        value = json.loads(text, object_hook=object_hook, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=entry_of, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if re.search(_SUSPECT, text if isinstance(text, str) else text.decode("latin-1")):

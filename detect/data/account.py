@@ -12,6 +12,7 @@ import numpy as np
 
 from detect.data.duplicates import Looks, look_at, nearly_same, same_files
 from detect.data.layouts import first_of
+from detect.data.object_sizes import of_other_sizes
 from detect.data.sample import DetectionDataset
 
 SIZES = (("small", 0, 32), ("medium", 32, 96), ("large", 96, np.inf))
@@ -98,7 +99,7 @@ def take_account(parts: Mapping[str, DetectionDataset], notes: Sequence[str]) ->
     if any(difficult.values()):
         listed = ", ".join(f"{name} {count}" for name, count in difficult.items())
         notes = [*notes, f"boxes marked difficult, which VOC's mAP leaves out: {listed}"]
-    mistakes = [*_of_classes(splits), *_of_pictures(parts, looks)]
+    mistakes = [*_of_classes(splits), *of_other_sizes(parts), *_of_pictures(parts, looks)]
     unreadable = sum(len(look.unreadable) for look in looks.values())
     return Account(splits, list(dict.fromkeys(notes)), mistakes, unreadable)
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from backbones.common.addresses import without_secrets
 from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES
 from backbones.common.listing import is_visible
@@ -189,7 +190,8 @@ def _find_yolo(root: Path) -> Layout | None:
         if document.get(key) is not None and is_there(document, key, source)
     }
     missing = [
-        f"{source}: {key}: {document[key]}: not found, there is no split {key}"
+        f"{source}: {key}: {without_secrets(str(document[key]))}: not found, there is no split "
+        f"{key}"
         for key in SPLITS
         if document.get(key) is not None and key not in splits
     ]

@@ -12,6 +12,7 @@ from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
 from detect.data import DetectionDataset, make_digits
 from detect.data.layouts import Layout, recognise
+from detect.data.paths import refuse_address
 from detect.data.sample import check_class_name
 from detect.data.splits import hold_out, scene_of
 
@@ -36,9 +37,9 @@ class DatasetConfig:
     """Folder of the dataset, or the file that says what is in it; `--data PATH` names it and lets
     its layout be recognised."""
     class_names: tuple[str, ...] | None = None
-    """Classes in the order of their labels, for data in VOC's layout only; null takes, where
-    its lists of splits are there, those of `labelmap.txt`, or else VOC's 20 if the annotations have
-    no others; otherwise the names found."""
+    """Classes in the order of their labels, for data in VOC's layout only; null takes those of
+    `labelmap.txt` and behind them the others found; without that file VOC's 20 where its lists of
+    splits are there and the annotations have no others."""
     val_share: float = 0.2
     """Share of the training images that are held out as `val` where the data have no such split, in
     whole scenes as far as file names tell; 0 makes none."""
@@ -132,6 +133,7 @@ def _layout(config: DatasetConfig) -> Layout:
             "name the dataset by --data PATH, or by --data.root and --data.format (auto, coco, "
             "voc, yolo or digits), or by --config FILE.yaml"
         )
+    refuse_address(config.root, "data")
     root = Path(config.root)
     if config.format == "digits":
         make_digits(root)

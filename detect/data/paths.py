@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from backbones.common.addresses import without_secrets
 from backbones.common.errors import UserError
 
 
@@ -25,6 +26,7 @@ def refuse_paths_outside(
     in_folder = defaultdict(list)
     top = os.path.abspath(folder)
     for number, name in enumerate(names):
+        refuse_address(name, where(number))
         # The last of these is for paths from the root, which may lead into the folder.
         if (
             not is_file_name(name)
@@ -49,6 +51,15 @@ def refuse_paths_outside(
                     f"{where(number)}: {path} leads out of {folder} by a link: put the file "
                     "itself there"
                 )
+
+
+def refuse_address(name: str, where: str) -> None:
+    """Raise `UserError` for a name with `://`, without the secrets in it."""
+    if "://" in name:
+        raise UserError(
+            f"{where}: expected a file on a disk, got the address {without_secrets(name)!r}: "
+            "download it, and name the file"
+        )
 
 
 def is_file_name(name: str) -> bool:

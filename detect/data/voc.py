@@ -19,7 +19,7 @@ from backbones.common.images import IMAGE_SUFFIXES, read_image_size
 from backbones.common.listing import visible_files
 from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, order_corners
-from detect.data.paths import refuse_paths_outside
+from detect.data.paths import refuse_address, refuse_paths_outside
 from detect.data.sample import DetectionDataset, check_class_name
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,10 @@ _COLOUR_AND_PARTS = re.compile(r":(\d+,\d+,\d+)?:[^:]*:[^:]*$")
 
 VOC_CLASS_FILE = "labelmap.txt"
 """Where CVAT has the classes beside the annotations, `name:colour:parts:actions` a line."""
+
+_DIFFICULT = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_DIFFICULT |= {"no": False, "yes": True, "unspecified": False}
+"""Spellings of `<difficult>`, in lower case."""
 
 
 def load_voc(
@@ -75,9 +79,9 @@ def load_voc(
         for name in names
     }
     if class_names is None:
-        found, known = _classes_of(pages.values()), _listed_classes(root / VOC_CLASS_FILE)
-        class_names = (*known, *(name for name in found if name not in known))
-        class_names = VOC_CLASSES if not known and set(found) <= {*VOC_CLASSES} else class_names
+        class_names = _classes_of(pages.values(), root)
+        if set(class_names) <= {*VOC_CLASSES} and not os.path.isfile(root / VOC_CLASS_FILE):
+            class_names = VOC_CLASSES
     _refuse_outside(root / "JPEGImages", paths, split_file)
     ids = {name: number for number, name in enumerate(all_names, start=1)}
     return _dataset(str(root), {name: ids[name] for name in names}, pages, paths, class_names)
@@ -96,7 +100,8 @@ def load_voc_pairs(
         pages: folder of the XML files; files may lie deeper, in both folders alike.
         images: folder of the images, which may be the same.
         below: beginning of the names that are taken, `train/` for one.
-        class_names: of labels `1..K`; None takes the names in all annotations, sorted.
+        class_names: of labels `1..K`; None takes those of `labelmap.txt` in the folder of the data,
+            and behind them the other names in all annotations, sorted.
 
     Raises:
         UserError: a file is malformed, there is no image, or a class is not in `class_names`.
@@ -116,7 +121,7 @@ def load_voc_pairs(
     to_read = all_names if class_names is None else list(ids)
     read = {name: _read_annotation(pages_of[name]) for name in to_read if name in pages_of}
     if class_names is None:
-        class_names = _classes_of(read.values())
+        class_names = _classes_of(read.values(), pages if pages == images else pages.parent)
         if not class_names:
             raise UserError(f"{pages}: no annotation has an object")
     nothing = _Annotation((0, 0), "", [])
@@ -225,31 +230,55 @@ def _read_annotation(path: Path) -> _Annotation:
     width, height = (_number(root, f"size/{side}", path) for side in ("width", "height"))
     if min(width, height) < 1 or max(width, height) >= 2**31:
         raise UserError(f"{path}: expected a positive size, got {width:g}x{height:g}")
+    _refuse_objects_elsewhere(root, path)
     objects = []
-    for element in root.iterfind("object"):
-        box = tuple(
-            _number(element, f"bndbox/{side}", path) for side in ("xmin", "ymin", "xmax", "ymax")
-        )
-        difficult = element.findtext("difficult", "0").strip() == "1"
+    for number, element in enumerate(root.iterfind("object"), start=1):
         name = _text(element, "name", path)
         check_class_name(name, str(path))
-        objects.append(_Object(name, box, difficult))
+        where = f"{path}: object {number}, {name}"
+        box = tuple(
+            _number(element, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax")
+        )
+        objects.append(_Object(name, box, _is_difficult(element, where)))
     file_name = (root.findtext("filename") or "").strip()
     return _Annotation((int(width), int(height)), file_name, objects, path)
 
 
-def _text(element: ET.Element, key: str, path: Path) -> str:
-    text = (element.findtext(key) or "").strip()
+def _refuse_objects_elsewhere(root: ET.Element, path: Path) -> None:
+    """Such as in `<objects>`, or as `<Object>`: the image would be one without objects."""
+    for child in root:
+        for element in child.iter() if child.tag != "object" else ():
+            if element.tag.lower() in ("object", "bndbox", "xmin"):
+                within = "" if element is child else f" in <{child.tag}>"
+                raise UserError(
+                    f"{path}: <{element.tag}>{within} is not read: expected each <object>, written "
+                    f"so, directly in <{root.tag}>"
+                )
+
+
+def _is_difficult(element: ET.Element, where: str) -> bool:
+    text = _text(element, "difficult", where, default="0")
+    if text.lower() not in _DIFFICULT:
+        known = " ".join(_DIFFICULT)
+        raise UserError(f"{where}: expected one of {known} as <difficult>, got {text!r}")
+    return _DIFFICULT[text.lower()]
+
+
+def _text(element: ET.Element, key: str, where: object, default: str = "") -> str:
+    found = [(one.text or "").strip() for one in element.iterfind(key)]
+    if len(found) > 1:
+        raise UserError(f"{where}: expected one <{key}> in <{element.tag}>, got {len(found)}")
+    text = "".join(found) or default
     if not text:
-        raise UserError(f"{path}: expected <{key}> in <{element.tag}>")
+        raise UserError(f"{where}: expected <{key}> in <{element.tag}>")
     return text
 
 
-def _number(element: ET.Element, key: str, path: Path) -> float:
-    text = _text(element, key, path)
+def _number(element: ET.Element, key: str, where: object) -> float:
+    text = _text(element, key, where)
     # float() alone would take "nan" and "1_0".
     if not re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?", text, re.ASCII):
-        raise UserError(f"{path}: expected a number as <{key}>, got {text!r}")
+        raise UserError(f"{where}: expected a number as <{key}>, got {text!r}")
     return float(text)
 
 
@@ -275,6 +304,7 @@ def _read_split(path: Path, known: Container[str]) -> list[str]:
     for entry in entries:
         name = entry if entry in known or not has_flags else entry.rsplit(maxsplit=1)[0]
         if name not in known:
+            refuse_address(name, str(path))
             page = path.parents[2] / "Annotations" / f"{name}.xml"
             raise UserError(
                 f"{page}: no such file, split {path.stem} has it: an image without objects has a "
@@ -326,8 +356,10 @@ def _image_of(name: str, files: Sequence[Path], page: _Annotation, folder: Path)
     )
 
 
-def _classes_of(annotations: Iterable[_Annotation]) -> tuple[str, ...]:
-    return tuple(sorted({item.name for page in annotations for item in page.objects}))
+def _classes_of(annotations: Iterable[_Annotation], root: Path) -> tuple[str, ...]:
+    """Those of the `labelmap.txt` of a folder, if it has one, then the others, sorted."""
+    found = sorted({item.name for page in annotations for item in page.objects})
+    return tuple(dict.fromkeys([*_listed_classes(root / VOC_CLASS_FILE), *found]))
 
 
 def _listed_classes(path: Path) -> tuple[str, ...]:

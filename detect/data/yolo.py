@@ -16,7 +16,7 @@ from backbones.common.images import IMAGE_SUFFIXES, read_image_size
 from backbones.common.listing import visible_files, with_suffix
 from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, warn_of_boxes
-from detect.data.paths import is_file_name, is_inside, refuse_paths_outside
+from detect.data.paths import is_file_name, is_inside, refuse_address, refuse_paths_outside
 from detect.data.sample import DetectionDataset, check_class_name
 from detect.data.splits import usual_split
 
@@ -55,6 +55,11 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
         source = source / "data.yaml"
     document = read_document(source)
     names = _class_names(document.get("names"), source)
+    if (count := document.get("nc", len(names))) != len(names):
+        raise UserError(
+            f"{source}: nc is {count!r}, but names has {len(names)} classes, "
+            f"{', '.join(names.values())}: correct one of them"
+        )
     if not isinstance(document.get(split), str | list):
         there = ", ".join(key for key in SPLITS if isinstance(document.get(key), str | list))
         raise UserError(f"{source}: no split {split}; there are: {there or 'none'}")
@@ -79,7 +84,8 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     for folder, files in itertools.groupby(label_paths, lambda path: path.parent):
         refuse_paths_outside(folder, [file.name for file in files], lambda _: str(source))
     for index, labels_path in enumerate(label_paths):
-        for line, (number, x1, y1, x2, y2) in _read_labels(labels_path, labels_of, points):
+        rows_of_file = _read_labels(labels_path, labels_of, points, source)
+        for line, (number, x1, y1, x2, y2) in rows_of_file:
             rows.append((index, labels_of[number], x1, y1, x2, y2))
             places.append(f"{labels_path}, line {line}")
     _warn_of_orphans(images)
@@ -208,10 +214,13 @@ def _images(document: dict[str, Any], split: str, source: Path) -> Iterator[Path
 
 def _roots(document: dict[str, Any], source: Path) -> list[Path]:
     """Folders that entries may be relative to."""
-    return [source.parent / str(document.get("path") or ""), source.parent]
+    path = str(document.get("path") or "")
+    refuse_address(path, f"{source}: path")
+    return [source.parent / path, source.parent]
 
 
 def _existing(name: str, folders: Sequence[Path], where: str) -> Path:
+    refuse_address(name, where)
     found = _find(name, folders)
     if found is None:
         raise UserError(f"{where}: {folders[0] / name!s}: not found")
@@ -246,7 +255,7 @@ def _labels_path(image: Path) -> Path:
 
 
 def _read_labels(
-    path: Path, labels_of: dict[int, int], points: int
+    path: Path, labels_of: dict[int, int], points: int, source: Path
 ) -> Iterator[tuple[int, tuple[int, float, float, float, float]]]:
     """Line number, and class number with x1, y1, x2, y2 in fractions of the image, of each row,
     behind whose box stand so many values of points."""
@@ -262,7 +271,7 @@ def _read_labels(
             raise UserError(f"{where}: expected numbers, got {text[:60]!r}") from None
         if number not in labels_of:
             raise UserError(
-                f"{where}: class {number:g} is not among the classes of data.yaml, "
+                f"{where}: class {number:g} is not among the classes of {source.name}, "
                 f"{', '.join(map(str, labels_of))}"
             )
         if points and len(values) != 4 + points:

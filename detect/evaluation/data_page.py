@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from backbones.common.errors import ImageError
-from backbones.common.files import make_folder
 from backbones.common.images import EncodedImage, write_image
 from backbones.common.ranges import check_ranges
 from backbones.common.regular_files import read_file
@@ -18,13 +17,18 @@ from detect.data import DetectionDataset
 from detect.data.account import SIZES, Account, held_notes, log_account, take_account
 from detect.data.open import DatasetConfig, build_datasets, resolve_data, split_names
 from detect.evaluation.page import PICTURE_SIDE, data_url, write_page
-from detect.media.drawing import draw_detections, sheet
+from detect.evaluation.report_folder import data_folder
+from detect.media.drawing import Caption, count_classes, draw_detections, sheet
 
 SHEET_WIDTH = 1600
 """Pixels of the sheet, of some four pictures in a row."""
 
 HIGHEST = 320
 """Pixels of a picture's height, in which pictures of either orientation make one row."""
+
+LABELS, LABELLED = 12, 40.0
+"""Labels stand at up to so many boxes of a picture, where half of these are longer than so many
+pixels; the classes of others tell their colours alone, by the caption."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +52,14 @@ def inspect_data(config: InspectConfig) -> Account:
     """Log what the splits of a dataset hold, and write `data.html` and `sheet.jpg`.
 
     Raises:
-        UserError: the data are not as the configuration says, or cannot be read.
+        UserError: the data are not as the configuration says, or cannot be read; or the folder has
+            such files of another program.
     """
-    folder = make_folder(config.output)
+    with data_folder(config.output) as folder:
+        return _inspect(config, folder)
+
+
+def _inspect(config: InspectConfig, folder: Path) -> Account:
     data = resolve_data(config.data)
     names = split_names(data)
     with held_notes() as notes:
@@ -59,9 +68,6 @@ def inspect_data(config: InspectConfig) -> Account:
     log_account(account)
     pictures = _pictures(parts, config.pictures)
     (folder / "sheet.jpg").unlink(missing_ok=True)
-    if pictures:
-        drawn = sheet([picture for _, picture in pictures], SHEET_WIDTH)
-        write_image(folder / "sheet.jpg", drawn)
     write_page(
         folder / "data.html",
         "data.html.jinja",
@@ -75,10 +81,13 @@ def inspect_data(config: InspectConfig) -> Account:
             for caption, picture in pictures
         ],
     )
+    if pictures:
+        captions, drawn = zip(*pictures, strict=True)
+        write_image(folder / "sheet.jpg", sheet(drawn, SHEET_WIDTH, captions))
     return account
 
 
-def _pictures(parts: Mapping[str, DetectionDataset], number: int) -> list[tuple[str, Tensor]]:
+def _pictures(parts: Mapping[str, DetectionDataset], number: int) -> list[tuple[Caption, Tensor]]:
     """Captions and pictures with boxes, spread over each split; none without boxes while there are
     others."""
     shown = []
@@ -92,10 +101,20 @@ def _pictures(parts: Mapping[str, DetectionDataset], number: int) -> list[tuple[
             except (ImageError, OSError) as error:
                 logger.warning("not shown: %s", error)
                 continue
-            boxes = {"boxes": sample.boxes * scale, "labels": sample.labels}
-            boxes_there = f"{len(sample.labels)} box{'es' * (len(sample.labels) != 1)}"
-            caption = f"{split}: {Path(sample.path).name}, {boxes_there}"
-            shown.append((caption, draw_detections(image, boxes, dataset.class_names)))
+            boxes = sample.boxes * scale
+            sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
+            labelled = 0 < len(boxes) <= LABELS and float(sides.median()) > LABELLED
+            drawn = draw_detections(
+                image,
+                {"boxes": boxes, "labels": sample.labels},
+                dataset.class_names,
+                labelled=labelled,
+            )
+            title = f"{split}: " * (len(parts) > 1) + Path(sample.path).name
+            # Bytes that are no text have no letters in a font either.
+            title = title.encode("utf-8", "backslashreplace").decode()
+            caption = Caption(title, count_classes(sample.labels, dataset.class_names))
+            shown.append((caption, drawn))
     return shown
 
 

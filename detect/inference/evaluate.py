@@ -29,8 +29,8 @@ from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
 from detect.evaluation import load_results, to_coco_results
 from detect.evaluation.report import write_report
+from detect.evaluation.report_folder import report_folder
 from detect.inference.config import InferenceConfig, check_calibration_split
-from detect.inference.report_folder import report_folder
 from detect.inference.score import calibration_images, detect_dataset
 from detect.proposals import LearnedProposer, Proposals, load_proposals
 from detect.proposals.precomputed import proposals_for

@@ -1,10 +1,15 @@
 """Boxes and labels on pictures, and galleries of pictures."""
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import supervision as sv
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.functional import resize
@@ -33,11 +38,18 @@ def _contrast(color: sv.Color) -> sv.Color:
     return sv.Color.BLACK if luma > 128 else sv.Color.WHITE
 
 
+CAPTION_SIZE = 13
+"""Pixels of the letters below a picture."""
+
 CONTRASTS = sv.ColorPalette([_contrast(color) for color in COLORS.colors])
 
 
 def draw_detections(
-    image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str]
+    image: Tensor,
+    detections: dict[str, Tensor],
+    class_names: Sequence[str],
+    *,
+    labelled: bool = True,
 ) -> Tensor:
     """A copy of an image with a labelled box for every detection.
 
@@ -49,6 +61,7 @@ def draw_detections(
         detections: `boxes` `[N, 4]` xyxy, `labels` `[N]` in `1..K`, and optionally `scores` `[N]`;
             ground truth has none.
         class_names: of labels `1..K`.
+        labelled: False draws the boxes alone, in the colours of `count_classes`.
 
     Returns:
         `uint8` RGB `[3, H, W]`.
@@ -79,7 +92,7 @@ def draw_detections(
         boxes, captions = _legend(boxes, class_names, largest)
     # No larger than suits the objects.
     scale = largest if many_small else min(largest, max(SMALLEST_TEXT, side / 100))
-    canvas = sv.LabelAnnotator(
+    annotator = sv.LabelAnnotator(
         COLORS,
         text_scale=scale,
         text_padding=2,
@@ -87,7 +100,9 @@ def draw_detections(
         text_thickness=max(1, round(1.5 * scale)),
         # Labels of a crowd find no place beside each other, and would be moved for minutes.
         smart_position=len(labels) <= CROWD and not many_small,
-    ).annotate(canvas, boxes, labels=captions)
+    )
+    if labelled:
+        canvas = annotator.annotate(canvas, boxes, labels=captions)
     return torch.from_numpy(canvas[..., ::-1].copy()).permute(2, 0, 1)
 
 
@@ -121,19 +136,81 @@ def gallery(images: Sequence[Tensor], columns: int, gap: int = 4) -> Tensor:
     return _joined([_joined(images[place : place + columns], 2, gap) for place in places], 1, gap)
 
 
-def sheet(images: Sequence[Tensor], width: int, gap: int = 4) -> Tensor:
-    """Pictures `uint8 [3, H_i, W_i]` in full rows of about a width, shrunk to the narrowest row."""
-    widths = np.array([image.shape[2] + gap for image in images])
-    centers = widths.cumsum() - widths / 2
-    count = max(1, round(widths.sum() / width))
-    places = (centers * count / widths.sum()).astype(int)
-    rows = [
-        _joined([images[i] for i in np.flatnonzero(places == place).tolist()], 2, gap)
-        for place in np.unique(places)
+class Caption(NamedTuple):
+    """What stands below a picture.
+
+    Attributes:
+        title: a line, shortened in its middle where it is too long.
+        classes: another, of the name, the number of boxes and the colour (`#rrggbb`) of each class.
+    """
+
+    title: str
+    classes: Sequence[tuple[str, int, str]]
+
+
+def count_classes(labels: Tensor, class_names: Sequence[str]) -> list[tuple[str, int, str]]:
+    """For a `Caption`, of labels `[N]` in `1..K`, the most frequent class first."""
+    numbers, counts = (found.tolist() for found in labels.unique(return_counts=True))
+    return [
+        (class_names[number - 1], count, COLORS.by_idx(number - 1).as_hex())
+        for count, number in sorted(zip(counts, numbers, strict=True), key=lambda pair: -pair[0])
     ]
-    least = min(row.shape[2] for row in rows)
-    sizes = [[max(1, round(row.shape[1] * least / row.shape[2])), least] for row in rows]
-    return _joined([resize(row, size) for row, size in zip(rows, sizes, strict=True)], 1, gap)
+
+
+def sheet(
+    images: Sequence[Tensor], width: int, captions: Sequence[Caption] = (), gap: int = 4
+) -> Tensor:
+    """Pictures `uint8 [3, H_i, W_i]` in full rows of about a width, shrunk to the narrowest row,
+    each with a caption if there are any."""
+    widths = np.array([image.shape[2] for image in images])
+    centers = widths.cumsum() - widths / 2
+    count = max(1, round((widths + gap).sum() / width))
+    places = (centers * count / widths.sum()).astype(int)
+    rows = [np.flatnonzero(places == place).tolist() for place in np.unique(places)]
+    least = min(int(widths[row].sum()) + gap * len(row) for row in rows)
+    joined = []
+    for row in rows:
+        scale = (least - gap * len(row)) / widths[row].sum()
+        cells = []
+        for i in row:
+            size = [max(1, round(side * scale)) for side in images[i].shape[1:]]
+            cell = [resize(images[i], size)]
+            cells.append(
+                _joined(cell + [_drawn(one, size[1]) for one in captions[i : i + 1]], 1, 0)
+            )
+        joined.append(_joined(cells, 2, gap))
+    return _joined(joined, 1, gap)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    # matplotlib brings one that has more than Latin letters.
+    path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    return ImageFont.truetype(path, CAPTION_SIZE)
+
+
+def _drawn(caption: Caption, width: int) -> Tensor:
+    """A caption as a picture of two lines, `uint8 [3, h, width]`, dark on white."""
+    row = CAPTION_SIZE + 5
+    picture = Image.new("RGB", (width, 2 * row), "white")
+    canvas, font = ImageDraw.Draw(picture), _font()
+    title, kept = caption.title, len(caption.title)
+    while font.getlength(title) > width - 4 and kept > 1:
+        kept -= 1  # names differ at their end more often
+        title = f"{caption.title[: kept // 3]}…{caption.title[-(kept - kept // 3) :]}"
+    canvas.text((2, 1), title, "black", font)
+    x = 2.0
+    for number, (name, count, color) in enumerate(caption.classes, start=1):
+        text, left = f"{name} {count}", len(caption.classes) - number
+        more = f"+{left + 1}"
+        room = width - 4 - (font.getlength(f"+{left}") + 10 if left else 0)
+        if x + CAPTION_SIZE + font.getlength(text) > room:
+            canvas.text((x, row), more, "black", font)
+            break
+        canvas.rectangle((x, row + 4, x + 9, row + 13), color)
+        canvas.text((x + CAPTION_SIZE, row), text, "black", font)
+        x += CAPTION_SIZE + font.getlength(text) + 10
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _joined(images: Sequence[Tensor], dim: int, gap: int) -> Tensor:

@@ -7,7 +7,6 @@ they do on data that they had not seen.
 import logging
 import math
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,16 +15,15 @@ from backbones.networks.specs import find_spec
 from detect.auto import number
 from detect.config import ModelConfig, without_learned
 from detect.data import DetectionDataset
+from detect.data.object_sizes import (
+    SMALL_OBJECT,
+    WHOLE,
+    ObjectSizes,
+    choose_scale,
+    object_sizes,
+)
 from detect.proposals.learned import AnchorSizes, LearnedConfig
 from detect.proposals.views import area_in_tiles
-
-SMALL_OBJECT = 28.0
-"""Pixels that the proposer should see of a side of a small object, the smallest twentieth: three
-and a half cells of its finest level."""
-
-WHOLE = (256, 640)
-"""Shortest and longest longer side, in pixels that the proposer sees, of images that it looks at as
-a whole."""
 
 TILE = 1024
 """Longest side of a tile in pixels, where images are looked at in tiles."""
@@ -43,19 +41,6 @@ CROP_SIZE = (40, 48)
 """Pixels of the smallest and of the largest crop; more paid on no data so far."""
 
 logger = logging.getLogger(__name__)
-
-
-class ObjectSizes(NamedTuple):
-    """Of the M objects in I training images, without crowds."""
-
-    sides: np.ndarray
-    """`float64 [M]`, root of an object's area, in pixels."""
-    longer: np.ndarray
-    """`float64 [M]`, longer side of its image in pixels."""
-    images: np.ndarray
-    """`int64 [I, 2]`, height and width in pixels."""
-    counts: np.ndarray
-    """`int64 [I]`, objects in an image."""
 
 
 def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
@@ -111,31 +96,6 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
         most = max(learned.pre_nms_top_n, 2 * number(in_use, "proposals_per_image"))
         derived = replace(derived, learned=replace(derived.learned, pre_nms_top_n=most))
     return derived
-
-
-def object_sizes(dataset: DetectionDataset) -> ObjectSizes:
-    """See `ObjectSizes`; boxes without area count as no objects."""
-    owners, boxes, _ = dataset.objects()
-    sides = (boxes[:, 2:] - boxes[:, :2]).double().prod(dim=1).sqrt().numpy()
-    owners, sides = owners[sides > 0], sides[sides > 0]
-    return ObjectSizes(
-        sides,
-        dataset.sizes.max(axis=1)[owners].astype(float),
-        dataset.sizes[:, ::-1],
-        np.bincount(owners, minlength=len(dataset)),
-    )
-
-
-def choose_scale(objects: ObjectSizes) -> float | None:
-    """Pixels that the proposer sees for one of the image, None to see images as a whole.
-
-    A small object has `SMALL_OBJECT` pixels, or as many as in its image; images are seen as a whole
-    where no training image then is longer than the largest that are.
-    """
-    scale = min(1.0, SMALL_OBJECT / float(np.quantile(objects.sides, 0.05)))
-    if objects.images.max() * scale <= WHOLE[1]:
-        return None
-    return float(f"{scale:.2g}")
 
 
 def choose_tile(objects: ObjectSizes, scale: float | None) -> int:

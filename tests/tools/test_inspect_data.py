@@ -48,14 +48,29 @@ def test_a_page_and_a_sheet_of_pictures(export_of_yolo, tmp_path, monkeypatch, c
     shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     captions = re.findall(r"<figcaption>([^<]+)", page)
     assert len(shown) == len(captions) > 6
-    assert all(caption.endswith(", 1 box") for caption in captions)
+    assert all(re.fullmatch(r"(train|val): cam\d_\d+\.png ", caption) for caption in captions)
+    assert page.count("■</span>&nbsp;square&nbsp;1<") == len(shown)
     assert not re.search(r'(src|href)="(?!data:)', page)
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0]))))
     # The box is drawn in a colour; the picture is grey noise around a white square.
     edge = picture[20:28, 40:90].reshape(-1, 3).astype(int)
     assert (edge.max(axis=1) - edge.min(axis=1)).max() > 100
     sheet = Image.open(tmp_path / "out/sheet.jpg")
-    assert sheet.size == (132 * len(shown) - 4, 96)
+    # Two lines stand below each picture, the title in black.
+    assert sheet.size == (132 * len(shown) - 4, 96 + 36)
+    assert np.asarray(sheet)[97:114, :128].min() < 60
+
+
+@pytest.mark.parametrize("name", ["data.html", "sheet.jpg"])
+def test_files_of_others_stay(name, export_of_yolo, tmp_path, monkeypatch, capsys):
+    (tmp_path / name).write_text("mine")
+    arguments = ["--data", str(export_of_yolo), "--output", str(tmp_path)]
+    message = error_of(inspect_data, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert f"inspect_data did not write {name} there" in message
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).unlink()
+    for _ in range(2):  # its own are replaced
+        assert run(inspect_data, *arguments, monkeypatch=monkeypatch) == 0
 
 
 def test_pictures_that_cannot_be_read_are_an_error(export_of_yolo, tmp_path, monkeypatch, capsys):

@@ -161,3 +161,12 @@ def test_what_was_said_before_an_error_is_said(tmp_path, caplog):
     with pytest.raises(UserError, match="category_id 9"):
         account_of(tmp_path)
     assert "boxes dropped for having no area: 1" in caplog.text
+
+
+def test_a_marked_shift_of_size_is_named(tmp_path):
+    coco(tmp_path, "train", [[0, 0, 0, 10, 10]])
+    coco(tmp_path, "val", [[0, 0, 0, 30, 30]])
+    said = "val: objects are 3 times as large as in train"
+    assert any(sentence.startswith(said) for sentence in account_of(tmp_path).mistakes)
+    coco(tmp_path, "val", [[0, 0, 0, 15, 15]])
+    assert "times as large" not in " ".join(account_of(tmp_path).mistakes)

@@ -290,3 +290,13 @@ def test_file_errors(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{tmp_path / 'nowhere'}: no such folder, expected the images of {file}"
     )
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    text = json.dumps(document())
+    for wrong, key in (
+        (text[:-1] + ', "annotations": []}', "annotations"),
+        (text.replace('"name": "cat"', '"name": "cat", "name": "dog"'), "name"),
+    ):
+        with pytest.raises(UserError, match=rf"a\.json: .*key '{key}' stands twice"):
+            load(tmp_path, wrong)

@@ -105,3 +105,11 @@ def test_folders_of_yolo_lie_in_the_datas_folder(tmp_path: Path) -> None:
     # It is where the one who writes the file says that it is.
     (tmp_path / "data" / "data.yaml").write_text("path: ..\ntrain: secret\nnames: [cat]\n")
     assert len(load_yolo(tmp_path / "data", "train")) == 1
+
+
+@pytest.mark.parametrize("load", [as_coco, as_yolo_list])
+def test_an_address_is_refused_without_its_secrets(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="got the address") as caught:
+        load(tmp_path, "https://user:hidden@host/a.jpg?key=hidden")
+    assert "hidden" not in str(caught.value)

@@ -12,6 +12,7 @@ from PIL import Image
 from backbones.common.errors import UserError
 from detect.data import VOC_CLASSES, boxes_from_voc, boxes_to_voc, load_voc
 from detect.data.open import DatasetConfig, build_dataset
+from detect.data.voc import load_voc_pairs
 
 BCCD = (
     Path(os.environ.get("LOWRES_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -223,9 +224,9 @@ ERRORS = [
     (annotation(("", 1, 1, 2, 2)), "expected <name> in <object>"),
     (
         annotation(("dog", "nan", 1, 2, 2)),
-        "expected a number as <bndbox/xmin>, got 'nan'",
+        "object 1, dog: expected a number as <bndbox/xmin>, got 'nan'",
     ),
-    (annotation(("dog", 1, "", 2, 2)), "expected <bndbox/ymin> in <object>"),
+    (annotation(("dog", 1, "", 2, 2)), "object 1, dog: expected <bndbox/ymin> in <object>"),
 ]
 
 
@@ -302,3 +303,45 @@ def test_bccd(caplog: pytest.LogCaptureFixture) -> None:
     assert splits["test"].load_image(0).shape == (3, 480, 640)
     trainval, test = (set(splits[split].image_ids) for split in ("trainval", "test"))
     assert not trainval & test
+
+
+BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        (
+            f"<object><name>dog</name>{BOX}{BOX}</object>",
+            "object 1, dog: expected one <bndbox",
+        ),
+        (
+            f"<objects><object><name>dog</name>{BOX}</object></objects>",
+            "<object> in <objects>",
+        ),
+        (f"<Object><name>dog</name>{BOX}</Object>", "<Object> is not read"),
+        (
+            f"<object><name>dog</name><difficult>2</difficult>{BOX}</object>",
+            "as <difficult>, got '2'",
+        ),
+    ],
+)
+def test_objects_are_never_dropped_in_silence(objects: str, message: str, root: Path) -> None:
+    page = annotation().replace("</annotation>", f"{objects}</annotation>")
+    (root / "Annotations/c.xml").write_text(page)
+    with pytest.raises(UserError) as caught:
+        load_voc(root, "train")
+    assert message in str(caught.value)
+    assert "c.xml" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["true", "True", "1.0", "1", "yes"])
+def test_spellings_of_difficult(text: str, root: Path) -> None:
+    (root / "Annotations/c.xml").write_text(annotation(("dog", 2, 3, 10, 20, text)))
+    assert load_voc(root, "train").num_difficult() == 2  # and one of b
+
+
+def test_labelmap_counts_without_lists_too(root: Path) -> None:
+    (root / "labelmap.txt").write_text("zebra:1,2,3::\ndog:4,5,6::\n")
+    dataset = load_voc_pairs(root / "Annotations", root / "JPEGImages")
+    assert dataset.class_names == ["zebra", "dog", "cat", "person"]

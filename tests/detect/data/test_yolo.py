@@ -217,3 +217,18 @@ def test_data_for_poses_are_boxes_with_points_behind_them(tmp_path, caplog):
     write(root / "labels/a.txt", "0 0.5 0.5 0.2 0.4 0.9 0.9\n")
     with pytest.raises(UserError, match="and 4 values of points, as kpt_shape says, got 7"):
         load_yolo(root, "train")
+
+
+def test_the_number_of_classes_must_be_that_of_the_names(root: Path) -> None:
+    with (root / "data.yaml").open("a") as file:
+        file.write("nc: 3\n")
+    with pytest.raises(UserError, match=r"nc is 3, but names has 2 classes, car, truck"):
+        load_yolo(root, "train")
+
+
+def test_the_file_that_names_the_classes_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.jpg")
+    write(tmp_path / "labels/a.txt", "2 0.5 0.5 0.1 0.1\n")
+    write(tmp_path / "classes.txt", "car\ntruck\n")
+    with pytest.raises(UserError, match=r"class 2 is not among the classes of classes\.txt, 0, 1"):
+        load_yolo(tmp_path / "classes.txt", "train")

@@ -1,4 +1,4 @@
-"""The folder that `evaluate` writes into: nothing of other programs is replaced there."""
+"""The folders that `evaluate` and `inspect_data` write into; others' files stay."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from pathlib import Path
 from backbones.common.errors import UserError
 from backbones.common.files import locked, make_folder
 from backbones.common.read_json import read_json
+from backbones.common.regular_files import open_file
 
 
 @contextmanager
@@ -27,25 +28,37 @@ def report_folder(path: str, *, has_results: bool) -> Iterator[Path]:
         if (folder / "config.yaml").exists() and (folder / "checkpoints").exists():
             raise UserError(f"{folder}: is the run folder of a training: choose another output")
         # Each is told by the one that is written before it.
-        _check_own(folder, "report.json", "report.html")
+        _check_own(folder, "evaluate", "report.json", "report.html")
         if has_results or os.path.lexists(folder / "images.json"):
-            _check_own(folder, "images.json", "results.json")
+            _check_own(folder, "evaluate", "images.json", "results.json")
         yield folder
 
 
-def _check_own(folder: Path, first: str, second: str) -> None:
+@contextmanager
+def data_folder(path: str) -> Iterator[Path]:
+    """As `report_folder`, to write data.html into, and sheet.jpg after it."""
+    folder = make_folder(path)
+    with locked(folder):
+        _check_own(folder, "inspect_data", "data.html", "sheet.jpg")
+        yield folder
+
+
+def _check_own(folder: Path, program: str, first: str, second: str) -> None:
     there = [name for name in (first, second) if os.path.lexists(folder / name)]
     if there and not _is_own(folder / first):
         raise UserError(
-            f"{folder}: evaluate did not write {' and '.join(there)} there (infer, or another "
-            "program, did): choose another output"
+            f"{folder}: {program} did not write {' and '.join(there)} there (another program did): "
+            "choose another output"
         )
 
 
 def _is_own(path: Path) -> bool:
     try:
+        if path.name == "data.html":  # behind the splits, of which there are few
+            with open_file(path) as file:
+                return b"<h2>To look at</h2>" in file.read(1 << 16)
         content = read_json(path)
-    except UserError:
+    except (OSError, UserError):
         return False
     if not isinstance(content, dict):
         return False
