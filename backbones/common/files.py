@@ -52,6 +52,23 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def numbered_folder(first: Path) -> Path:
+    """Make a folder of this name, or with the first number from 2 behind it that is not taken.
+
+    Two programs at once get two folders.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    make_folder(first.parent)
+    numbered = (first.with_name(f"{first.name}{number}") for number in itertools.count(2))
+    for folder in itertools.chain([first], numbered):
+        with write_errors(folder), suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
+
+
 @contextmanager
 def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """What the disk refuses within the block is a `DiskError`."""

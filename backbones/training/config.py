@@ -50,8 +50,9 @@ class TrainConfig:
     backbone; with a GPU one. Several on GPUs have one each. torchrun and srun start their own."""
     workers: int = 1
     """Processes that read and augment images, for each that trains; 0 does it in that one."""
-    eval_every: int = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_every: int | Literal["auto"] = 1
+    """Epochs between evaluations; the last epoch is always evaluated. `auto`: ten evaluations of a
+    run, one an epoch where it has fewer."""
     checkpoint_minutes: float = 10.0
     """Longest time between two checkpoints; every epoch writes one too."""
     keep_checkpoints: int = 2
@@ -71,6 +72,11 @@ class TrainConfig:
         others = {"[0, inf)": "workers", "[0, inf]": "checkpoint_minutes"}
         check_ranges(self, "", {"[1, inf)": counts, **others})
         self.step.check_batch_size(self.batch_size)
+
+    @property
+    def epochs_between_scores(self) -> int:
+        """`eval_every` as a number."""
+        return -(-self.epochs // 10) if self.eval_every == "auto" else self.eval_every
 
     def sampler(self, num_examples: int) -> EpochSampler:
         """Which of the training images this process sees when; raises as `EpochSampler`."""

@@ -144,14 +144,14 @@ def fit(
             progress.update(state.step, images, waited, notes)
 
             is_last = state.step == sampler.total_steps
-            if ends_epoch and (round(epoch) % config.eval_every == 0 or is_last):
+            if ends_epoch and (round(epoch) % config.epochs_between_scores == 0 or is_last):
                 validation.after_epoch(run, train_step, state, sampler)
                 # A picture takes half a second, which short epochs should not pay each time.
                 if is_last or time.monotonic() - drawn > DRAW_SECONDS:
                     run.draw_curves()
                     drawn = time.monotonic()
             elif ends_epoch and state.step == sampler.steps_per_epoch and validation.evaluate:
-                every = config.eval_every
+                every = config.epochs_between_scores
                 logger.info("scores come every %d epochs and after the last: eval_every", every)
             if ends_epoch or overdue or stopping:
                 state.cursors = _of_all_processes(state.cursors)

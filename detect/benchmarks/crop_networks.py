@@ -26,7 +26,7 @@ from detect.auto import number
 from detect.checkpoint import load_detector
 from detect.config import DetectorConfig, ModelConfig, without_learned
 from detect.data import DetectionDataset
-from detect.data.open import build_datasets, check_same_classes
+from detect.data.open import build_datasets
 from detect.detector import Detector
 from detect.evaluation import load_results
 from detect.evaluation.coco import evaluate_by_size
@@ -181,14 +181,13 @@ def propose_splits(
     `proposals_per_image` and `proposal_score_thresh` leave, as in training and use of one detector.
 
     Raises:
-        UserError: the detector has no learned proposer, or other classes than the data.
+        UserError: the detector has no learned proposer.
     """
     proposer = detector.model.proposer
     if not isinstance(proposer, LearnedProposer):
         raise UserError(f"{config.proposals_from}: this detector has no learned proposer")
     found: dict[int, Proposals] = {}
     for split, dataset in datasets.items():
-        check_same_classes(detector.class_names, detector.category_ids, dataset, split)
         in_training = split == config.data.train
         model = config.model
         count = model.proposals_per_image_train if in_training else model.proposals_per_image

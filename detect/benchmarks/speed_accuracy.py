@@ -16,8 +16,7 @@ from backbones.common.plots import literal, new_plot, save_plot
 from backbones.common.ranges import check_ranges
 from detect.benchmarks.stages import STAGES, crop_costs, image_costs, stage_costs
 from detect.checkpoint import load_detector
-from detect.data import DetectionDataset
-from detect.data.open import DatasetConfig, build_dataset, check_same_classes
+from detect.data.open import DatasetConfig, build_dataset, match_classes
 from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
 from detect.evaluation import evaluate_coco
@@ -112,11 +111,16 @@ def measure_speed_accuracy(config: SpeedAccuracyConfig) -> str:
         with atomic_write(listed, "w") as file:
             file.write("\n".join(str(path.resolve()) for path in paths))
     peers = {peer.name: _peer(peer, listed, config.device) for peer in config.peers}
-    detectors = {point.name: _load(point, dataset, config) for point in config.points}
+    detectors = {point.name: _load(point, config) for point in config.points}
+    matched = {
+        name: match_classes(detector.class_names, detector.category_ids, dataset, config.split)
+        for name, detector in detectors.items()
+    }
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
     for name, detector in detectors.items():
-        scores = evaluate_coco(dataset, detect_dataset(detector, dataset).detections)
+        own = matched[name]
+        scores = evaluate_coco(own, detect_dataset(detector, own).detections)
         costs = stage_costs(detector, paths, config.score_thresh)
         rows[name] = {
             "AP": scores["AP"],
@@ -165,9 +169,8 @@ def _in_turns(name: str) -> str:
     return f"{name}, one batch at a time"
 
 
-def _load(point: DetectorPoint, dataset: DetectionDataset, config: SpeedAccuracyConfig) -> Detector:
+def _load(point: DetectorPoint, config: SpeedAccuracyConfig) -> Detector:
     detector = load_detector(point.weights, config.device, point.model)
-    check_same_classes(detector.class_names, detector.category_ids, dataset, config.split)
     if detector.model.proposer is None:
         raise UserError(f"{point.weights}: this detector has no proposer of its own to be timed")
     calibration = calibration_images(config.data, config.calibration_split)

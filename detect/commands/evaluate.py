@@ -30,4 +30,4 @@ def main() -> None:
         crops, seconds = cost["crops_per_image"], cost["seconds_per_image"]
         of_crops = "" if crops is None else f"{crops:.1f} crops and "
         print(f"{of_crops}{seconds:.3f} s an image, reading not counted")
-    print(f"report: {config.output}/report.html")
+    print(f"report: {report['folder']}/report.html")

@@ -12,7 +12,7 @@ from backbones.common.config import parse_config
 from backbones.common.errors import UserError
 from backbones.common.files import make_folder
 from detect.checkpoint import load_detector
-from detect.data.open import DatasetConfig, build_datasets, check_same_classes, dataset_for
+from detect.data.open import DatasetConfig, build_datasets, dataset_for
 from detect.deployment.detector import deploy_detector
 from detect.deployment.exported import SUFFIXES as EXPORTED
 from detect.inference.propose import check_image_ids, propose_dataset
@@ -59,10 +59,8 @@ def main() -> None:
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")
-    data = dataset_for(config.data, detector.class_names, detector.metadata.get("training"))
+    data = dataset_for(config.data, detector.metadata.get("training"))
     datasets = dict(zip(config.splits, build_datasets(data, config.splits), strict=True))
-    for split, dataset in datasets.items():
-        check_same_classes(detector.class_names, detector.category_ids, dataset, split)
     check_image_ids(datasets)
     detector = deploy_detector(detector)
     found: dict[int, Proposals] = {}

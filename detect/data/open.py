@@ -1,5 +1,6 @@
 """From a configuration to a dataset, and whether its classes are those that a detector knows."""
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,15 @@ from backbones.common.config import from_dict
 from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
 from detect.data import DetectionDataset, make_digits
-from detect.data.layouts import Layout, recognise
+from detect.data.layouts import Layout, first_of, recognise
 from detect.data.paths import refuse_address
 from detect.data.sample import check_class_name
 from detect.data.splits import hold_out, scene_of
 
 logger = logging.getLogger(__name__)
+
+FEW = 6
+"""Classes that a line of text names."""
 
 DatasetFormat = Literal["auto", "coco", "voc", "yolo", "digits"]
 Config = TypeVar("Config", bound="DatasetConfig")
@@ -164,23 +168,65 @@ def _divide(dataset: DetectionDataset, config: DatasetConfig) -> dict[str, Detec
     return {"train": dataset.subset((~held).nonzero()[0]), "val": dataset.subset(held.nonzero()[0])}
 
 
-def check_same_classes(
+def match_classes(
     class_names: Sequence[str],
     category_ids: Sequence[int],
     dataset: DetectionDataset,
     split: str | None,
-) -> None:
-    """Raise `UserError` unless a split has the classes of the training data, in their order."""
-    known, found = (
-        list(zip(*pair, strict=True))
-        for pair in ((category_ids, class_names), (dataset.category_ids, dataset.class_names))
+    *,
+    unknown: Literal["refuse", "miss"] = "refuse",
+) -> DetectionDataset:
+    """A split with its classes as labels of a detector, matched by name; what differs is said.
+
+    Args:
+        class_names: of the detector's labels `1..K`.
+        category_ids: of these, for classes that the split lacks.
+        dataset: the split.
+        split: its name.
+        unknown: what becomes of classes with objects that the detector lacks: refused, or labels
+            above K, whose objects all count as missed.
+
+    Returns:
+        The split with the detector's classes first; those that it has keep its own ids.
+
+    Raises:
+        UserError: no class is in both, or one of the split is unknown to the detector.
+    """
+    known = dict(zip(class_names, category_ids, strict=True))
+    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    if list(ids.items()) == list(known.items()):
+        return dataset
+    extra, lacking = (
+        [name for name in a if name not in b] for a, b in ((ids, known), (known, ids))
     )
-    if found != known:
+    objects = dataset.objects_by_class()
+    missed = [name for name in extra if objects[name]]
+    if len(lacking) == len(known) or (missed and unknown == "refuse"):
         raise UserError(
-            f"the classes of split {split} are not those of the training split: "
-            f"{_listed(found)}; expected {_listed(known)}: give the same ids and names in both "
-            "(data.class_names sets those of the voc layout)"
+            f"split {split} has classes that are not those of the training: "
+            f"{first_of(missed or extra, FEW)}; expected {first_of([*known], FEW)}: give the same "
+            "names in both, or take these objects out"
         )
+    if missed:
+        logger.warning(
+            "split %s has classes that the detector does not know, whose objects all count as "
+            "missed: %s",
+            *(split, first_of(missed, FEW)),
+        )
+    if lacking:
+        logger.warning(
+            "split %s lacks classes of the detector, which have no part in its AP: %s",
+            *(split, first_of(lacking, FEW)),
+        )
+    if others := [f"{k} {ids[k]} ({known[k]})" for k in known if ids.get(k, known[k]) != known[k]]:
+        logger.info(
+            "split %s has other ids than the training, and is matched by name: %s",
+            *(split, first_of(others, FEW)),
+        )
+    taken, free = set(ids.values()), itertools.count(max([*ids.values(), *known.values()]) + 1)
+    # What is found of a class that the split lacks is written under an id that it has not either.
+    ids |= {name: next(free) if known[name] in taken else known[name] for name in lacking}
+    return dataset.relabelled([*known, *extra], [ids[name] for name in [*known, *extra]])
 
 
 def warn_without_objects(dataset: DetectionDataset, split: str) -> bool:
@@ -191,16 +237,11 @@ def warn_without_objects(dataset: DetectionDataset, split: str) -> bool:
     return is_without
 
 
-def dataset_for(
-    data: DatasetConfig, class_names: Sequence[str], training: Mapping[str, Any] | None = None
-) -> DatasetConfig:
-    """The dataset to use a detector of these classes on, resolved.
-
-    In VOC's layout it has them if no others were named, so that it need not show all of them.
+def dataset_for(data: DatasetConfig, training: Mapping[str, Any] | None = None) -> DatasetConfig:
+    """The dataset to use a detector on, resolved.
 
     Args:
         data: as it was named; without a root that of the training is taken.
-        class_names: of the detector.
         training: the configuration that the detector's file holds.
 
     Raises:
@@ -212,11 +253,4 @@ def dataset_for(
         kept = {key: value for key, value in own.items() if key in known}
         data = from_dict(DatasetConfig, kept, where="data of the training")
         logger.info("the data of the training: %s", data.root)
-    data = resolve_data(data)
-    if data.format == "voc" and data.class_names is None:
-        return replace(data, class_names=tuple(class_names))
-    return data
-
-
-def _listed(classes: Sequence[tuple[int, str]]) -> str:
-    return ", ".join(f"{category_id} {name}" for category_id, name in classes)
+    return resolve_data(data)

@@ -1,5 +1,6 @@
 """What every dataset gives: samples (boxes and labels of one image) and the pixels behind them."""
 
+import copy
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,17 @@ class DetectionDataset:
             image_index=owners[keep],
             **{name: values.numpy()[keep] for name, values in self._columns.items()},
         )
+
+    def relabelled(
+        self, class_names: Sequence[str], category_ids: Sequence[int]
+    ) -> "DetectionDataset":
+        """The same with other labels: `class_names` has all that are here, in any order."""
+        label_of = {name: label for label, name in enumerate(class_names, start=1)}
+        labels = torch.tensor([0, *(label_of[name] for name in self.class_names)])
+        other = copy.copy(self)
+        other.class_names, other.category_ids = list(class_names), list(category_ids)
+        other._columns = self._columns | {"labels": labels[self._columns["labels"]]}
+        return other
 
     def objects_by_class(self) -> dict[str, int]:
         """How many objects of each class there are, crowds not counted."""

@@ -159,7 +159,12 @@ def _draw_proposal_recall(rows: Sequence[Mapping[str, Any]]) -> str:
             panel.plot(counts, recalls, "o-", label=f"IoU {threshold}")
             panel.legend(frameon=False, fontsize="small")
     panel.set(xscale="log", ylim=(0, 1.02), xlabel="proposals an image", ylabel="recall")
-    panel.set_xticks(counts, [str(count) for count in counts])
+    # Of neighbours whose numbers would overlap the larger one has its number.
+    names = [
+        "" if after and after < 1.4 * count else str(count)
+        for count, after in zip(counts, [*counts[1:], 0], strict=False)
+    ]
+    panel.set_xticks(counts, names)
     panel.minorticks_off()
     return _as_svg(plot)
 

@@ -6,24 +6,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backbones.common.errors import UserError
-from backbones.common.files import locked, make_folder
+from backbones.common.files import locked, make_folder, numbered_folder
 from backbones.common.read_json import read_json
 from backbones.common.regular_files import open_file
 
+NEW_FOLDERS = Path("runs/evaluate")
+"""The first folder of reports that name none; others have numbers behind it."""
+
 
 @contextmanager
-def report_folder(path: str, *, has_results: bool) -> Iterator[Path]:
+def report_folder(path: str | None, *, has_results: bool) -> Iterator[Path]:
     """A folder to write a report into, made where missing and locked until the block ends.
 
     Args:
-        path: the folder; an earlier report in it may be replaced.
+        path: the folder; an earlier report in it may be replaced. None: a new one of `NEW_FOLDERS`.
         has_results: results.json and images.json will be written too.
 
     Raises:
         UserError: it cannot be written to, another program writes there, or it is a training's run
             folder, `infer`'s, or has files by those names that `evaluate` did not write.
     """
-    folder = make_folder(path)
+    folder = numbered_folder(NEW_FOLDERS) if path is None else make_folder(path)
     with locked(folder):
         if (folder / "config.yaml").exists() and (folder / "checkpoints").exists():
             raise UserError(f"{folder}: is the run folder of a training: choose another output")

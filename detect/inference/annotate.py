@@ -23,7 +23,7 @@ from backbones.common.errors import (
     OutputError,
     UserError,
 )
-from backbones.common.files import locked, make_folder
+from backbones.common.files import locked, make_folder, numbered_folder
 from backbones.common.images import read_image_size, write_image
 from backbones.common.progress import TrainingProgress, track
 from backbones.common.signals import StopSignals
@@ -37,7 +37,6 @@ from detect.inference.outputs import (
     check_earlier,
     check_foreign,
     clear_earlier,
-    numbered_folder,
     remove_half_written,
 )
 from detect.inference.parts import join_parts, part_folder, take_up

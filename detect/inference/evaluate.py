@@ -19,9 +19,9 @@ from detect.data import DetectionDataset
 from detect.data.open import (
     DatasetConfig,
     build_dataset,
-    check_same_classes,
     dataset_for,
     has_split,
+    match_classes,
     resolve_data,
     warn_without_objects,
 )
@@ -54,10 +54,11 @@ class EvaluateConfig(InferenceConfig):
     """Part of the dataset that is scored; null takes `test` where there is one, else `val`."""
     precomputed: str | None = None
     """File of proposals for a detector that was trained on precomputed ones."""
-    output: str = "runs/evaluate"
+    output: str | None = None
     """Folder for report.html and report.json, and where a detector was run for its results.json
-    with images.json, which says what the image ids are. An earlier report there is replaced;
-    folders of infer and of trainings are refused."""
+    with images.json, which says what the image ids are. An earlier report in a folder that is named
+    is replaced; folders of infer and of trainings are refused. null: a new folder `runs/evaluate`,
+    or with the first number from 2 behind it that is not taken."""
     score_thresh: float | Auto = "auto"
     """Score in 0..1 from which detections count for precision, recall and F1 by class, the
     confusion matrix and the pictures. `auto`: what had the best F1 on the detector's own validation
@@ -85,7 +86,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     `detect_dataset`), and the main one scores.
 
     Returns:
-        What `report.json` holds, see `write_report`.
+        What `report.json` holds, see `write_report`, and `folder`, where it is.
 
     Raises:
         UserError: a checkpoint, dataset or file is not as the configuration says, or the output is
@@ -125,11 +126,13 @@ def _evaluate_detector(
 ) -> dict[str, Any]:
     detector = load_detector(weights, device, config.model)
     training = detector.metadata.get("training") or {}
-    data = dataset_for(config.data, detector.class_names, training)
+    data = dataset_for(config.data, training)
     of_training = {} if config.data.root is not None else training["data"]
     config, split = with_split(replace(config, data=data), of_training)
-    dataset = build_dataset(data, split)
-    check_same_classes(detector.class_names, detector.category_ids, dataset, split)
+    dataset = match_classes(
+        *(detector.class_names, detector.category_ids, build_dataset(data, split), split),
+        unknown="miss",
+    )
     warn_without_objects(dataset, split)
     proposals = _proposals(config, detector, dataset)
     calibration = calibration_images(data, config.calibration_split)
@@ -200,9 +203,10 @@ def _report(
     best_score_thresh: float = 0.5,
     **of_detector: Any,
 ) -> dict[str, Any]:
-    return write_report(
+    report = write_report(
         *(dataset, detections, folder),
         title=f"{what} on {config.data.root}, {config.split}{how}",
         score_thresh=best_score_thresh if config.score_thresh == "auto" else config.score_thresh,
         **of_detector,
     )
+    return report | {"folder": str(folder)}

@@ -1,6 +1,5 @@
 """What `infer` leaves in its folder: whole at every moment, its own, and of one run."""
 
-import itertools
 import json
 import logging
 import os
@@ -11,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from backbones.common.errors import UserError
-from backbones.common.files import atomic_write, make_folder, remove_unfinished, write_errors
+from backbones.common.files import atomic_write, remove_unfinished, write_errors
 from backbones.common.read_json import read_json
 from detect.media.crops import LONGEST_NAME, printable
 from detect.media.sources import Input, Source
@@ -27,23 +26,6 @@ PARTS = "parts"
 
 FOLDERS = ("crops", "voc", "yolo", PARTS)
 """Below the output; what is in them is listed in `images.json` too."""
-
-
-def numbered_folder(first: Path) -> Path:
-    """Make a folder of this name, or with the first number from 2 behind it that is not taken.
-
-    Two programs at once get two folders.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    make_folder(first.parent)
-    numbered = (first.with_name(f"{first.name}{number}") for number in itertools.count(2))
-    for folder in itertools.chain([first], numbered):
-        with write_errors(folder), suppress(FileExistsError):
-            folder.mkdir()
-            break
-    return folder
 
 
 def annotated_files(source: Source, output: Path) -> dict[Input, Path]:

@@ -14,6 +14,7 @@ from detect.auto import number
 from detect.build import build_detector
 from detect.checkpoint import load_detector
 from detect.config import ModelConfig
+from detect.data.layouts import first_of
 from detect.detector import Detector
 from detect.rcnn.model import RCNN
 
@@ -110,9 +111,9 @@ def _log_start(config: ModelConfig, class_names: Sequence[str], start: Detector)
     logger.info(
         "started from %s; classes kept: %s; new: %s; left behind: %s",
         config.init,
-        ", ".join(name for name in class_names if name in names) or "none",
-        ", ".join(name for name in class_names if name not in names) or "none",
-        ", ".join(name for name in names if name not in class_names) or "none",
+        _few([name for name in class_names if name in names]),
+        _few([name for name in class_names if name not in names]),
+        _few([name for name in names if name not in class_names]),
     )
     own, theirs = _flat(config), _flat(_config_of(start))
     if others := [
@@ -120,7 +121,11 @@ def _log_start(config: ModelConfig, class_names: Sequence[str], start: Detector)
         for key in own
         if key not in NOT_COMPARED and own[key] != theirs[key]
     ]:
-        logger.info("with other settings than it was trained with: %s", ", ".join(others))
+        logger.info("with other settings than it was trained with: %s", _few(others))
+
+
+def _few(names: Sequence[str]) -> str:
+    return first_of(names, 4) or "none"
 
 
 def _config_of(start: Detector) -> ModelConfig:

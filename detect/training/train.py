@@ -26,7 +26,7 @@ from detect.data.account import held_notes, log_account, take_account
 from detect.data.augmentation import AugmentConfig
 from detect.data.open import (
     build_datasets,
-    check_same_classes,
+    match_classes,
     resolve_data,
     warn_without_objects,
 )
@@ -85,13 +85,15 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     wanted = {key: name for key, name in names.items() if name is not None}
     with held_notes() as notes:
         parts = dict(zip(wanted, build_datasets(data, list(wanted.values())), strict=True))
-    train, val, test = parts["train"], parts.get("val"), parts.get("test")
-    for split, dataset in ((data.val, val), (data.test, test)):
-        if dataset is not None:
-            check_same_classes(train.class_names, train.category_ids, dataset, split)
-            if warn_without_objects(dataset, str(split)) and dataset is val:
-                logger.warning("no epoch can be the best by it: the last one is kept")
-                val = None
+    train = parts["train"]
+    for key, split in wanted.items():
+        parts[key] = match_classes(train.class_names, train.category_ids, parts[key], split)
+    val, test = parts.get("val"), parts.get("test")
+    if test is not None:
+        warn_without_objects(test, str(data.test))
+    if val is not None and warn_without_objects(val, str(data.val)):
+        logger.warning("no epoch can be the best by it: the last one is kept")
+        val = None
     start = load_start(config.model)
     config = replace(config, model=derive_model(config.model, train))
     proposals = None

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbones.common.errors import UserError
+from backbones.common.files import numbered_folder
 from backbones.common.images import read_image, write_image
 from detect.blocks import PartsOfTensor
 from detect.checkpoint import load_detector
@@ -21,7 +22,6 @@ from detect.data import load_voc, load_yolo
 from detect.inference import annotate
 from detect.inference.annotate import infer
 from detect.inference.formats import csv_rows
-from detect.inference.outputs import numbered_folder
 from detect.inference.results import Frame, Results
 from detect.media.crops import class_folders
 from detect.media.sources import Source

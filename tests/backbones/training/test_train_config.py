@@ -19,7 +19,7 @@ from detect.config import DetectorConfig
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"eval_every": 0}, "eval_every must be at least 1"),
+        ({"eval_every": 0}, "eval_every must be at least 1 or auto"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1"),
         ({"processes": 0}, "processes must be at least 1 or auto, got 0"),
         ({"workers": -1}, "workers must be 0 or more, got -1"),

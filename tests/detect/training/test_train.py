@@ -23,8 +23,9 @@ from backbones.training.recipe import OptimConfig, build_optimizer
 from backbones.training.step import StepConfig
 from detect.checkpoint import load_detector
 from detect.config import DataConfig, DetectorConfig, ModelConfig
-from detect.data import load_coco, make_digits
+from detect.data import DetectionDataset, load_coco, make_digits
 from detect.data.augmentation import AugmentConfig
+from detect.data.open import match_classes
 from detect.deployment.detector import deploy_detector
 from detect.evaluation import evaluate_coco
 from detect.inference.score import detect_dataset
@@ -265,7 +266,7 @@ def test_few_images_are_a_batch_all_together(digits, tmp_path, loop, caplog):
     [
         ({"device": "tpu"}, "device must be auto, cpu, cuda or cuda:N"),
         ({"workers": -1}, "workers must be 0 or more, got -1"),
-        ({"eval_every": 0}, "eval_every must be at least 1, got 0"),
+        ({"eval_every": 0}, "eval_every must be at least 1 or auto, got 0"),
     ],
 )
 def test_a_wrong_value_is_refused(change, message, digits, tmp_path):
@@ -415,25 +416,54 @@ def test_layers_learn_at_their_own_rates(digits, tmp_path, loop):
 
 
 @pytest.mark.parametrize("change", ["name", "id", "fewer"])
-def test_splits_must_have_the_same_classes(change, tmp_path):
+def test_splits_are_matched_by_the_names_of_classes(change, tmp_path, loop, caplog):
     folder = make_digits(tmp_path / "digits", train=4, val=2, image_size=128)
     path = folder / "annotations" / "val.json"
-    annotations = json.loads(path.read_text())
+    document = json.loads(path.read_text())
+    three = {entry["name"]: entry["id"] for entry in document["categories"]}["3"]
+    of_three = [entry for entry in document["annotations"] if entry["category_id"] == three]
+    assert of_three
+    for entry in document["categories"]:
+        if change != "fewer" and entry["id"] == three:
+            entry.update({"name": "three"} if change == "name" else {"id": 77})
+    if change == "id":
+        for entry in of_three:
+            entry["category_id"] = 77
+    if change == "fewer":
+        keep = [entry for entry in document["annotations"] if entry not in of_three]
+        document["annotations"] = keep
+        document["categories"] = [c for c in document["categories"] if c["id"] != three]
+    path.write_text(json.dumps(document))
+    config = tiny(folder, tmp_path / "run", data=DataConfig(format="coco", root=str(folder)))
     if change == "name":
-        annotations["categories"][3]["name"] = "three"
-    elif change == "id":
-        annotations["categories"][3]["id"] = 77
-        for annotation in annotations["annotations"]:
-            if annotation["category_id"] == 4:
-                annotation["category_id"] = 77
-    else:
-        annotations["categories"] = annotations["categories"][:-1]
-        annotations["annotations"] = [
-            annotation
-            for annotation in annotations["annotations"]
-            if annotation["category_id"] < 10
-        ]
-    path.write_text(json.dumps(annotations))
-    data = DataConfig(format="coco", root=str(folder), train="train", val="val")
-    with pytest.raises(UserError, match="classes of split val are not those of the training"):
-        train_detector(tiny(folder, tmp_path / "run", data=data))
+        with pytest.raises(UserError, match=r"split val has classes .* training: three; expected"):
+            train_detector(config)
+        return
+    with caplog.at_level(logging.INFO):
+        train_detector(config)
+    said = {
+        "id": f"other ids than the training, and is matched by name: 3 77 ({three})",
+        "fewer": "split val lacks classes of the detector, which have no part in its AP: 3",
+    }
+    assert caplog.text.count(said[change]) == 1
+
+
+def test_a_split_is_given_a_detectors_labels():
+    rows = {"image_ids": [5], "paths": ["a.png"], "sizes": [[90, 90]], "image_index": [0, 0, 0]}
+    boxes = [[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]]
+    split = DetectionDataset(
+        class_names=["cat", "van", "dog"],
+        category_ids=[7, 8, 9],
+        boxes=boxes,
+        labels=[1, 2, 3],
+        **rows,
+    )
+    with pytest.raises(UserError, match="van; expected dog, cow, cat"):
+        match_classes(["dog", "cow", "cat"], [1, 9, 3], split, "val")
+    same = match_classes(["dog", "cow", "cat"], [1, 9, 3], split, "val", unknown="miss")
+    assert same.class_names == ["dog", "cow", "cat", "van"]
+    assert same.sample(0).labels.tolist() == [3, 4, 1]
+    # What is found of cows is written under an id that no class of the split has.
+    assert same.category_ids == [9, 10, 7, 8]
+    with pytest.raises(UserError, match="cat, van, dog; expected pig"):
+        match_classes(["pig"], [1], split, "val", unknown="miss")
