@@ -69,7 +69,16 @@ def save_detector(
         metrics: scores it was measured at, e.g. `{"AP50": 0.81}`.
         training: configuration of the run that made it, values that JSON can hold.
         largest_image: longest side of a training image in pixels.
+
+    Raises:
+        UserError: these are not the model's classes; or the disk refuses the file.
     """
+    numbers = {len(set(class_names)), len(class_names), len(set(category_ids)), model.num_classes}
+    if len(numbers) > 1:
+        raise UserError(
+            f"{path}: expected {model.num_classes} different class names and category ids, as many "
+            f"as the model has, got {len(class_names)} and {len(category_ids)}"
+        )
     own: dict[str, Any] = {"config": asdict(config), "category_ids": list(category_ids)}
     if largest_image is not None:
         own["largest_image"] = largest_image

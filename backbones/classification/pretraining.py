@@ -169,4 +169,7 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
             *(config.model.variant, sources.num_train, len(sources.val)),
             *(len(class_names), spec.input_size, precision, device),
         )
-        return fit(model, train_loader, loss_fn, config, run, validation)
+        return fit(
+            *(model, train_loader, loss_fn, config, run, validation),
+            data={"classes": list(class_names)},
+        )

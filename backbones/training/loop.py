@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -44,6 +45,9 @@ class NonFiniteLossError(UserError):
     """The loss or its gradient became infinite or not a number."""
 
 
+NO_DATA: Mapping[str, Any] = MappingProxyType({})
+
+
 def fit(
     model: nn.Module,
     loader: DataLoader | StreamedTraining,
@@ -51,6 +55,7 @@ def fit(
     config: TrainConfig,
     run: RunFolder,
     validation: Validation | None = None,
+    data: Mapping[str, Any] = NO_DATA,
 ) -> TrainingState:
     """Train a model; resume where `run.resume` is set and the run has a checkpoint.
 
@@ -70,6 +75,8 @@ def fit(
         config: of the run; epochs, images in a step and seed are those of the loader's sampler.
         run: folder, entered.
         validation: what becomes of the weights after an epoch; None for nothing.
+        data: what tells the training data: `classes`, another of which a resumed run refuses, and
+            `annotations`, a digest, of another of which it warns.
 
     Returns:
         The state after the last step, with the metrics.
@@ -90,7 +97,7 @@ def fit(
     set_tf32(precision == "tf32")
     train_step = TrainStep(model, loss_fn, optim, config.step, precision, sampler.seed)
     identity = {key: getattr(sampler, key) for key in ("seed", "num_examples", "global_batch")}
-    identity |= {"precision": precision, "parts": _parts(sampler, config.step)}
+    identity |= {"precision": precision, "parts": _parts(sampler, config.step), **data}
     state = _restore(run, train_step, identity) if run.resume else TrainingState()
     if state.step > sampler.total_steps:
         raise UserError(
@@ -272,7 +279,13 @@ def _restore(run: RunFolder, train_step: TrainStep, identity: Mapping[str, Any])
         return TrainingState()
     run.refuse_another(checkpoint.get("config"))
     for key, value in identity.items():
-        if checkpoint.get(key) == value:
+        if checkpoint.get(key, value) == value:
+            continue
+        if key == "annotations":
+            logger.warning(
+                "names of images, boxes or labels of the training split are not those that the run "
+                "began with: the result will differ from an unbroken run's"
+            )
             continue
         if key == "parts":
             logger.warning(

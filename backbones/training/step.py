@@ -121,8 +121,8 @@ class TrainStep:
                 part.load_state_dict(state[name])
             except (KeyError, RuntimeError, ValueError) as error:
                 raise UserError(
-                    f"its {name} does not fit this configuration: give the one that the run began "
-                    "with"
+                    f"its {name} does not fit this configuration and these data: give those that "
+                    "the run began with"
                 ) from error
 
     def accumulate_gradients(self, batch: Batch, step: int) -> dict[str, float]:

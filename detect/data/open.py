@@ -58,6 +58,9 @@ class DatasetConfig:
             check_class_name(name, "data.class_names")
 
 
+_HELD_OUT = (DatasetConfig.val_share, DatasetConfig.split_seed)
+
+
 def _refuse_class_names(format: str) -> None:
     raise UserError(
         f"data.class_names is for data.format voc, got {format}: other annotations name their "
@@ -241,16 +244,22 @@ def dataset_for(data: DatasetConfig, training: Mapping[str, Any] | None = None) 
     """The dataset to use a detector on, resolved.
 
     Args:
-        data: as it was named; without a root that of the training is taken.
+        data: as it was named; without a root that of the training is taken, and where it does not
+            say what is held out as `val`, the training's share and seed.
         training: the configuration that the detector's file holds.
 
     Raises:
         UserError: as `resolve_data`.
     """
     own = (training or {}).get("data")
-    if data.root is None and isinstance(own, Mapping) and own.get("root") is not None:
+    if isinstance(own, Mapping) and own.get("root") is not None:
         known = {field.name for field in fields(DatasetConfig)}
         kept = {key: value for key, value in own.items() if key in known}
-        data = from_dict(DatasetConfig, kept, where="data of the training")
-        logger.info("the data of the training: %s", data.root)
+        of_training = from_dict(DatasetConfig, kept, where="data of the training")
+        if data.root is None:
+            data = of_training
+            logger.info("the data of the training: %s", data.root)
+        elif (data.val_share, data.split_seed) == _HELD_OUT:
+            # Else images that were trained on would be scored as `val`.
+            data = replace(data, val_share=of_training.val_share, split_seed=of_training.split_seed)
     return resolve_data(data)

@@ -86,7 +86,11 @@ class VideoReader:
             covers = Disposition.attached_pic
             streams = [s for s in self._container.streams.video if not s.disposition & covers]
             if not streams or streams[0].codec_context is None:
-                what = "no video stream" if not streams else "no codec for the video stream"
+                what = (
+                    "no video stream (or it is cut off)"
+                    if not streams
+                    else "no codec for the video"
+                )
                 raise UserError(f"{path}: {what} in this file")
             self._stream = streams[0]
             if len(streams) > 1:

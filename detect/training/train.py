@@ -88,6 +88,9 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     train = parts["train"]
     for key, split in wanted.items():
         parts[key] = match_classes(train.class_names, train.category_ids, parts[key], split)
+    if len(set(wanted.values())) < len(wanted):
+        twice = ", ".join(f"data.{key} is {split}" for key, split in wanted.items())
+        logger.warning("the same images are for two things: %s: scores of them say little", twice)
     val, test = parts.get("val"), parts.get("test")
     if test is not None:
         warn_without_objects(test, str(data.test))
@@ -167,7 +170,8 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         if distributed.is_main():
             log_account(take_account({wanted[key]: part for key, part in parts.items()}, notes))
         log_sizes(train, config.model)
-        state = fit(model, loader, loss_fn, config, run, validation)
+        told = {"classes": train.class_names, "annotations": train.digest()}
+        state = fit(model, loader, loss_fn, config, run, validation, told)
         weights = run.path / ("last.safetensors" if val is None else "best.safetensors")
         scores = None
         if test is not None:

@@ -102,6 +102,15 @@ def test_a_detector_is_loaded_as_it_was_saved(trained, saved, image):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    ("names", "ids"), [(["a"], [7]), (["a", "a"], [7, 9]), (["a", "b"], [7, 7]), (["a", "b"], [7])]
+)
+def test_classes_that_are_not_the_models_are_not_saved(names, ids, trained, tmp_path):
+    with pytest.raises(UserError, match="expected 2 different class names and category ids"):
+        save_detector(tmp_path / "x.safetensors", trained, CONFIG, names, ids)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_deployed_form_normalises_alike(saved, image):
     detector = load_detector(saved, "cpu")
     deployed = deploy_detector(detector, "fp32")

@@ -252,6 +252,25 @@ def test_fewer_epochs_than_a_run_has_had_are_refused(tmp_path):
         train(tmp_path / "run", epochs=1, resume=True)
 
 
+def test_resuming_with_other_classes_is_refused_and_with_other_annotations_named(tmp_path, caplog):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+
+    def go_on(epochs: int, classes: list[str], digest: str) -> None:
+        sampler = EpochSampler(8, 4, epochs=epochs, seed=0)
+        loader = training_loader(NoisyShapes(), sampler, workers=0, collate_fn=collate)
+        with RunFolder(tmp_path / "run", OptimConfig(), resume=epochs > 1) as run:
+            told = {"classes": classes, "annotations": digest}
+            fit(model, loader, cross_entropy, TrainConfig("", 1, 4), run, data=told)
+
+    go_on(1, ["a", "b"], "1")
+    with pytest.raises(UserError, match=r"classes was \['a', 'b'\] and is \['b', 'a'\] now"):
+        go_on(2, ["b", "a"], "1")
+    go_on(2, ["a", "b"], "1")
+    assert "boxes or labels" not in caplog.text
+    go_on(3, ["a", "b"], "2")
+    assert "boxes or labels of the training split are not those" in caplog.text
+
+
 def test_resuming_with_another_dataset_is_refused(tmp_path):
     """Also where both make as many steps in an epoch."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())

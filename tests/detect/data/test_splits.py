@@ -1,5 +1,6 @@
 """The split that is made where there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from backbones.common.config import to_dict
 from backbones.common.errors import UserError
 from detect.config import DataConfig
-from detect.data.open import DatasetConfig, build_dataset, build_datasets
+from detect.data.open import DatasetConfig, build_dataset, build_datasets, dataset_for
 from detect.data.splits import hold_out, scene_of, usual_split
 
 
@@ -105,6 +107,19 @@ def test_val_share_and_split_seed_hold_images_out(flat, caplog):
     ]
     assert val.paths not in others
     assert len(others[1]) > 10
+
+
+def test_a_detector_is_scored_on_what_its_training_held_out(flat):
+    """Also where the data are named again, as they are after they were moved."""
+    named = DatasetConfig(root=str(flat))
+    trained = DataConfig(root="elsewhere", val_share=0.3, split_seed=1)
+    held_out = build_dataset(dataset_for(named, {"data": to_dict(trained)}), "val")
+    assert held_out.paths == build_dataset(replace(named, val_share=0.3, split_seed=1), "val").paths
+    own = replace(named, split_seed=5)
+    assert dataset_for(own, {"data": to_dict(trained)}).split_seed == 5
+    on_all = {"data": to_dict(DataConfig(root=str(flat), val=None))}
+    with pytest.raises(UserError, match="no split val; there are: train"):
+        build_dataset(dataset_for(named, on_all), "val")
 
 
 def test_without_val_all_images_are_trained_on(flat):

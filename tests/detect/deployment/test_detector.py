@@ -17,7 +17,6 @@ from backbones.deployment.onednn import can_fuse
 from backbones.deployment.openvino import OpenVINONetwork
 from detect.build import build_detector
 from detect.config import ModelConfig
-from detect.data.open import DatasetConfig, dataset_for
 from detect.deployment.detector import CALIBRATION_IMAGES, deploy_detector
 from detect.deployment.proposer import deploy_proposer
 from detect.detector import Detector
@@ -193,18 +192,6 @@ def test_int8_is_calibrated_on_the_first_images(detector):
     assert 1e-4 < (exact - quantized).abs().max() < 0.2
     assert set(deployed(np.zeros((64, 64, 3), np.uint8)).keys()) == {"boxes", "labels", "scores"}
     assert not deployed.model.eval().training
-
-
-def test_data_in_vocs_layout_have_the_detectors_classes(detector, tmp_path):
-    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "a.xml").write_text("<annotation/>")
-    voc = dataset_for(DatasetConfig(root=str(tmp_path)), detector.class_names)
-    assert (voc.format, voc.class_names) == ("voc", tuple(detector.class_names))
-    named = DatasetConfig(root=str(tmp_path), format="voc", class_names=("a",))
-    assert dataset_for(named, detector.class_names) == named
-    (tmp_path / "a.xml").unlink()
-    (tmp_path / "classes.txt").write_text("cup")
-    assert dataset_for(DatasetConfig(root=str(tmp_path)), ["a"]).class_names is None
 
 
 def test_int8_without_images(detector):
