@@ -11,6 +11,9 @@ from backbones.common.plots import new_plot, save_plot
 
 COLUMNS = ("step", "epoch", "name", "value")
 
+NOT_DRAWN = ("score_thresh",)
+"""Metrics beside scores that are none: where a detector's F1 is best is neither good nor bad."""
+
 
 class CurvePoint(NamedTuple):
     """One value of one curve: `name` is `group/metric`, `epoch` counts passes, fractions too."""
@@ -45,16 +48,18 @@ def read_curves(path: Path) -> list[CurvePoint]:
 
 
 def draw_curves(points: list[CurvePoint], path: Path) -> None:
-    """Draw one panel for each group of curves (the part of the name before `/`) into a PNG."""
+    """Draw one panel for each group of curves (the part of the name before `/`) into a PNG, without
+    those of `NOT_DRAWN`."""
     groups: dict[str, dict[str, list[CurvePoint]]] = defaultdict(lambda: defaultdict(list))
     for point in points:
         group, _, metric = point.name.partition("/")
-        groups[group][metric or group].append(point)
+        if metric not in NOT_DRAWN:
+            groups[group][metric or group].append(point)
     if not groups:
         return
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
-    plot = new_plot(5.5 * columns, 3.4 * rows)
+    plot = new_plot(7.5 * columns, 3.4 * rows)
     panels = plot.subplots(rows, columns, squeeze=False).flat
     for panel, (group, curves) in zip(panels, groups.items(), strict=False):
         for metric, curve in curves.items():
@@ -72,7 +77,15 @@ def draw_curves(points: list[CurvePoint], path: Path) -> None:
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small", frameon=False, title="last value", title_fontsize="small")
+        panel.legend(
+            loc="upper left",
+            bbox_to_anchor=(1, 1),  # where it lies on no line
+            fontsize="small",
+            frameon=False,
+            alignment="left",
+            title="last value",
+            title_fontsize="small",
+        )
     for panel in list(plot.axes)[len(groups) :]:
         panel.set_visible(False)
     save_plot(plot, path)

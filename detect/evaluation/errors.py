@@ -9,7 +9,7 @@ detections count, where tidecv takes 100 of an image.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,11 +129,28 @@ def confusion_matrix(
     return matrix
 
 
-def count_wrong(found: Mapping[str, Tensor], sample: Sample) -> tuple[int, int]:
-    """Of one image, how many detections hit no object of their class, and how many are not hit."""
-    _, _, kinds, _ = _mark_image(sample, found, 0)
-    hits = int((kinds == HIT).sum())
-    return int((kinds >= 0).sum()), int((~sample.crowd).sum()) - hits
+class Verdicts(NamedTuple):
+    """Of one image, at IoU 0.5 and of the same class; what is found in a crowd is in neither.
+
+    Attributes:
+        right: detections that hit an object, `bool [D]` in their own order.
+        wrong: those that hit none, `bool [D]`.
+        missed: objects that are not hit, `bool [G]`; never a crowd.
+    """
+
+    right: Tensor
+    wrong: Tensor
+    missed: Tensor
+
+
+def judge_image(found: Mapping[str, Tensor], sample: Sample) -> Verdicts:
+    """Which detections of one image are right and which wrong, and which objects are missed."""
+    _, _, by_score, objects = _mark_image(sample, found, 0)
+    order = found["scores"].argsort(descending=True, stable=True).cpu()
+    kinds = torch.from_numpy(by_score)[order.argsort()]
+    missed = ~sample.crowd
+    missed[missed.nonzero()[objects[by_score == HIT], 0]] = False
+    return Verdicts(kinds == HIT, kinds >= 0, missed)
 
 
 def mark_detections(

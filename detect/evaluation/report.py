@@ -10,21 +10,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from backbones.common.errors import ImageError
 from backbones.common.files import write_json
 from backbones.common.plots import literal, new_plot
 from detect.data import DetectionDataset
 from detect.evaluation.coco import FINE_SIZES, evaluate_by_size, evaluate_coco, precision_curves
-from detect.evaluation.errors import confusion_matrix, count_wrong, error_report
-from detect.evaluation.page import PICTURE_SIDE, data_url, write_page
+from detect.evaluation.errors import confusion_matrix, error_report
+from detect.evaluation.page import write_page
 from detect.evaluation.recall import IOU_THRESHOLDS, proposal_recall, recall_by_size
 from detect.evaluation.thresholds import THRESHOLDS, ThresholdCurves, threshold_curves
 from detect.evaluation.voc import evaluate_voc
-from detect.media.drawing import draw_detections, gallery
-from detect.rcnn.postprocess import above_score
-
-WORST_IMAGES = 8
-"""Pictures in the gallery."""
+from detect.evaluation.worst import COLORS, worst_images
 
 
 def write_report(
@@ -92,7 +87,8 @@ def write_report(
         curves_svg=_draw_precision_curves(report["precision_at_recall"]),
         thresholds_svg=_draw_thresholds(curves, score_thresh),
         recall_svg=_draw_proposal_recall(report["proposals"] or ()),
-        gallery=_worst_images(dataset, detections, score_thresh),
+        colors=COLORS,
+        gallery=worst_images(dataset, detections, score_thresh),
     )
     return report
 
@@ -160,8 +156,10 @@ def _draw_proposal_recall(rows: Sequence[Mapping[str, Any]]) -> str:
             panel.legend(frameon=False, fontsize="small")
     panel.set(xscale="log", ylim=(0, 1.02), xlabel="proposals an image", ylabel="recall")
     # Of neighbours whose numbers would overlap the larger one has its number.
+    # A digit takes a fiftieth of the scale.
+    room = np.log(max(counts, default=1) / min(counts, default=1)) / 50
     names = [
-        "" if after and after < 1.4 * count else str(count)
+        "" if after and np.log(after / count) < room * len(str(after)) else str(count)
         for count, after in zip(counts, [*counts[1:], 0], strict=False)
     ]
     panel.set_xticks(counts, names)
@@ -187,35 +185,3 @@ def _as_svg(plot: Any) -> str:
     plot.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
-
-
-def _worst_images(
-    dataset: DetectionDataset, detections: Sequence[Mapping[str, Tensor]], score_thresh: float
-) -> list[dict[str, Any]]:
-    """The images with the most wrong and missed objects, truth beside result, as data URLs."""
-    rows = []
-    for index, found in enumerate(detections):
-        sample = dataset.sample(index)
-        kept = {key: value.cpu() for key, value in above_score(found, score_thresh).items()}
-        wrong, missed = count_wrong(kept, sample)
-        if wrong + missed:
-            rows.append((wrong + missed, index, kept, wrong, missed))
-    rows.sort(key=lambda row: (-row[0], row[1]))
-    shown: list[dict[str, Any]] = []
-    for _, index, kept, wrong, missed in rows:
-        sample = dataset.sample(index)
-        entry: dict[str, Any] = {"name": Path(sample.path).name, "wrong": wrong, "missed": missed}
-        try:
-            image = dataset.load_image(index)
-        except ImageError as error:
-            shown.append(entry | {"picture": None, "problem": str(error)})
-        else:
-            truth = {"boxes": sample.boxes, "labels": sample.labels}
-            pair = [draw_detections(image, d, dataset.class_names) for d in (truth, kept)]
-            shown.append(
-                entry
-                | {"picture": data_url(gallery(pair, columns=2), 2 * PICTURE_SIDE, PICTURE_SIDE)}
-            )
-        if len(shown) == WORST_IMAGES:
-            break
-    return shown

@@ -183,7 +183,8 @@ def sheet(
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
+def caption_font() -> ImageFont.FreeTypeFont:
+    """In `CAPTION_SIZE`."""
     # matplotlib brings one that has more than Latin letters.
     path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
     return ImageFont.truetype(path, CAPTION_SIZE)
@@ -193,7 +194,7 @@ def _drawn(caption: Caption, width: int) -> Tensor:
     """A caption as a picture of two lines, `uint8 [3, h, width]`, dark on white."""
     row = CAPTION_SIZE + 5
     picture = Image.new("RGB", (width, 2 * row), "white")
-    canvas, font = ImageDraw.Draw(picture), _font()
+    canvas, font = ImageDraw.Draw(picture), caption_font()
     title, kept = caption.title, len(caption.title)
     while font.getlength(title) > width - 4 and kept > 1:
         kept -= 1  # names differ at their end more often

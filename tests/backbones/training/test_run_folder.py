@@ -39,6 +39,13 @@ def test_a_single_point_is_seen(tmp_path):
     assert (left.max(axis=2) - left.min(axis=2) > 60).sum() > 50
 
 
+def test_a_threshold_is_no_curve_among_scores(tmp_path):
+    points = [CurvePoint(50, 1.0, "val/F1", 0.3)]
+    draw_curves(points, tmp_path / "without.png")
+    draw_curves([*points, CurvePoint(50, 1.0, "val/score_thresh", 0.9)], tmp_path / "with.png")
+    assert (tmp_path / "with.png").read_bytes() == (tmp_path / "without.png").read_bytes()
+
+
 @pytest.mark.usefixtures("curves_are_drawn")
 def test_folder_holds_config_log_curves(tmp_path):
     make_run(tmp_path / "a/run")

@@ -15,7 +15,7 @@ from torchvision.ops import box_area
 from backbones.common.errors import UserError
 from detect.evaluation import evaluate_coco, load_results, to_coco_results
 from detect.evaluation.coco import evaluate_by_size, precision_curves
-from detect.evaluation.errors import KINDS, confusion_matrix, count_wrong, error_report
+from detect.evaluation.errors import KINDS, confusion_matrix, error_report, judge_image
 
 CAT, DOG = 1, 2
 
@@ -136,7 +136,24 @@ def test_what_is_found_in_a_crowd_counts_nowhere():
     assert report.counts == dict.fromkeys(KINDS, 0) | {"background": 1}
     matrix = confusion_matrix(dataset, detections, score_thresh=0.5)
     assert matrix[CAT, CAT] == matrix[0, DOG] == matrix.sum() - 1 == 1
-    assert count_wrong(detections[0], dataset.sample(0)) == (1, 0)
+    right, wrong, missed = judge_image(detections[0], dataset.sample(0))
+    assert right.tolist() == [False] * 10 + [True, False]
+    assert wrong.tolist() == [False] * 11 + [True]
+    assert missed.tolist() == [False, False]
+
+
+def test_verdicts_are_in_the_order_of_detections_and_objects():
+    truth = [(0, 0, 300, 100, CAT, 0, 1), (0, 200, 50, 250, CAT), (100, 200, 150, 250, CAT)]
+    found = [
+        (105, 200, 150, 250, CAT, 0.2),  # found already
+        (0, 200, 50, 250, DOG, 0.3),  # of another class
+        (100, 200, 150, 250, CAT, 0.9),
+    ]
+    detections = make_detections([found])
+    right, wrong, missed = judge_image(detections[0], make_dataset([truth]).sample(0))
+    assert right.tolist() == [False, False, True]
+    assert wrong.tolist() == [True, True, False]
+    assert missed.tolist() == [False, True, False]
 
 
 def test_confusion_by_hand():
