@@ -4,6 +4,7 @@ import difflib
 import itertools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
     """Write in full what may be written shortly; values and other words stay as they are.
 
     `--inputs a b` becomes `--inputs ["a", "b"]` where `inputs` is a list of words, unless it
-    begins with a bracket, a second `--inputs c` adds to the first, and `--resume` becomes
+    stands in brackets, a second `--inputs c` adds to the first, and `--resume` becomes
     `--resume true` where `resume` may be a bool and no value follows. `hints` are type hints by
     dotted key. Raises `UserError` for a key without a value.
     """
@@ -50,7 +51,8 @@ def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
             values = [value] if equals else values
             is_first = option not in written
             written += [option if is_first else f"{option}+"]
-            written += values if values[0].startswith("[") else [json.dumps(values)]
+            is_list = len(values) == 1 and re.fullmatch(r"\[.*\]", values[0], re.DOTALL)
+            written += values if is_list else [json.dumps(values)]
             continue
         written.append(f"{option}{equals}{value}")
         if equals or values or hint is None:

@@ -87,8 +87,9 @@ class RunFolder:
         is_run = os.path.exists(config) or has_checkpoint(self.checkpoints)
         if is_run and not self.resume:
             raise UserError(
-                f"{self.path} already holds a run: continue it with --resume or choose "
-                "another folder with --run"
+                f"{self.path} already holds a run, by its "
+                f"{'config.yaml' if os.path.exists(config) else 'checkpoints'}: continue it with "
+                "--resume or choose another folder with --run"
             )
         if not is_run and (there := [name for name in RESULTS if (self.path / name).exists()]):
             raise UserError(

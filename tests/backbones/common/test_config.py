@@ -255,6 +255,7 @@ class Listed:
         (["--inputs", "a b.jpg", "dir/", "--name", "y"], ["a b.jpg", "dir/"]),
         (["--name", "y", "--inputs", "a", "1", "null"], ["a", "1", "null"]),
         (["--inputs", '["a", "b"]'], ["a", "b"]),
+        (["--inputs", "[1].jpg"], ["[1].jpg"]),
         (["--inputs", "a", "--name", "y", "--inputs=b", "--inputs", '["c"]'], ["a", "b", "c"]),
     ],
 )

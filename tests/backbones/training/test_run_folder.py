@@ -63,7 +63,7 @@ def test_folder_holds_config_log_curves(tmp_path):
 
 def test_a_second_run_needs_resume(tmp_path):
     make_run(tmp_path)
-    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+    with pytest.raises(UserError, match=r"holds a run, by its config.yaml: continue it with --res"):
         RunFolder(tmp_path, Config())
 
 
@@ -86,7 +86,9 @@ def test_checkpoints_without_a_configuration_are_a_run(tmp_path):
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     (checkpoints / "step_9.pt").write_bytes(b"")
-    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+    with pytest.raises(
+        UserError, match="already holds a run, by its checkpoints: continue it with"
+    ):
         RunFolder(tmp_path, Config())
 
 
