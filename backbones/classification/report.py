@@ -1,7 +1,9 @@
 """Scores of classifiers, each alone and together as an ensemble, as a table and a file."""
 
 import logging
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,15 @@ from backbones.classification.evaluation import (
 )
 from backbones.common.device import Precision, resolve_device, resolve_precision
 from backbones.common.errors import UserError
-from backbones.common.files import make_folder, write_json
+from backbones.common.files import make_folder, numbered_folder, write_json
 from backbones.common.ranges import check_ranges
+from backbones.common.read_json import read_json
 from backbones.data.multi_crop import CropCount
 
 logger = logging.getLogger(__name__)
+
+NEW_FOLDERS = Path("runs/evaluate_backbone")
+"""The first folder of reports that name no file; others have numbers behind it."""
 
 WORST = 10
 """Classes in the table; the file has all."""
@@ -61,8 +67,10 @@ class EvaluateBackboneConfig:
     device has instructions for it."""
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one."""
-    output: str = "runs/evaluate_backbone.json"
-    """JSON file for the scores, of all images together and of each class."""
+    output: str | None = None
+    """JSON file for the scores, of all images together and of each class; an earlier report is
+    replaced, any other file is not. null: report.json in a new folder `runs/evaluate_backbone`, or
+    with the first number from 2 behind it that is not taken."""
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -71,22 +79,27 @@ class EvaluateBackboneConfig:
 
 
 def evaluate_backbones(config: EvaluateBackboneConfig) -> dict[str, Any]:
-    """Score classifiers and write `config.output`.
+    """Score classifiers and write a report.
 
     Returns:
         What the file holds: `data`, `split`, `crops`, `images` (their number), `unreadable`
         (messages), `scores` by name of the weights (see `top_scores`), and `classes`, the worst
-        first, as the ensemble or the only network has them (see `ClassScore`).
+        first, as the ensemble or the only network has them (see `ClassScore`); and `output`, where
+        it is.
 
     Raises:
-        UserError: weights or images are not there, or their classes differ.
+        UserError: weights or images are not there, their classes differ, or the output is a file
+            of others.
     """
+    if config.output is not None:
+        make_folder(Path(config.output).parent)
+        _check_replaceable(config.output)
     device = resolve_device(config.device)
     classifiers, class_names = load_classifiers(config.weights)
     source = open_matching_split(
         config.data.root, config.split, class_names, config.data.max_classes
     )
-    make_folder(Path(config.output).parent)
+    output = config.output or numbered_folder(NEW_FOLDERS) / "report.json"
     results: dict[str, Predictions] = {}
     for classifier in classifiers:
         logger.info("evaluating %s", classifier.name)
@@ -113,8 +126,20 @@ def evaluate_backbones(config: EvaluateBackboneConfig) -> dict[str, Any]:
         "scores": {name: top_scores(predictions) for name, predictions in results.items()},
         "classes": [asdict(score) for score in class_scores(chosen, source.class_names)],
     }
-    write_json(config.output, report, indent=2)
-    return report
+    write_json(output, report, indent=2)
+    return report | {"output": str(output)}
+
+
+def _check_replaceable(path: str) -> None:
+    content: Any = None
+    with suppress(UserError):
+        content = read_json(path)
+    is_own = isinstance(content, dict) and content.keys() >= {"crops", "scores", "classes"}
+    if os.path.lexists(path) and not is_own:
+        raise UserError(
+            f"{path}: is there already, and is no report that was written here: delete it, or name "
+            "another output"
+        )
 
 
 def format_report(report: Mapping[str, Any]) -> str:

@@ -9,9 +9,11 @@ _USER = re.compile(
 _UNTIL_AT = re.compile(r"(?<=://).*@", re.DOTALL)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _VALUE = re.compile(r"([?#&;])([^=?#&;]*=)?[^?#&;]+")
-# In a text, where it may be that of a `Path`, which has one slash.
+# In a text, where it may be that of a `Path`, which has one slash. Of other schemes the last letter
+# is enough: to look for all of it at each place of a long text would take minutes.
 _ADDRESS = re.compile(
-    r"""([a-z][a-z\d+.-]*:/|\b(?:https?|rtsps?):)/(\S*[^\s'":;,.)\]])""", re.IGNORECASE
+    r"""([a-z\d+.-]:/|\b(?:https?|rtsps?|ftps?|rtmps?|s3|gs):(?!//))/(\S*[^\s'":;,.)\]])""",
+    re.IGNORECASE,
 )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +49,8 @@ def parse_json(
     def entry_of(pairs: list[tuple[str, Any]]) -> Any:
         entry = dict(pairs)
         if len(entry) < len(pairs):  # json alone would take the last
-            keys = [key for key, _ in pairs]
-            twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+            counts = Counter(key for key, _ in pairs)
+            twice = next(key for key in counts if counts[key] > 1)
             raise ValueError(f"key {twice[:40]!r} stands twice in an object, keep one")
         return entry if object_hook is None else object_hook(entry)
 

@@ -51,8 +51,8 @@ class TrainConfig:
     workers: int = 1
     """Processes that read and augment images, for each that trains; 0 does it in that one."""
     eval_every: int | Literal["auto"] = 1
-    """Epochs between evaluations; the last epoch is always evaluated. `auto`: ten evaluations of a
-    run, one an epoch where it has fewer."""
+    """Epochs between evaluations; the last epoch is always evaluated. `auto`: some ten evaluations
+    of a run, one an epoch where it has fewer."""
     checkpoint_minutes: float = 10.0
     """Longest time between two checkpoints; every epoch writes one too."""
     keep_checkpoints: int = 2
@@ -76,7 +76,7 @@ class TrainConfig:
     @property
     def epochs_between_scores(self) -> int:
         """`eval_every` as a number."""
-        return -(-self.epochs // 10) if self.eval_every == "auto" else self.eval_every
+        return max(1, round(self.epochs / 10)) if self.eval_every == "auto" else self.eval_every
 
     def sampler(self, num_examples: int) -> EpochSampler:
         """Which of the training images this process sees when; raises as `EpochSampler`."""

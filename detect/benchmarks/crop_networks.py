@@ -26,7 +26,7 @@ from detect.auto import number
 from detect.checkpoint import load_detector
 from detect.config import DetectorConfig, ModelConfig, without_learned
 from detect.data import DetectionDataset
-from detect.data.open import build_datasets
+from detect.data.open import build_datasets, match_classes
 from detect.detector import Detector
 from detect.evaluation import load_results
 from detect.evaluation.coco import evaluate_by_size
@@ -97,7 +97,10 @@ def compare_crops(config: ComparisonConfig) -> list[dict[str, Any]]:
     costs = {name: multiply_adds(name, config.model.width) for name in config.variants}
     splits = (config.data.train, config.data.val, config.data.test)
     names = [name for name in splits if name is not None]
-    datasets = dict(zip(names, build_datasets(config.data, names), strict=True))
+    train, *others = build_datasets(config.data, names)
+    classes = train.class_names, train.category_ids
+    matched = (match_classes(*classes, *pair) for pair in zip(others, names[1:], strict=True))
+    datasets = dict(zip(names, [train, *matched], strict=True))
     check_image_ids(datasets)
     written = folder / "config.yaml"
     if os.path.exists(written):

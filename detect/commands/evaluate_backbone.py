@@ -22,5 +22,5 @@ USUAL = "weights data.root crops output device"
 def main() -> None:
     """Run from the command line."""
     config = parse_config(EvaluateBackboneConfig, description=__doc__, usual=USUAL)
-    print(format_report(evaluate_backbones(config)))
-    print(f"\nreport: {config.output}")
+    report = evaluate_backbones(config)
+    print(f"{format_report(report)}\n\nreport: {report['output']}")

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.common.addresses import without_secrets
 from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
 from backbones.common.read_json import read_json
@@ -126,8 +125,7 @@ def check_ids(path: Path, dataset: DetectionDataset) -> None:
             )
             if not is_same:
                 raise UserError(
-                    f"{path}: {what} {key} is {without_secrets(theirs[key])} there and "
-                    f"{own[key]} in the dataset: "
+                    f"{path}: {what} {key} is {theirs[key]} there and {own[key]} in the dataset: "
                     "the results are of other ones (tools.infer numbers its images by itself: "
                     "score a detector by --weights)"
                 )

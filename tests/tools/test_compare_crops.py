@@ -15,6 +15,7 @@ from PIL import Image
 
 from backbones.common.config import from_dict
 from backbones.networks.weights import load_weights
+from detect.benchmarks import crop_networks
 from detect.benchmarks.crop_networks import (
     ComparisonConfig,
     comparison_table,
@@ -136,6 +137,30 @@ def test_a_comparison_resumes_and_takes_the_proposals_of_a_checkpoint(
     message = error_of(tool, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert "already holds a comparison: continue it with --resume or" in message
     assert (tmp_path / "run" / "proposals.json").read_bytes() == proposals
+
+
+def test_splits_have_the_labels_of_the_training_split(digits, tmp_path, monkeypatch):
+    """Or what is found of a class that `test` lacks would be refused after hours."""
+    shutil.copytree(digits, tmp_path / "digits")
+    path = tmp_path / "digits" / "annotations" / "val.json"
+    document = json.loads(path.read_text())
+    document["categories"] = [
+        {"id": 50 + k["id"], "name": k["name"]} for k in document["categories"]
+    ]
+    for entry in document["annotations"]:
+        entry["category_id"] += 50
+    lacking = {k["id"] for k in document["categories"]} - {
+        entry["category_id"] for entry in document["annotations"]
+    }
+    assert lacking
+    document["categories"] = [k for k in document["categories"] if k["id"] not in lacking]
+    path.write_text(json.dumps(document))
+    monkeypatch.setattr(crop_networks, "_compare", lambda *given: given[-1])
+    given = settings(tmp_path / "digits") | {"variants": VARIANTS, "run": str(tmp_path / "run")}
+    datasets = crop_networks.compare_crops(from_dict(ComparisonConfig, given))
+    assert datasets["val"].class_names == datasets["train"].class_names
+    ids = dict(zip(datasets["val"].class_names, datasets["val"].category_ids, strict=True))
+    assert {entry["category_id"] for entry in document["annotations"]} <= {*ids.values()}
 
 
 def test_an_image_without_proposals_has_itself_as_one(compared, tmp_path):

@@ -19,7 +19,7 @@ from detect.config import ModelConfig
 from detect.data import load_coco, make_digits
 from detect.data.open import DatasetConfig
 from detect.evaluation import evaluate_coco, to_coco_results
-from detect.evaluation.report import write_report
+from detect.evaluation.report import IOU_THRESHOLDS, _draw_proposal_recall, write_report
 from detect.inference.evaluate import EvaluateConfig, with_split
 from detect.proposals import LearnedConfig, Proposals, save_proposals
 
@@ -219,6 +219,25 @@ def test_precomputed_proposals_must_be_named_and_only_then(digits, tmp_path, mon
             arguments += ["--precomputed", "p.json"]
         assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 2
         assert words in capsys.readouterr().err
+
+
+def test_reports_that_name_no_folder_are_all_kept(digits, results, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--results", str(results), *data_arguments(digits)]
+    for folder in ("runs/evaluate", "runs/evaluate2", "runs/evaluate3"):
+        assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
+        assert capsys.readouterr().out.endswith(f"report: {folder}/report.html\n")
+        assert (tmp_path / folder / "report.html").exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_numbers_of_proposals_do_not_overlap_on_the_page():
+    recalls = {f"recall_{round(100 * threshold)}": 0.5 for threshold in IOU_THRESHOLDS}
+    drawn = _draw_proposal_recall(
+        [{"count": count} | recalls for count in (10, 100, 130, 160, 300)]
+    )
+    assert all(f"<!-- {count} -->" in drawn for count in (10, 160, 300))
+    assert not any(f"<!-- {count} -->" in drawn for count in (100, 130))
 
 
 def test_the_output_must_be_a_folder(digits, results, tmp_path, monkeypatch, capsys):

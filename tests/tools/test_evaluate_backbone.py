@@ -169,3 +169,21 @@ def test_what_does_not_fit_is_refused(folder, monkeypatch, capsys):
     assert "crops" in refused(*arguments(folder, "0"), "--crops", "5")
     assert "batch_size must be at least 1" in refused(*arguments(folder, "0"), "--batch_size", "0")
     assert "weights" in refused("--weights", "[]")
+
+
+def test_no_report_and_no_file_of_others_is_replaced(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    unnamed = arguments(folder, "0")
+    place = unnamed.index("--output")
+    unnamed[place : place + 2] = []
+    for report in ("runs/evaluate_backbone/report.json", "runs/evaluate_backbone2/report.json"):
+        assert run(evaluate_backbone, *unnamed, monkeypatch=monkeypatch) == 0
+        assert capsys.readouterr().out.endswith(f"report: {report}\n")
+        assert (tmp_path / report).exists()
+    for number, content in enumerate(('{"images": []}', "mine")):
+        path = tmp_path / f"{number}.json"
+        path.write_text(content)
+        given = [*unnamed, "--output", str(path)]
+        message = error_of(evaluate_backbone, *given, monkeypatch=monkeypatch, capsys=capsys)
+        assert "is no report that was written here" in message
+        assert path.read_text() == content

@@ -53,3 +53,12 @@ def test_a_resumed_run_keeps_what_decides_its_result(config_class):
     for key in ("seed", "precision", "model.variant", "optim.lr", "data.root", "eval_every"):
         assert key in leaf_keys(config_class)
         assert key not in staircase.may_change
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every"), [(1, 1), (8, 1), (14, 1), (16, 2), (60, 6), (300, 30)]
+)
+def test_a_run_is_scored_some_ten_times(epochs, every):
+    config = TrainConfig("", epochs, 4, OptimConfig(), eval_every="auto")
+    assert config.epochs_between_scores == every
+    assert dataclasses.replace(config, eval_every=7).epochs_between_scores == 7

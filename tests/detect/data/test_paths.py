@@ -10,6 +10,7 @@ from PIL import Image
 
 from backbones.common.errors import UserError
 from detect.data import DetectionDataset, load_coco, load_voc, load_yolo
+from detect.data.open import DatasetConfig, DatasetFormat, build_dataset, resolve_data
 
 
 def picture(path: Path) -> None:
@@ -113,3 +114,26 @@ def test_an_address_is_refused_without_its_secrets(load: Load, tmp_path: Path) -
     with pytest.raises(UserError, match="got the address") as caught:
         load(tmp_path, "https://user:hidden@host/a.jpg?key=hidden")
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["auto", "coco", "voc", "yolo"])
+@pytest.mark.parametrize("place", ["root", "path", "train", "voc"])
+def test_no_address_in_place_of_a_folder_shows_its_secrets(
+    place: str, format: DatasetFormat, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = "https://user:hidden@host/a?key=hidden"
+    keys = {"path": ".", "train": "images"} | {place: address}
+    (tmp_path / "data.yaml").write_text(
+        f"path: {keys['path']}\ntrain: {keys['train']}\nnames: [a]\n"
+    )
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "Annotations/a.xml").write_text("<annotation/>")
+    picture(tmp_path / "JPEGImages/a.jpg")
+    (tmp_path / "ImageSets/Main/train.txt").write_text(f"{address}\n")
+    root = address if place == "root" else str(tmp_path)
+    with pytest.raises(UserError) as caught:
+        build_dataset(resolve_data(DatasetConfig(root=root, format=format)), "train")
+    assert "hidden" not in str(caught.value) + caplog.text
+    if place == "root" or (place, format) in (("path", "yolo"), ("train", "yolo"), ("voc", "voc")):
+        assert "got the address" in str(caught.value)
