@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import cv2
@@ -12,6 +12,7 @@ import torch
 
 from backbones.common.cores import limit_threads_to_quota
 from backbones.common.device import set_tf32
+from backbones.common.early_log import keep_early_log, take_early_log
 from backbones.common.errors import UserError
 from backbones.common.memory import keep_freed_memory
 from backbones.common.progress import console_handler
@@ -46,18 +47,22 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        finally:
+            take_early_log()
 
     return run
 
 
-def prepare_process() -> None:
-    """Set memory, threads and log of this process as tools have them."""
+def prepare_process(early: Iterable[logging.LogRecord] = ()) -> None:
+    """Set memory, threads and log of this process as tools have them; `early` was logged for it in
+    another."""
     keep_freed_memory()
     limit_threads_to_quota()
     set_tf32(False)  # fp32 is fp32, but for training in the precision tf32
     # One setting for the threads of both, OMP_NUM_THREADS or what torchrun says.
     cv2.setNumThreads(torch.get_num_threads())
     logging.basicConfig(level=logging.INFO, handlers=[console_handler()])
+    keep_early_log(early)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of the fonts that it finds
 
 

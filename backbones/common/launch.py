@@ -33,6 +33,7 @@ from torch.multiprocessing.spawn import start_processes
 from backbones.common import distributed
 from backbones.common.cli import prepare_process
 from backbones.common.device import resolve_device
+from backbones.common.early_log import take_early_log
 from backbones.common.errors import LostProcessError, UserError
 
 Config = TypeVar("Config")
@@ -123,6 +124,7 @@ class _Job:
     start_method: str
     port: int
     folder: Path
+    early: list[logging.LogRecord]
 
 
 class _Signal(NamedTuple):
@@ -156,7 +158,7 @@ def _work(rank: int, job: _Job) -> None:
     # Otherwise loaders would start their workers as this process was started, in seconds.
     multiprocessing.set_start_method(job.start_method, force=True)
     torch.set_num_threads(job.threads)
-    prepare_process()
+    prepare_process(job.early if rank == 0 else ())
     # A program that a script has put into the background is born deaf to Ctrl-C, and so were this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -237,7 +239,10 @@ def _run(function: Callable[[Any], Any], config: Any, count: int) -> list[_Endin
     )
     with tempfile.TemporaryDirectory(prefix="processes_") as folder:
         start_method = multiprocessing.get_start_method()
-        job = _Job(function, config, count, threads, start_method, store.port, Path(folder))
+        job = _Job(
+            *(function, config, count, threads, start_method, store.port, Path(folder)),
+            early=take_early_log(),
+        )
         with _started(job) as (processes, received):
             return _wait(job, processes, received)
 

@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import logging
 import os
-import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from backbones.common import distributed
 from backbones.common.config import flatten, from_dict, read_yaml, save_config, to_dict
+from backbones.common.early_log import take_early_log
 from backbones.common.errors import UserError
 from backbones.common.files import (
     atomic_write,
@@ -29,6 +29,7 @@ from backbones.common.files import (
 )
 from backbones.training.checkpoints import has_checkpoint
 from backbones.training.curves import COLUMNS, CurvePoint, draw_curves, read_curves
+from backbones.training.log_file import LogFile
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +139,9 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         if not distributed.is_main():
             return self
-        self._handler = _LogFile(open_to_append(self.path / "log.txt"))
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler = LogFile(self.path)
+        for record in take_early_log():
+            self._handler.handle(record)
         root = logging.getLogger()
         self._former_level = root.level
         root.setLevel(min(root.level, logging.INFO))
@@ -169,9 +171,7 @@ class RunFolder:
         root = logging.getLogger()
         root.removeHandler(self._handler)
         root.setLevel(self._former_level)
-        # What the disk refuses to take in the end has been said where it refused it first.
-        with suppress(OSError):
-            self._handler.stream.close()
+        self._handler.close()
         with suppress(OSError) if error is not None else write_errors(self.path):
             self._open.close()
 
@@ -274,15 +274,3 @@ def _quiet_threads() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = former
-
-
-class _LogFile(logging.StreamHandler):
-    """A log that goes on without its file where the disk refuses it, and says so once."""
-
-    _has_failed = False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not self._has_failed:
-            error = sys.exc_info()[1]
-            sys.stderr.write(f"{self.stream.name}: cannot be written: {error}\n")
-        self._has_failed = True

@@ -11,6 +11,7 @@ from backbones.classification.pretraining import PretrainConfig, pretrain_in_pro
 from backbones.common import distributed
 from backbones.common.cli import command
 from backbones.common.config import parse_config
+from backbones.training.log_file import print_results
 from backbones.training.run_folder import weights_line
 
 USUAL = (
@@ -26,6 +27,6 @@ def main() -> None:
     state = pretrain_in_processes(config)
     if not distributed.is_main():
         return
-    best = state.best_metrics
-    print(f"best top-1 {100 * best['top1']:.2f} %, top-5 {100 * best['top5']:.2f} %")
-    print(weights_line(Path(config.run, "best.safetensors")))
+    best, run = state.best_metrics, Path(config.run)
+    scores = f"best top-1 {100 * best['top1']:.2f} %, top-5 {100 * best['top5']:.2f} %"
+    print_results(run, [scores, weights_line(run / "best.safetensors")])

@@ -7,9 +7,12 @@ lowres-rcnn train_detector --config bccd_79 --epochs 20
 lowres-rcnn train_detector --run runs/mine --resume
 """
 
+from pathlib import Path
+
 from backbones.common import distributed
 from backbones.common.cli import command
 from backbones.common.config import parse_config
+from backbones.training.log_file import print_results
 from backbones.training.run_folder import weights_line
 from detect.config import DetectorConfig
 from detect.evaluation.coco import listed
@@ -29,6 +32,7 @@ def main() -> None:
     outcome = train_in_processes(config)
     if not distributed.is_main():
         return
+    lines = []
     for split in ("val", "test"):
         scores = outcome[split]
         if scores is not None:
@@ -37,6 +41,6 @@ def main() -> None:
                 for name, value in scores.items()
                 if isinstance(value, float) or (value is None and name.startswith("A"))
             ]
-            print(f"{split}: {listed(scores, names)}")
-    print(weights_line(outcome["weights"]))
-    print(f"curves:  {config.run}/curves.png")
+            lines.append(f"{split}: {listed(scores, names)}")
+    lines += [weights_line(outcome["weights"]), f"curves:  {config.run}/curves.png"]
+    print_results(Path(config.run), lines)

@@ -12,7 +12,7 @@ import torch
 import yaml
 from helpers.repacking import repack
 from helpers.tiny_detector import TINY
-from helpers.tool_runs import error_of, run
+from helpers.tool_runs import error_of, not_logged, run
 from helpers.untrained_detector import save_untrained
 
 from backbones import create_backbone, save_backbone
@@ -70,6 +70,7 @@ def test_a_run_leaves_what_the_readme_says(digits, tmp_path, monkeypatch, capsys
     assert done.returncode == 0, done.stderr
     assert "val: AP " in done.stdout
     assert "test: AP " in done.stdout
+    assert not_logged(tmp_path / "run", done.stdout, done.stderr) == []
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names >= {
         "config.yaml",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 from helpers.tiny_detector import TINY
-from helpers.tool_runs import run
+from helpers.tool_runs import not_logged, run
 
 from backbones.classification import pretraining
 from backbones.training.checkpoints import load_last_checkpoint
@@ -67,6 +67,7 @@ def test_ctrl_c_stops_all_with_a_checkpoint_that_one_process_continues(tmp_path,
         "interrupted",
     ):
         assert err.count(line) == 1, err
+    assert not_logged(folder, out, err) == []
     checkpoint = load_last_checkpoint(folder / "checkpoints")
     assert checkpoint is not None
     step = checkpoint["state"]["step"]
@@ -77,7 +78,11 @@ def test_ctrl_c_stops_all_with_a_checkpoint_that_one_process_continues(tmp_path,
 
     torch.set_num_threads(1)
     assert run(train_detector, *arguments, "--resume", "true", monkeypatch=monkeypatch) == 0
-    assert f"resumed {folder} at step {step}" in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert f"resumed {folder} at step {step}" in log
+    # What the first command said before it had a log is there from it, and not again.
+    assert log.count("starting 2 processes") == 1
+    assert log.count("curves.png") == 1
     after = load_last_checkpoint(folder / "checkpoints")
     assert after is not None
     assert after["state"]["step"] == 16

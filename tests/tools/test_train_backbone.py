@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.tool_runs import error_of, run
+from helpers.tool_runs import error_of, not_logged, run
 from PIL import Image
 
 from backbones import load_backbone
@@ -52,6 +52,7 @@ def test_trains_resumes_and_saves_a_usable_network(data, tmp_path, monkeypatch, 
     first = run_tool(*arguments, "--epochs", "1")
     assert first.returncode == 0, first.stderr
     assert "best top-1" in first.stdout
+    assert not_logged(folder, first.stdout, first.stderr) == []
     names = {file.name for file in folder.iterdir()}
     assert {"config.yaml", "log.txt", "curves.csv", "curves.png"} <= names
     assert {"best.safetensors", "last.safetensors"} <= names
