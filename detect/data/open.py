@@ -83,6 +83,14 @@ def resolve_data(config: Config) -> Config:
     return replace(config, root=os.path.abspath(str(config.root)), format=format)
 
 
+def keep_out_of_data(output: str, config: DatasetConfig) -> None:
+    """Raise `UserError` for an output that is the dataset's own folder: a picture that is written
+    there would be one of its images."""
+    root = Path(str(config.root))
+    if os.path.realpath(output) == os.path.realpath(root.parent if root.is_file() else root):
+        raise UserError(f"{output}: is the folder of the dataset: name another one for the output")
+
+
 def has_split(config: DatasetConfig, split: str) -> bool:
     """Whether the data have a split, made ones not counted; raises as `resolve_data`."""
     return _layout(config).find(split) is not None

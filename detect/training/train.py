@@ -26,6 +26,7 @@ from detect.data.account import held_notes, log_account, take_account
 from detect.data.augmentation import AugmentConfig
 from detect.data.open import (
     build_datasets,
+    keep_out_of_data,
     match_classes,
     resolve_data,
     warn_without_objects,
@@ -81,6 +82,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     # The run's own files tell where its data are, wherever it is continued or scored.
     data = resolve_data(config.data)
     config = replace(config, data=data)
+    keep_out_of_data(config.run, data)
     names = {"train": data.train, "val": data.val, "test": data.test}
     wanted = {key: name for key, name in names.items() if name is not None}
     with held_notes() as notes:

@@ -12,7 +12,13 @@ from PIL import Image
 from backbones.common.config import to_dict
 from backbones.common.errors import UserError
 from detect.config import DataConfig
-from detect.data.open import DatasetConfig, build_dataset, build_datasets, dataset_for
+from detect.data.open import (
+    DatasetConfig,
+    build_dataset,
+    build_datasets,
+    dataset_for,
+    keep_out_of_data,
+)
 from detect.data.splits import hold_out, scene_of, usual_split
 
 
@@ -134,3 +140,10 @@ def test_one_image_cannot_be_divided(tmp_path):
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="one image cannot be divided"):
         build_dataset(DatasetConfig(root=str(tmp_path)), "train")
+
+
+def test_an_output_is_not_the_datas_own_folder(flat, tmp_path):
+    config = DatasetConfig(root=str(flat))
+    with pytest.raises(UserError, match="is the folder of the dataset"):
+        keep_out_of_data(str(flat / ".." / flat.name), config)
+    keep_out_of_data(str(flat / "run"), config)
