@@ -64,7 +64,7 @@ def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
 
 
 def _is_list_of_words(hint: Any) -> bool:
-    item = next(iter(get_args(hint)), None) if get_origin(hint) is list else None
+    item = next(iter(get_args(hint)), None) if get_origin(hint) in (list, tuple) else None
     return item is str or get_origin(item) is Literal
 
 

@@ -98,7 +98,7 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     if not os.path.isdir(path):
         if not os.path.exists(path):
             shown = without_secrets(name)
-            raise UserError(f"{shown}: no such file: expected a .safetensors file or a run folder")
+            raise UserError(f"{shown}: no such file: expected weights or a run folder")
         return path
     names = ("best.safetensors", "last.safetensors")
     files = [path / name for name in names if os.path.exists(path / name)]

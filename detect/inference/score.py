@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from backbones.common import distributed
-from backbones.common.errors import ImageError
+from backbones.common.errors import ImageError, UserError
 from backbones.common.files import write_json
 from backbones.common.progress import TrainingProgress
 from detect.data import DetectionDataset
@@ -114,6 +114,9 @@ def detect_dataset(
         detector: what to run.
         dataset: what to run it on.
         proposals: from `proposals_for`, for a detector without a proposer.
+
+    Raises:
+        UserError: no image can be read.
     """
     own = range(distributed.rank(), len(dataset), distributed.world_size())
     nowhere = torch.zeros(0, 4)
@@ -160,7 +163,7 @@ def detect_dataset(
     looked_at = sum(part[3] for part in parts)
     told = None if is_exported else regions
     if looked_at == 0:
-        return Detected(detections, told, Cost(None, None))
+        raise UserError(f"none of the {len(dataset)} images can be read, see above")
     # Processes work at once, as threads do.
     crops, seconds = sum(part[1] for part in parts), max(part[2] for part in parts)
     cost = Cost(None if is_exported else crops / looked_at, seconds / looked_at)

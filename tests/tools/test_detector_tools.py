@@ -413,7 +413,7 @@ def test_inference_mistakes_are_one_line(detector_file, pictures, tmp_path, monk
         ([weights, f'["{weights}"]'], "unknown type of file"),
         (
             [str(tmp_path / "none.safetensors"), f'["{pictures}"]'],
-            "none.safetensors: no such file: expected a .safetensors file or a run folder",
+            "none.safetensors: no such file: expected weights or a run folder",
         ),
         (
             [str(pictures), f'["{pictures}"]'],

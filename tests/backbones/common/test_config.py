@@ -256,6 +256,7 @@ class Listed:
         (["--name", "y", "--inputs", "a", "1", "null"], ["a", "1", "null"]),
         (["--inputs", '["a", "b"]'], ["a", "b"]),
         (["--inputs", "[1].jpg"], ["[1].jpg"]),
+        (["--inputs", "[1].jpg", "b"], ["[1].jpg", "b"]),
         (["--inputs", "a", "--name", "y", "--inputs=b", "--inputs", '["c"]'], ["a", "b", "c"]),
     ],
 )
