@@ -19,6 +19,7 @@ from backbones.deployment.openvino import core, quantize, require_quantization
 from backbones.networks.metadata import describe
 from detect.deployment.detector import calibration_crops, check_detector
 from detect.deployment.exported import OUTPUTS, RT_INFO
+from detect.deployment.seal import seal_onnx, seal_openvino
 from detect.deployment.whole import WholeDetector
 from detect.detector import Detector
 from detect.media.given import Image
@@ -84,7 +85,7 @@ def export_detector(
     difference = _check(data, image, expected)
     if path.suffix == ".onnx":
         with atomic_write(path) as file:
-            file.write(data)
+            file.write(seal_onnx(data))
         return difference
     if precision == "int8":
         import openvino
@@ -118,6 +119,7 @@ def save_openvino(path: Path, model: Any) -> None:
             openvino.save_model(model, new, compress_to_fp16=False)
         except RuntimeError as error:  # its streams give no reason
             raise DiskError(f"{path}: cannot be written: is there room on the disk?") from error
+        seal_openvino(new)
         for suffix in (".bin", ".xml"):
             os.replace(new.with_suffix(suffix), path.with_suffix(suffix))
 

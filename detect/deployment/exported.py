@@ -17,6 +17,7 @@ from backbones.common.regular_files import open_file, read_file
 from backbones.deployment.openvino import CompiledModel, core
 from backbones.networks.metadata import broken_metadata
 from detect.data.sample import check_class_name
+from detect.deployment.seal import KEY, check_seal
 from detect.detector import Detector
 from detect.proposals import Proposals
 from detect.rcnn.checks import check_image
@@ -129,6 +130,7 @@ def load_exported(path: str | Path) -> Detector:
     read = _read_onnx if engine == "onnxruntime" else _read_openvino
     try:
         digest = _digest_of(path)  # libraries would wait for a pipe
+        is_sealed = check_seal(path)
         texts, start = read(path)
         if _digest_of(path) != digest:
             raise UserError(f"{path}: was replaced while it was read: try again")
@@ -144,6 +146,8 @@ def load_exported(path: str | Path) -> Detector:
         raise UserError(
             f"{path}: expected a detector that tools.export wrote, found something else"
         )
+    if KEY in metadata and not is_sealed:
+        raise UserError(f"{path}: damaged, or other programs changed it: export it again")
     with broken_metadata(path):
         names, ids = classes_of(metadata)
         score_thresh = metadata["score_thresh"]

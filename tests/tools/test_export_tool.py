@@ -24,6 +24,7 @@ from detect.commands.export import check_replaceable
 from detect.deployment import exported as exported_files
 from detect.deployment.export import save_openvino
 from detect.deployment.exported import OUTPUTS, RT_INFO
+from detect.deployment.seal import seal_onnx
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -117,7 +118,7 @@ def exported(tmp_path_factory):
     metadata = {"kind": "detector", "class_names": ["a", "b"], "category_ids": [3, 7]}
     metadata |= {"score_thresh": 0.2, "precision": "fp32", "package_version": "0.1.0"}
     data = to_onnx(program, ["image"], OUTPUTS, metadata, {})
-    (folder / "detector.onnx").write_bytes(data)
+    (folder / "detector.onnx").write_bytes(seal_onnx(data))
     write_image(folder / "photo.png", torch.zeros(3, 40, 50, dtype=torch.uint8))
     return folder
 
