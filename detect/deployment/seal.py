@@ -10,7 +10,7 @@ from backbones.common.regular_files import read_file
 KEY = "sha256"
 """Of ONNX's metadata: the digest of all bytes before this entry, which is the last one."""
 
-# Field 14, `metadata_props`, of 76 bytes: a key of 6, and a value of 66 that is JSON, as others are.
+# Field 14, `metadata_props`, of 76 bytes: a key of 6, and a value of 66 that is JSON, as all are.
 _ENTRY = b"\x72\x4c\x0a\x06" + KEY.encode() + b'\x12\x42"%s"'
 _COMMENT = b"<!-- sha256 %s, with the weights -->\n"
 

@@ -62,6 +62,8 @@ def check_targets(
     check_boxes([target["boxes"] for target in targets], "target boxes")
     for i, target in enumerate(targets):
         labels = target["labels"]
+        if labels.dtype != torch.int64:
+            raise ValueError(f"targets[{i}] labels must be int64, got {labels.dtype}")
         if len(labels) != len(target["boxes"]):
             raise ValueError(
                 f"targets[{i}] has {len(target['boxes'])} boxes but {len(labels)} labels"

@@ -295,6 +295,10 @@ def test_training_needs_targets():
             {"boxes": torch.zeros(0, 4), "labels": torch.ones(2, dtype=torch.int64)},
             "0 boxes but 2 labels",
         ),
+        (
+            {"boxes": torch.tensor([[10.0, 10, 20, 50]]), "labels": torch.ones(1)},
+            r"targets\[0\] labels must be int64, got torch.float32",
+        ),
         ({"boxes": torch.zeros(0, 4)}, r"targets\[0\] has no labels"),
     ],
 )
