@@ -236,11 +236,17 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         ImageError: the file is missing, no regular file, or as in `EncodedImage`; the message
             names it.
     """
+    pixels = open_image(path).decode()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def open_image(path: str | os.PathLike[str]) -> EncodedImage:
+    """An image file in memory; raises as `read_image`."""
     try:
         data = read_file(path)
     except OSError as error:
         raise ImageError(f"{path}: cannot read image: {error.strerror or error}") from error
-    return decode_image(data, name=str(path))
+    return EncodedImage(data, str(path))
 
 
 def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -25,7 +25,7 @@ def read_json(
         UserError: the file cannot be read, or is refused as by `parse_json`.
     """
     try:
-        return parse_json(read_file(path).decode("utf-8"), object_hook)
+        return parse_json(read_file(path).decode("utf-8-sig"), object_hook)
     except OSError as error:
         raise UserError(f"{path}: cannot read {what}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -63,6 +63,11 @@ class Account(NamedTuple):
     mistakes: list[str]
     unreadable: int
 
+    @property
+    def class_names(self) -> list[str]:
+        """Those of all splits; categories of COCO may stand in the file of one alone."""
+        return _class_names(self.splits)
+
 
 @contextmanager
 def held_notes() -> Iterator[list[str]]:
@@ -138,16 +143,29 @@ def _count(dataset: DetectionDataset) -> Counts:
     )
 
 
+def _class_names(splits: Mapping[str, Counts]) -> list[str]:
+    return list(dict.fromkeys(name for counts in splits.values() for name in counts.classes))
+
+
 def _of_classes(splits: Mapping[str, Counts]) -> Iterator[str]:
     """Of classes that a split has no object of: often a misspelt name."""
     without: dict[str, list[str]] = {}
-    for name in next(iter(splits.values())).classes:
+    for name in _class_names(splits):
         missing = [split for split, counts in splits.items() if not counts.classes.get(name)]
         if missing:
             where = "any split" if len(missing) == len(splits) > 1 else " and ".join(missing)
             without.setdefault(where, []).append(name)
     for where, names in without.items():
         yield f"classes without an object in {where}: {first_of(names, MANY)}"
+    for split, counts in splits.items() if "train" in splits else ():
+        known = splits["train"].classes
+        if unknown := [
+            name for name, count in counts.classes.items() if count and name not in known
+        ]:
+            yield (
+                f"classes of {split} that train lacks, for which training refuses it: "
+                f"{first_of(unknown, MANY)}"
+            )
 
 
 def _of_pictures(

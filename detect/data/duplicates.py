@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from backbones.common.errors import ImageError, ImageTooLargeError
-from backbones.common.images import EncodedImage
-from backbones.common.regular_files import open_file, read_file
+from backbones.common.images import open_image
+from backbones.common.regular_files import open_file
 from detect.data.sample import DetectionDataset
 
 LOOKED_AT = 1000, 200_000_000
@@ -83,12 +83,12 @@ def look_at(dataset: DetectionDataset) -> Looks:
     for index in chosen:
         path, size = dataset.paths[index], dataset.sizes[index].tolist()
         try:
-            image = EncodedImage(read_file(path), path)
+            image = open_image(path)
             found = [image.width, image.height]
             pixels = image.decode(image.reduction(image.height, image.width, 4 * SIDE))
         except ImageTooLargeError:
             continue
-        except (ImageError, OSError) as error:
+        except ImageError as error:
             unreadable.append(str(error))
             continue
         if found != size:

@@ -1,7 +1,7 @@
 """Which of the usual layouts a folder of images and annotations has, as tools write them."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,9 +13,9 @@ from backbones.common.listing import is_visible
 from backbones.common.regular_files import read_file
 from detect.data.coco import load_coco
 from detect.data.sample import DetectionDataset
-from detect.data.splits import usual_split
+from detect.data.splits import SPLITS, find_split, usual_split
 from detect.data.voc import load_voc, load_voc_pairs
-from detect.data.yolo import SPLITS, is_there, load_yolo, read_document
+from detect.data.yolo import is_there, load_yolo, places_of, read_document
 
 EXPECTED = {
     "voc": "Pascal VOC (Annotations beside JPEGImages, or .xml beside images, in folders train, "
@@ -39,17 +39,19 @@ class Layout(NamedTuple):
         splits: how each is loaded, by the name that it has there. Without any that is a `train`,
             all images are of one split, `train`.
         missing: a sentence for each split that is named and is not there.
+        taken: files and folders that are read, each with the name of its split, `""` for all; may
+            be an iterator, for lists of images are read for it.
     """
 
     format: Literal["voc", "coco", "yolo"]
     words: str
     splits: Mapping[str, Callable[[], DetectionDataset]]
     missing: Sequence[str] = ()
+    taken: Iterable[tuple[str, Path]] = ()
 
     def find(self, split: str) -> str | None:
         """The name that a split has here: its own, or one that means the same (`valid`)."""
-        same = [name for name in self.splits if usual_split(name) == split]
-        return split if split in self.splits else min(same, key=len, default=None)
+        return find_split(split, self.splits)
 
     def listed(self) -> str:
         """The splits that there are, the usual ones first."""
@@ -111,41 +113,49 @@ def _find_voc(root: Path, class_names: Sequence[str] | None) -> Layout | None:
             continue
         words = f"Pascal VOC ({pages} beside {images}"
         if pages != "Annotations" or not lists:
-            return Layout("voc", f"{words})", {"train": partial(load, root / pages, root / images)})
+            load = partial(load, root / pages, root / images)
+            names = [part.name for part in _folders(root / images) if _is_split(part.name)]
+            splits = {name: partial(load, f"{name}/") for name in names} or {"train": load}
+            places = [(name, root / place / name) for name in names for place in (pages, images)]
+            places = places or [("", root / place) for place in (pages, images)]
+            return Layout("voc", f"{words})", splits, taken=places)
         splits = {path.stem: partial(load_voc, root, path.stem, class_names) for path in lists}
-        return Layout("voc", f"{words}, lists in ImageSets/Main)", splits)
+        places = [(path.stem, path) for path in lists]
+        places += [("", root / place) for place in (pages, images)]
+        return Layout("voc", f"{words}, lists in ImageSets/Main)", splits, taken=places)
     parts = [entry for entry in _folders(root) if _holds(entry, {".xml"}) and _is_split(entry.name)]
     if parts:
         splits = {part.name: partial(load, root, root, f"{part.name}/") for part in parts}
-        return Layout("voc", "Pascal VOC (.xml beside images, a folder for each split)", splits)
+        words = "Pascal VOC (.xml beside images, a folder for each split)"
+        return Layout("voc", words, splits, taken=[(part.name, part) for part in parts])
     if _holds(root, {".xml"}) and _holds(root, IMAGE_SUFFIXES):
         words = "Pascal VOC (.xml beside images)"
-        return Layout("voc", words, {"train": partial(load, root, root)})
+        load = partial(load, root, root)
+        return Layout("voc", words, {"train": load}, taken=[("train", root)])
     return None
 
 
 def _find_coco(root: Path) -> Layout | None:
     if root.suffix == ".json":
-        return _one_coco(root, root.parent)
+        return _one_coco(root, root.parent)._replace(taken=())  # others are left out by intent
     if not os.path.isdir(root):
         return None
     roboflow = {part.name: part / "_annotations.coco.json" for part in _folders(root)}
     roboflow = {name: path for name, path in roboflow.items() if os.path.isfile(path)}
     if roboflow:
         splits = {name: partial(load_coco, path, path.parent) for name, path in roboflow.items()}
-        return Layout("coco", "COCO (SPLIT/_annotations.coco.json)", splits)
+        parts = [(name, path.parent) for name, path in roboflow.items()]
+        return Layout("coco", "COCO (SPLIT/_annotations.coco.json)", splits, taken=parts)
     files = sorted((root / "annotations").glob("*.json"))
     # COCO has captions and keypoints beside them.
     files = [path for path in files if path.stem.startswith("instances_")] or files
     if len(files) == 1 and not _is_split(files[0].stem):
         return _one_coco(files[0], root)
     if files:
-        splits = {}
-        for path in files:
-            name = path.stem.removeprefix("instances_")
-            splits[name] = partial(load_coco, path, _image_folders(root, name))
-        return Layout("coco", "COCO (annotations/*.json)", splits)
-    files = [path for path in _listed(root) if path.suffix == ".json" and _is_coco(path)]
+        named = {path.stem.removeprefix("instances_"): path for path in files}
+        splits = {n: partial(load_coco, path, _image_folders(root, n)) for n, path in named.items()}
+        return Layout("coco", "COCO (annotations/*.json)", splits, taken=named.items())
+    files = [path for path in visible_entries(root) if path.suffix == ".json" and _is_coco(path)]
     if len(files) > 1:
         names = ", ".join(path.name for path in files)
         raise UserError(f"{root}: may be any of {names}: name the file by --data")
@@ -155,7 +165,8 @@ def _find_coco(root: Path) -> Layout | None:
 def _one_coco(path: Path, root: Path) -> Layout:
     name = path.stem.removeprefix("instances_")
     load = partial(load_coco, path, _image_folders(root, name))
-    return Layout("coco", f"COCO ({path.name}, one file)", {"train": load})
+    words = f"COCO ({path.name}, one file)"
+    return Layout("coco", words, {"train": load}, taken=[("train", path)])
 
 
 def _image_folders(root: Path, split: str) -> list[Path]:
@@ -167,7 +178,7 @@ def _image_folders(root: Path, split: str) -> list[Path]:
 def _find_yolo(root: Path) -> Layout | None:
     source = root
     if os.path.isdir(root):
-        files = [path for path in _listed(root) if path.suffix in (".yaml", ".yml")]
+        files = [path for path in visible_entries(root) if path.suffix in (".yaml", ".yml")]
         files = [path for path in files if _mentions(path, b"names", b"train")]
         files = [path for path in files if path.name == "data.yaml"] or files
         if len(files) > 1:
@@ -198,7 +209,8 @@ def _find_yolo(root: Path) -> Layout | None:
     if not splits:
         # Says what is wrong with it.
         splits = {"train": partial(load_yolo, source, "train")}
-    return Layout("yolo", f"YOLO ({source.name})", splits, missing)
+    taken = places_of(document, source)
+    return Layout("yolo", f"YOLO ({source.name})", splits, missing, taken)
 
 
 def _is_split(name: str) -> bool:
@@ -214,7 +226,7 @@ def _mentions(path: Path, *words: bytes) -> bool:
     return all(word in data for word in words)
 
 
-def _listed(folder: Path) -> list[Path]:
+def visible_entries(folder: Path) -> list[Path]:
     """What a folder holds, sorted; nothing where it is none."""
     if not os.path.isdir(folder):
         return []
@@ -222,25 +234,26 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return [entry for entry in _listed(root) if entry.is_dir()]
+    return [entry for entry in visible_entries(root) if entry.is_dir()]
 
 
 def _holds(folder: Path, suffixes: Iterable[str], *, deep: bool = False) -> bool:
     """Whether a file with one of some suffixes is in a folder, or deeper."""
-    if not deep:
-        return any(path.suffix.lower() in suffixes for path in _listed(folder))
-    return any(
-        Path(name).suffix.lower() in suffixes and is_visible(name)
-        for _, _, names in os.walk(folder)
-        for name in names
-    )
+    files = files_below(folder) if deep else visible_entries(folder)
+    return any(path.suffix.lower() in suffixes for path in files)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The visible files in a folder and deeper, as far as it may be read."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in filter(is_visible, names))
 
 
 def _contents(root: Path) -> str:
     """The first of what a folder holds, for a message."""
     if os.path.isfile(root):
         return f"the file {root.name}"
-    names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in _listed(root)]
+    names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in visible_entries(root)]
     return first_of(names, 6) or "nothing"
 
 

@@ -16,6 +16,7 @@ from detect.data.layouts import Layout, first_of, recognise
 from detect.data.paths import refuse_address
 from detect.data.sample import check_class_name
 from detect.data.splits import hold_out, scene_of
+from detect.data.unread import say_unread
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def resolve_data(config: Config) -> Config:
     layout = _layout(config)
     format = config.format if config.format == "digits" else layout.format
     logger.info("%s: %s, splits: %s", config.root, layout.words, layout.listed())
-    for sentence in layout.missing:
+    for sentence in [*layout.missing, *say_unread(Path(str(config.root)), layout)]:
         logger.warning("%s", sentence)
     return replace(config, root=os.path.abspath(str(config.root)), format=format)
 

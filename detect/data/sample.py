@@ -257,7 +257,7 @@ def check_class_name(name: str, where: str) -> None:
     if not name.strip():
         raise UserError(f"{where}: expected the name of a class, got {name!r}")
     # Fonts and pages have no such characters; some libraries end the process.
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
         raise UserError(f"{where}: class name {name[:40]!r} has characters that cannot be printed")
     if len(name) > LONGEST_CLASS_NAME:
         raise UserError(

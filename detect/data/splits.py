@@ -2,10 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePath
 
 import numpy as np
+
+SPLITS = ("train", "val", "test")
 
 _USUAL = {
     **dict.fromkeys(("train", "training", "trainval"), "train"),
@@ -18,6 +20,12 @@ def usual_split(name: str) -> str:
     """`train`, `val` or `test` where another name means it (`valid`, `train2017`), or the name."""
     plain = re.sub(r"^(instances|obj)_|_?\d{4}$", "", name.lower())
     return _USUAL.get(plain, name)
+
+
+def find_split(split: str, names: Collection[str]) -> str | None:
+    """The name that a split has among some: its own, or one that means the same (`valid`)."""
+    same = [name for name in names if usual_split(name) == split]
+    return split if split in names else min(same, key=len, default=None)
 
 
 def scene_of(path: str) -> str:

@@ -369,7 +369,8 @@ def _listed_classes(path: Path) -> tuple[str, ...]:
     try:
         lines = read_file(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text in UTF-8: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read as text in UTF-8: {reason}") from error
     if lines and lines[0].startswith("# label:"):
         del lines[0]
     # CVAT lists the background with its colour; a class by this name would have none.

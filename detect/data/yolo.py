@@ -18,11 +18,9 @@ from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, warn_of_boxes
 from detect.data.paths import is_file_name, is_inside, refuse_address, refuse_paths_outside
 from detect.data.sample import DetectionDataset, check_class_name
-from detect.data.splits import usual_split
+from detect.data.splits import SPLITS, find_split, usual_split
 
 logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "val", "test")
 
 
 def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
@@ -30,7 +28,8 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
 
     Without one the names of the classes stand in `obj.names`, as CVAT writes it beside lists of
     image files `train.txt` and others, or in `classes.txt` beside `images/` and `labels/`, as Label
-    Studio does, all of which is the split `train`; labelImg has images and labels beside that file.
+    Studio does, all of which is the split `train` where no folder in `images/` has the name of a
+    split; labelImg has images and labels beside that file.
 
     A row of a label file is `class x y width height` in fractions of the upright image, centre
     first, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the box around it is taken. Images
@@ -60,8 +59,8 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
             f"{source}: nc is {count!r}, but names has {len(names)} classes, "
             f"{', '.join(names.values())}: correct one of them"
         )
-    if not isinstance(document.get(split), str | list):
-        there = ", ".join(key for key in SPLITS if isinstance(document.get(key), str | list))
+    if document.get(split) is None:
+        there = ", ".join(key for key in SPLITS if document.get(key) is not None)
         raise UserError(f"{source}: no split {split}; there are: {there or 'none'}")
     images_of = {
         key: list(_images(document, key, source))
@@ -80,7 +79,7 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     images, numbers, sizes = _with_sizes(images, source)
     rows: list[tuple[int, int, float, float, float, float]] = []
     places: list[str] = []
-    label_paths = [_labels_path(path) for path in images]
+    label_paths = [label_file(path) for path in images]
     for folder, files in itertools.groupby(label_paths, lambda path: path.parent):
         refuse_paths_outside(folder, [file.name for file in files], lambda _: str(source))
     for index, labels_path in enumerate(label_paths):
@@ -114,18 +113,51 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
 
 
 def read_document(source: Path) -> dict[str, Any]:
-    """`data.yaml`, or what it would hold where the classes stand in `obj.names` or `classes.txt`.
+    """`data.yaml`, or what it would hold where the classes stand in `obj.names` or `classes.txt`;
+    its splits have their usual names.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or names a split twice or by nothing.
     """
     if source.suffix in (".yaml", ".yml"):
-        return read_yaml(source)
-    document: dict[str, Any] = {"names": "\n".join(_lines(source)).strip().splitlines()}
-    if source.suffix == ".names":
-        lists = {usual_split(path.stem): path.name for path in sorted(source.parent.glob("*.txt"))}
-        return document | {key: lists[key] for key in SPLITS if key in lists}
-    return document | {"train": "images" if os.path.isdir(source.parent / "images") else "."}
+        return _with_usual_splits(read_yaml(source), source)
+    names = "\n".join(_lines(source)).rstrip().split("\n")
+    if "" in names[:-1]:
+        raise UserError(
+            f"{source}, line {names.index('') + 1}: empty: expected the name of a class, as the "
+            "place of a line is the number of its class"
+        )
+    place, is_listed = source.parent, source.suffix == ".names"
+    if not is_listed and os.path.isdir(place / "images"):
+        place /= "images"
+    entries = sorted(place.glob("*.txt") if is_listed else filter(os.path.isdir, place.iterdir()))
+    found = {
+        path.stem if is_listed else path.name: os.path.relpath(path, source.parent)
+        for path in entries
+    }
+    splits = {key: found[name] for key in SPLITS if (name := find_split(key, found)) is not None}
+    if not splits and not is_listed:
+        splits = {"train": os.path.relpath(place, source.parent)}
+    return {"names": names} | splits
+
+
+def _with_usual_splits(document: dict[str, Any], source: Path) -> dict[str, Any]:
+    for split in SPLITS:
+        keys = [key for key, value in document.items() if value is not None]
+        keys = [key for key in keys if isinstance(key, str) and usual_split(key) == split]
+        if len(keys) > 1:
+            raise UserError(f"{source}: {' and '.join(keys)} mean the same split: keep one")
+        for key in keys:
+            value = document[split] = document.pop(key)
+            entries = value if isinstance(value, list) else [value]
+            if not entries or not all(
+                isinstance(entry, str) and entry.strip() for entry in entries
+            ):
+                raise UserError(
+                    f"{source}: {key}: expected a folder or a list of image files, got {value!r}: "
+                    "name it, or remove the key"
+                )
+    return document
 
 
 def is_there(document: dict[str, Any], split: str, source: Path) -> bool:
@@ -133,6 +165,24 @@ def is_there(document: dict[str, Any], split: str, source: Path) -> bool:
     entries = document.get(split)
     entries = entries if isinstance(entries, list) else [entries]
     return any(_find(str(entry), _roots(document, source)) is not None for entry in entries)
+
+
+def places_of(document: dict[str, Any], source: Path) -> Iterator[tuple[str, Path]]:
+    """Split, and file or folder, of all that is read: lists, folders of images and of labels."""
+    for split in SPLITS:
+        entries = document.get(split) or []
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if (place := _find(entry, _roots(document, source))) is None:
+                continue
+            folders = {place}
+            if not os.path.isdir(place):
+                folders = {
+                    path.parent for path in _images({**document, split: entry}, split, source)
+                }
+            for folder in folders | {place}:
+                yield split, folder
+            for folder in folders:
+                yield split, label_file(folder / "x").parent
 
 
 def _class_names(value: Any, source: Path) -> dict[int, str]:
@@ -244,7 +294,7 @@ def _check_inside(path: str, roots: Iterable[str], where: str) -> None:
         )
 
 
-def _labels_path(image: Path) -> Path:
+def label_file(image: Path) -> Path:
     """`.../images/a/b.jpg` -> `.../labels/a/b.txt`; beside the image where no `images` is above, or
     the file is there alone."""
     beside, parts = image.with_suffix(".txt"), list(image.parts)
@@ -311,7 +361,7 @@ def _lines(path: Path) -> list[str]:
 
 def _warn_of_orphans(images: Sequence[Path]) -> None:
     """Count images without a label file, and label files of their folders that have no image."""
-    expected = {_labels_path(path): path for path in images}
+    expected = {label_file(path): path for path in images}
     without = [path for labels, path in expected.items() if not os.path.lexists(labels)]
     if without:
         what = "images without a label file, taken as without objects"

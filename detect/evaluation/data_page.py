@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from backbones.common.errors import ImageError
-from backbones.common.images import EncodedImage, write_image
+from backbones.common.images import open_image, write_image
 from backbones.common.ranges import check_ranges
-from backbones.common.regular_files import read_file
 from detect.data import DetectionDataset
 from detect.data.account import SIZES, Account, held_notes, log_account, take_account
 from detect.data.open import DatasetConfig, build_datasets, resolve_data, split_names
@@ -74,7 +73,6 @@ def _inspect(config: InspectConfig, folder: Path) -> Account:
         title=f"{Path(str(data.root)).name}: {', '.join(parts)}",
         root=data.root,
         account=account,
-        class_names=parts[names[0]].class_names,
         sizes=SIZES,
         pictures=[
             (caption, data_url(picture, PICTURE_SIDE, PICTURE_SIDE))
@@ -98,7 +96,7 @@ def _pictures(parts: Mapping[str, DetectionDataset], number: int) -> list[tuple[
             sample = dataset.sample(owners[place])
             try:
                 image, scale = _small(sample.path)
-            except (ImageError, OSError) as error:
+            except ImageError as error:
                 logger.warning("not shown: %s", error)
                 continue
             boxes = sample.boxes * scale
@@ -120,7 +118,7 @@ def _pictures(parts: Mapping[str, DetectionDataset], number: int) -> list[tuple[
 
 def _small(path: str) -> tuple[Tensor, float]:
     """An image no wider and higher than is shown, `uint8 [3, h, w]`, and its scale."""
-    image = EncodedImage(read_file(path), path)
+    image = open_image(path)
     scale = min(1.0, PICTURE_SIDE / image.width, HIGHEST / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     pixels = image.decode(image.reduction(image.height, image.width, min(size)))

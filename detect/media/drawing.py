@@ -195,10 +195,12 @@ def _drawn(caption: Caption, width: int) -> Tensor:
     row = CAPTION_SIZE + 5
     picture = Image.new("RGB", (width, 2 * row), "white")
     canvas, font = ImageDraw.Draw(picture), caption_font()
-    title, kept = caption.title, len(caption.title)
+    # Pillow's layout of text does not bear what ends lines.
+    title = whole = " ".join(caption.title.splitlines())
+    kept = len(whole)
     while font.getlength(title) > width - 4 and kept > 1:
         kept -= 1  # names differ at their end more often
-        title = f"{caption.title[: kept // 3]}…{caption.title[-(kept - kept // 3) :]}"
+        title = f"{whole[: kept // 3]}…{whole[-(kept - kept // 3) :]}"
     canvas.text((2, 1), title, "black", font)
     x = 2.0
     for number, (name, count, color) in enumerate(caption.classes, start=1):

@@ -142,3 +142,33 @@ def test_names_that_are_no_text_and_markup(export_of_yolo, tmp_path, monkeypatch
     assert "cam0_\\udcff.png" in page
     assert "&lt;script&gt;.png" in page
     assert "<script>" not in page
+
+
+def test_classes_of_one_split_alone_and_names_of_several_lines(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    for split, names in (("train", ["cup", "tray"]), ("val", ["cup", "mug"])):
+        files = [f"{split}\n\r\x85\u2029.png", f"no {split}.png"]
+        document = {
+            "images": [
+                {"id": i, "file_name": file, "width": 64, "height": 48}
+                for i, file in enumerate(files)
+            ],
+            "annotations": [
+                {"image_id": i, "category_id": i, "bbox": [9, 9, 30, 30]} for i in range(2)
+            ],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+        }
+        (tmp_path / "data/annotations").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"data/annotations/{split}.json").write_text(json.dumps(document))
+        (tmp_path / "data" / split).mkdir()
+        Image.new("RGB", (64, 48), (len(split), 0, 0)).save(tmp_path / "data" / split / files[0])
+    arguments = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+    assert run(inspect_data, *arguments, monkeypatch=monkeypatch) == 2
+    assert "classes of val that train lacks, for which training refuses it: mug" in caplog.text
+    assert "without an object in val: tray" in caplog.text
+    assert "no val.png: cannot read image: No such file or directory" in caplog.text
+    assert "Errno" not in caplog.text
+    page = (tmp_path / "out/data.html").read_text()
+    for name, train, val in (("cup", 1, 1), ("tray", 1, 0), ("mug", 0, 1)):
+        assert re.search(rf"<tr><td>{name}<td>{train}<td>[^<]+<td>{val}<td>", page)

@@ -46,6 +46,11 @@ def test_what_can_be_meant_is_as_it_was_written(value):
     assert parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
 
 
+def test_the_mark_that_editors_put_first_is_no_part_of_it(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf["a"]')
+    assert read_json(tmp_path / "a.json") == ["a"]
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.json: cannot read results: No such file"):
         read_json(tmp_path / "none.json", "results")

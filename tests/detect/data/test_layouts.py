@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from backbones.common.errors import UserError
 from detect.data import DetectionDataset
-from detect.data.open import DatasetConfig, build_dataset, build_datasets, resolve_data
+from detect.data.open import DatasetConfig, build_dataset, build_datasets, resolve_data, split_names
 from detect.media.sources import find_inputs
 
 BOX = [5.0, 4.0, 15.0, 16.0]
@@ -64,8 +66,11 @@ def voc_challenge(root: Path) -> None:
     for name in "abc":
         xml(root / f"Annotations/{name}.xml")
         picture(root / f"JPEGImages/{name}.png")
-    for split, names in (("train", "a\nb\n"), ("val", "c\n")):
+    for split, names in (("train", "a\nb\n"), ("val", "c\n"), ("trainval", "a\nb\nc\n")):
         write(root / f"ImageSets/Main/{split}.txt", names)
+        write(root / f"ImageSets/Main/cup_{split}.txt", names.replace("\n", "  1\n"))
+        write(root / f"ImageSets/Segmentation/{split}.txt", names)
+    picture(root / "SegmentationClass/a.png")
 
 
 def voc_label_img(root: Path) -> None:
@@ -87,6 +92,7 @@ def coco_challenge(root: Path) -> None:
         files = [f"{name}.png" for name in names]
         write(root / f"annotations/instances_{split}.json", coco(*files))
         write(root / f"annotations/captions_{split}.json", {"images": [], "annotations": []})
+        write(root / f"annotations/person_keypoints_{split}.json", coco(*files))
         for file in files:
             picture(root / split / file)
 
@@ -138,6 +144,7 @@ def yolo_roboflow(root: Path) -> None:
         ("train {} b", YOLO_ROW),
         ("valid {} c", YOLO_ROW),
     ):
+        write(root / "README.roboflow.txt", "by Roboflow")
         picture(root / (place.format("images").replace(" ", "/") + ".png"))
         write(root / (place.format("labels").replace(" ", "/") + ".txt"), row)
 
@@ -215,6 +222,101 @@ def test_exports_are_recognised(make, format, splits, classes, folder, tmp_path,
             assert name == ("mug" if format == "voc" and split == "test" else "cup")
             assert np.allclose(sample.boxes.numpy(), [BOX], atol=1e-4)
             assert dataset.load_image(index).shape == (3, 20, 40)
+
+
+def keys_of_other_names(root: Path) -> None:
+    yolo_ultralytics(root)
+    text = "train: images/train\nvalidation: images/val\nTest: images/test\nnames: [mug, cup]\n"
+    write(root / "cups.yaml", text)
+
+
+def classes_beside_folders(root: Path) -> None:
+    yolo_ultralytics(root)
+    (root / "cups.yaml").unlink()
+    write(root / "classes.txt", "mug\ncup\n")
+
+
+def lists_of_two_names(root: Path) -> None:
+    yolo_lists(root)
+    (root / "cups.yaml").unlink()
+    write(root / "obj.names", "mug\ncup\n")
+    for split, other in (("train", "trainval"), ("val", "validation")):
+        write(root / f"{other}.txt", (root / f"{split}.txt").read_text() + "images/test/d.png\n")
+
+
+def voc_folders(root: Path) -> None:
+    for place in ("train/a", "train/b", "val/c", "test/d"):
+        picture(root / f"images/{place}.png")
+        xml(root / f"annotations/{place}.xml")
+
+
+@pytest.mark.parametrize(
+    ("make", "splits"),
+    [
+        (keys_of_other_names, {"train": "ab", "val": "c", "test": "d"}),
+        (classes_beside_folders, {"train": "ab", "val": "c", "test": "d"}),
+        (lists_of_two_names, {"train": "ab", "val": "c"}),
+        (voc_folders, {"train": "ab", "val": "c", "test": "d"}),
+    ],
+)
+def test_val_and_test_stay_apart(make, splits, tmp_path):
+    make(tmp_path)
+    picture(tmp_path / "images/test/d.png")
+    config = DatasetConfig(root=str(tmp_path))
+    assert split_names(config) == list(splits)
+    for split, dataset in zip(splits, build_datasets(config, list(splits)), strict=True):
+        assert "".join(Path(path).stem for path in dataset.paths) == splits[split]
+
+
+def again(place: str, other: str) -> Callable[[Path], None]:
+    return lambda root: write(root / other, (root / place).read_text())
+
+
+def moved(place: str, other: str) -> Callable[[Path], None]:
+    return lambda root: (root / place).replace(root / other)
+
+
+def voc_holdout(root: Path) -> None:
+    voc_roboflow(root)
+    (root / "valid").rename(root / "holdout")
+    (root / "test/d.xml").unlink()
+
+
+def yolo_more(root: Path) -> None:
+    yolo_ultralytics(root)
+    for place in ("images/test", "images/night"):
+        picture(root / place / "d.png")
+    write(root / "labels/night/d.txt", YOLO_ROW)
+    for number in range(4):
+        write(root / f"autosplit_val{number}.txt", "images/test/d.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        ([coco_challenge, moved("annotations/instances_val2017.json", "annotations/val.json")],
+         "annotations/val.json"),
+        ([coco_challenge, again("annotations/instances_val2017.json",
+         "annotations/instances_valid.json")], "annotations/instances_val2017.json"),
+        ([coco_roboflow, moved("valid/_annotations.coco.json", "valid/_annotations.coco (1).json")],
+         "valid/"),
+        ([voc_challenge, moved("ImageSets/Main/val.txt", "ImageSets/Main/val.TXT")],
+         "ImageSets/Main/trainval.txt, ImageSets/Main/val.TXT"),
+        ([voc_challenge, lambda root: shutil.move(root / "ImageSets/Main", root / "ImageSets/x")],
+         "ImageSets/"),
+        ([voc_holdout], "holdout/, test/"),
+        ([yolo_more], "autosplit_val0.txt, autosplit_val1.txt, autosplit_val2.txt and 3 more"),
+        ([yolo_cvat, again("train.txt", "subset_valid.txt")], "subset_valid.txt"),
+        ([yolo_cvat, again("train.txt", "trainval.txt")], "trainval.txt"),
+    ],
+)  # fmt: skip
+def test_what_looks_like_more_data_is_named_where_it_is_not_read(make, names, tmp_path, caplog):
+    for one in make:
+        one(tmp_path)
+    resolve_data(DatasetConfig(root=str(tmp_path)))
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{tmp_path}: not read, though it looks like splits or annotations: {names}"
+    ]
 
 
 def test_the_path_may_be_relative_and_is_kept_from_the_root(tmp_path, monkeypatch):

@@ -162,7 +162,11 @@ def test_a_wrong_row_is_named(row: str, words: str, root: Path) -> None:
         ("train: images/train\nnames: [car]\nkpt_shape: 17\n", r"expected \[points, 2 or 3\]"),
         ("train: images/train\nnames: [car, ' ']\n", "data.yaml: names: 1: expected the name of a"),
         ('train: images/train\nnames: {4: "a\\a"}\n', "data.yaml: names: 4: class name"),
+        ('train: images/train\nnames: {4: "a\u2029a"}\n', "data.yaml: names: 4: class name"),
         ("train: images/nowhere\nnames: [car]\n", "images/nowhere: not found"),
+        ('train: images/train\nval: ""\nnames: [car]\n', "yaml: val: expected a folder or a list"),
+        ("train: images/train\nval: []\nnames: [car]\n", "yaml: val: expected a folder or a list"),
+        ("val: a\nTest: b\nvalid: c\nnames: [car]\n", "val and valid mean the same split"),
         ("val: images/val\nnames: [car]\n", "no split train; there are: val"),
         ("train: labels/train\nnames: [car]\n", "no image files in the split train"),
     ],
@@ -232,3 +236,16 @@ def test_the_file_that_names_the_classes_is_named(tmp_path: Path) -> None:
     write(tmp_path / "classes.txt", "car\ntruck\n")
     with pytest.raises(UserError, match=r"class 2 is not among the classes of classes\.txt, 0, 1"):
         load_yolo(tmp_path / "classes.txt", "train")
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "obj.names"])
+def test_an_empty_line_would_shift_the_numbers_of_classes(name: str, tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.jpg")
+    write(tmp_path / "labels/a.txt", "1 0.5 0.5 0.1 0.1\n")
+    write(tmp_path / "train.txt", "images/a.jpg\n")
+    for text, line in (("\ncar\ntruck\n", 1), ("car\n \ntruck\n", 2)):
+        write(tmp_path / name, text)
+        with pytest.raises(UserError, match=rf"{name}, line {line}: empty: expected the name of a"):
+            load_yolo(tmp_path / name, "train")
+    write(tmp_path / name, "car\ntruck\n\n \n")
+    assert load_yolo(tmp_path / name, "train").class_names == ["car", "truck"]

@@ -1,0 +1,73 @@
+"""What lies beside that which is read of a dataset, and looks like more of it."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from backbones.common.images import IMAGE_SUFFIXES
+from detect.data.layouts import Layout, files_below, first_of, visible_entries
+from detect.data.splits import SPLITS, usual_split
+from detect.data.yolo import label_file
+
+_OF_OTHER_TASKS = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
+"""Beginnings of the names of COCO's other annotations."""
+
+_SOME = 20
+"""Images of a folder of which one with labels tells what it is."""
+
+
+def say_unread(root: Path, layout: Layout) -> Iterator[str]:
+    """A sentence about what looks like splits or annotations and is not read, if there is any, in
+    the folder of the data and in those where files and folders are that are read."""
+    top = os.path.abspath(root if os.path.isdir(root) else root.parent)
+    taken = {Path(os.path.abspath(path)) for name, path in layout.taken if _is_read(name, layout)}
+    above = {folder for path in taken for folder in path.parents}
+    places = {path.parent for path in taken if path.is_relative_to(top)} - {Path(top).parent}
+    if os.path.isdir(root):
+        places.add(Path(top))
+    found = []
+    for place in sorted(places):
+        beside_folders = any(path.parent == place and path.is_dir() for path in taken)
+        for entry in visible_entries(place):
+            if entry in taken | above or not taken.isdisjoint(entry.parents):
+                continue
+            if _is_part(entry, layout.format, beside_folders):
+                found.append(os.path.relpath(entry, top) + "/" * entry.is_dir())
+    if found:
+        yield f"{root}: not read, though it looks like splits or annotations: {first_of(found, 3)}"
+
+
+def _is_read(name: str, layout: Layout) -> bool:
+    """Not so where two names mean the same split; `trainval` is no other images than those."""
+    usual = usual_split(name)
+    is_both = name.startswith("trainval") and layout.find("val") is not None
+    return usual not in SPLITS or is_both or layout.find(usual) == name
+
+
+def _is_part(path: Path, format: str, beside_folders: bool) -> bool:
+    if not path.is_dir():
+        return _is_annotation(path, format)
+    files = list(files_below(path))
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if beside_folders and images and _names_split(path.name):
+        return True
+    if format == "yolo":
+        return any(os.path.lexists(label_file(image)) for image in images[:_SOME])
+    return any(_is_annotation(file, format) for file in files)
+
+
+def _is_annotation(path: Path, format: str) -> bool:
+    suffix, name = path.suffix.lower(), path.stem.lower()
+    if format == "coco":
+        return (
+            suffix == ".json"
+            and not name.startswith(_OF_OTHER_TASKS)
+            and (_names_split(name) or "coco" in name or path.parent.name == "annotations")
+        )
+    return (suffix == ".txt" and _names_split(name)) or (suffix == ".xml" and format == "voc")
+
+
+def _names_split(name: str) -> bool:
+    words = re.findall("[a-z]+", name.lower())
+    return any(usual_split(word) in SPLITS for word in words)
