@@ -11,7 +11,7 @@ import numpy as np
 from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
 from backbones.common.read_json import read_json
-from detect.data.cleaning import clean_boxes, order_corners
+from detect.data.cleaning import clean_boxes, one_per_file, order_corners, warn_of_boxes
 from detect.data.paths import is_file_name, refuse_paths_outside
 from detect.data.sample import DetectionDataset, check_class_name
 
@@ -77,16 +77,19 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
         folders, key=lambda one: sum(os.path.exists(os.path.join(one, file)) for file in some)
     )
     refuse_paths_outside(images, files, lambda number: f"{source}: images[{number}]")
-    index_of = {image_id: index for index, image_id in enumerate(image_ids)}
+    kept, places = one_per_file(files, source)
+    index_of = dict(zip(image_ids, places, strict=True))
     if len(index_of) < len(image_ids):
         raise UserError(f"{source}: images: id {_first_repeated(image_ids)} is used twice")
+    image_ids, files = [image_ids[k] for k in kept], [files[k] for k in kept]
+    sizes = [sizes[k] for k in kept]
     label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
 
     xywh = np.empty((len(rows), 4))
     image_index = np.empty(len(rows), np.int64)
     labels = np.empty(len(rows), np.int64)
     crowd = np.empty(len(rows), bool)
-    area = np.empty(len(rows), np.float32)
+    area = np.empty(len(rows))
     for number, row in enumerate(rows):
         # The plain look-ups are for speed; what they raise is put into words by _explain.
         try:
@@ -98,12 +101,12 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             reason = _explain(row, index_of, label_of)
             raise UserError(f"{source}: {_annotation_name(rows, number)}: {reason}") from error
-    bad = ~(np.isfinite(xywh).all(axis=1) & np.isfinite(area))
+    bad = ~np.isfinite(xywh).all(axis=1)
     if bad.any():
         number = int(bad.argmax())
         raise UserError(
-            f"{source}: {_annotation_name(rows, number)}: expected finite numbers in bbox and "
-            f"area, got {rows[number]['bbox']}, area {area[number]}"
+            f"{source}: {_annotation_name(rows, number)}: expected finite numbers in bbox, "
+            f"got {rows[number]['bbox']}"
         )
 
     def name(number: int) -> str:
@@ -111,7 +114,17 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
 
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     boxes = order_corners(boxes, source, name)
-    boxes, keep = clean_boxes(boxes, np.asarray(sizes)[image_index], source, name)
+    keys = np.column_stack([image_index, labels, crowd])
+    boxes, keep = clean_boxes(boxes, np.asarray(sizes), keys, source, name)
+    no_area = keep & ~((area > 0) & (area < 2**62))
+    warn_of_boxes(no_area, "areas that are no size, that of the box is taken", source, name)
+    area[no_area] = (boxes[no_area, 2:] - boxes[no_area, :2]).prod(axis=1)
+    ids = [str(row["id"]) for row in rows if "id" in row]
+    if len(set(ids)) < len(ids):
+        logger.warning(
+            "%s: ids of annotations used again, which pycocotools would mix up: %d, first %s",
+            *(source, len(ids) - len(set(ids)), _first_repeated(ids)),
+        )
     if crowd.any():
         logger.warning(
             "%s: %d of %d annotations are iscrowd: these are neither trained on nor to be found "

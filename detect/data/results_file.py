@@ -53,8 +53,8 @@ def read_results(path: str | Path, what: str) -> Iterator[Result]:
     for i, entry in enumerate(entries):
         where = f"{path}: entry {i}"
         try:
-            x, y, w, h = (float(value) for value in entry["bbox"])
-            image_id, score = whole_number(entry["image_id"]), float(entry["score"])
+            x, y, w, h = (_number(value) for value in entry["bbox"])
+            image_id, score = whole_number(entry["image_id"]), _number(entry["score"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{where} must have a whole number as image_id, bbox [x, y, w, h] and a number as "
@@ -90,7 +90,15 @@ def whole_number(value: Any) -> int:
     """
     if isinstance(value, float) and value.is_integer():
         return int(value)
+    if isinstance(value, bool):
+        raise TypeError
     return operator.index(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    return float(value)
 
 
 def _shown(entry: Any) -> str:

@@ -19,6 +19,7 @@ from backbones.common.images import IMAGE_SUFFIXES, read_image_size
 from backbones.common.listing import visible_files
 from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, order_corners
+from detect.data.labelmap import VOC_CLASS_FILE, listed_classes
 from detect.data.paths import refuse_address, refuse_paths_outside
 from detect.data.sample import DetectionDataset, check_class_name
 
@@ -30,12 +31,6 @@ VOC_CLASSES = (
     *("train", "tvmonitor"),
 )
 """The 20 classes of the VOC challenges, 2007 to 2012, in their usual order."""
-
-_COLOUR_AND_PARTS = re.compile(r":(\d+,\d+,\d+)?:[^:]*:[^:]*$")
-"""What CVAT writes behind a name in `labelmap.txt`."""
-
-VOC_CLASS_FILE = "labelmap.txt"
-"""Where CVAT has the classes beside the annotations, `name:colour:parts:actions` a line."""
 
 _DIFFICULT = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _DIFFICULT |= {"no": False, "yes": True, "unspecified": False}
@@ -67,17 +62,14 @@ def load_voc(
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         if not os.path.isdir(root / folder):
             raise UserError(f"{root / folder}: no such folder, expected in Pascal VOC's layout")
-    pages_of = {name: found[0] for name, found in _by_name(root / "Annotations", {".xml"}).items()}
+    pages_of = _pages_of(root / "Annotations")
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     names = _read_split(split_file, pages_of)
     all_names = sorted(pages_of)
     to_read = all_names if class_names is None else names
     pages = {name: _read_annotation(pages_of[name]) for name in to_read}
     files = _by_name(root / "JPEGImages")
-    paths = {
-        name: _image_of(name, files.get(name, []), pages[name], root / "JPEGImages")
-        for name in names
-    }
+    paths = _images_of(names, files, pages, root / "JPEGImages")
     if class_names is None:
         class_names = _classes_of(pages.values(), root)
         if set(class_names) <= {*VOC_CLASSES} and not os.path.isfile(root / VOC_CLASS_FILE):
@@ -106,7 +98,7 @@ def load_voc_pairs(
     Raises:
         UserError: a file is malformed, there is no image, or a class is not in `class_names`.
     """
-    pages_of = {name: found[0] for name, found in _by_name(pages, {".xml"}).items()}
+    pages_of = _pages_of(pages)
     files = _by_name(images, IMAGE_SUFFIXES)
     all_names = sorted(files)
     ids = {name: number for number, name in enumerate(all_names, start=1) if name.startswith(below)}
@@ -122,13 +114,10 @@ def load_voc_pairs(
     read = {name: _read_annotation(pages_of[name]) for name in to_read if name in pages_of}
     if class_names is None:
         class_names = _classes_of(read.values(), pages if pages == images else pages.parent)
-        if not class_names:
-            raise UserError(f"{pages}: no annotation has an object")
-    nothing = _Annotation((0, 0), "", [])
-    paths = {name: _image_of(name, files[name], read.get(name, nothing), images) for name in ids}
+    paths = _images_of(ids, files, read, images)
     for name, path in paths.items():
         if name not in read:
-            read[name] = replace(nothing, size=read_image_size(path))
+            read[name] = replace(_NOTHING, size=read_image_size(path))
     _refuse_outside(images, paths, images)
     return _dataset(str(pages), ids, read, paths, class_names)
 
@@ -164,9 +153,11 @@ def _dataset(
 
     boxes = np.array([item.box for _, item in objects], np.float64).reshape(-1, 4)
     boxes = order_corners(boxes, source, name_of)
+    labels = np.array([label_of[item.name] for _, item in objects], np.int64)
+    difficult = np.array([item.difficult for _, item in objects], bool)
     boxes, keep = clean_boxes(
         boxes_from_voc(torch.from_numpy(boxes)).numpy(),
-        *(sizes[image_index], source, name_of),
+        *(sizes, np.column_stack([image_index, labels, difficult]), source, name_of),
         # Read strictly, xmin = xmax is one pixel; in practice it is a click that was never dragged.
         empty_side=1.0,
     )
@@ -178,8 +169,8 @@ def _dataset(
         sizes=sizes,
         image_index=image_index[keep],
         boxes=boxes[keep],
-        labels=np.array([label_of[item.name] for _, item in objects], np.int64)[keep],
-        difficult=np.array([item.difficult for _, item in objects], bool)[keep],
+        labels=labels[keep],
+        difficult=difficult[keep],
     )
 
 
@@ -210,6 +201,9 @@ class _Annotation:
     file_name: str
     objects: list[_Object]
     path: Path | None = None
+
+
+_NOTHING = _Annotation((0, 0), "", [])
 
 
 class _PlainTreeBuilder(ET.TreeBuilder):
@@ -333,6 +327,43 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _pages_of(folder: Path) -> dict[str, Path]:
+    found = _by_name(folder, {".xml"})
+    for first, *others in found.values():
+        if others:
+            raise UserError(f"{first}: there is {others[0].name} too: remove all but one")
+    return {name: paths[0] for name, paths in found.items()}
+
+
+def _images_of(
+    names: Iterable[str],
+    files: Mapping[str, Sequence[Path]],
+    pages: Mapping[str, _Annotation],
+    folder: Path,
+) -> dict[str, Path]:
+    """By name, see `_image_of`; one warning counts the images that are not taken beside others, and
+    one the annotations that name another image than the one with their own name."""
+    paths: dict[str, Path] = {}
+    others: list[str] = []
+    renamed: list[str] = []
+    there = {file for found in files.values() for file in found}
+    for name in names:
+        page, found = pages.get(name, _NOTHING), files.get(name, [])
+        path = paths[name] = _image_of(name, found, page, folder)
+        images = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
+        others += [file.name for file in images if file != path]
+        named = path.parent / PurePosixPath(page.file_name).name
+        if named != path and named in there:
+            renamed.append(f"{name}.xml")
+    for those, what in (
+        (others, "images left out beside the one of the same name that the annotation names"),
+        (renamed, "annotations with another image as <filename>, that of their own name is taken"),
+    ):
+        if those:
+            logger.warning("%s: %s: %d, first %s", folder, what, len(those), those[0])
+    return paths
+
+
 def _image_of(name: str, files: Sequence[Path], page: _Annotation, folder: Path) -> Path:
     """Of the files with a name and any suffix, the image: where there are several, that which the
     annotation names."""
@@ -359,26 +390,6 @@ def _image_of(name: str, files: Sequence[Path], page: _Annotation, folder: Path)
 def _classes_of(annotations: Iterable[_Annotation], root: Path) -> tuple[str, ...]:
     """Those of the `labelmap.txt` of a folder, if it has one, then the others, sorted."""
     found = sorted({item.name for page in annotations for item in page.objects})
-    return tuple(dict.fromkeys([*_listed_classes(root / VOC_CLASS_FILE), *found]))
-
-
-def _listed_classes(path: Path) -> tuple[str, ...]:
-    """The classes in `labelmap.txt`, but for the background; none where there is no such file."""
-    if not os.path.isfile(path):
-        return ()
-    try:
-        lines = read_file(path).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read as text in UTF-8: {reason}") from error
-    if lines and lines[0].startswith("# label:"):
-        del lines[0]
-    # CVAT lists the background with its colour; a class by this name would have none.
-    names = [
-        _COLOUR_AND_PARTS.sub("", line).strip()
-        for line in lines
-        if line.strip() and not line.startswith("background:0,0,0:")
-    ]
-    for name in names:
-        check_class_name(name, str(path))
-    return tuple(dict.fromkeys(names))
+    if names := tuple(dict.fromkeys([*listed_classes(root / VOC_CLASS_FILE), *found])):
+        return names
+    raise UserError(f"{root}: no annotation has an object, name the classes by data.class_names")

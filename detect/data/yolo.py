@@ -15,7 +15,7 @@ from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image_size
 from backbones.common.listing import visible_files, with_suffix
 from backbones.common.regular_files import read_file
-from detect.data.cleaning import clean_boxes, warn_of_boxes
+from detect.data.cleaning import clean_boxes, one_per_file
 from detect.data.paths import is_file_name, is_inside, refuse_address, refuse_paths_outside
 from detect.data.sample import DetectionDataset, check_class_name
 from detect.data.splits import SPLITS, find_split, usual_split
@@ -76,7 +76,8 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
 
     labels_of = {name: label for label, name in enumerate(names, start=1)}
     points = _point_values(document.get("kpt_shape"), source)
-    images, numbers, sizes = _with_sizes(images, source)
+    kept, _ = one_per_file([str(path) for path in images], str(source))
+    images, numbers, sizes = _with_sizes([images[k] for k in kept], source)
     rows: list[tuple[int, int, float, float, float, float]] = []
     places: list[str] = []
     label_paths = [label_file(path) for path in images]
@@ -89,26 +90,18 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
             places.append(f"{labels_path}, line {line}")
     _warn_of_orphans(images)
     table = np.array(rows, np.float64).reshape(-1, 6)
-    repeated = np.ones(len(table), bool)
-    repeated[np.unique(table, axis=0, return_index=True)[1]] = False
-    warn_of_boxes(
-        repeated, "objects left out that the file has already", str(source), lambda m: places[m]
-    )
-    table, places = table[~repeated], [places[m] for m in np.flatnonzero(~repeated)]
-    image_index = table[:, 0].astype(np.int64)
-    box_sizes = sizes[image_index].reshape(-1, 2)
-    boxes, keep = clean_boxes(
-        table[:, 2:] * np.tile(box_sizes, 2), box_sizes, str(source), lambda m: places[m]
-    )
+    keys = table[:, :2].astype(np.int64)
+    pixels = table[:, 2:] * np.tile(sizes[keys[:, 0]], 2)
+    boxes, keep = clean_boxes(pixels, sizes, keys, str(source), lambda m: places[m])
     return DetectionDataset(
         class_names=list(names.values()),
         category_ids=list(names),
         image_ids=[first + number for number in numbers],
         paths=[str(path) for path in images],
         sizes=sizes,
-        image_index=image_index[keep],
+        image_index=keys[keep, 0],
         boxes=boxes[keep],
-        labels=table[keep, 1].astype(np.int64),
+        labels=keys[keep, 1],
     )
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from backbones.common.errors import ImageError
+from backbones.common.files import atomic_write
 from backbones.common.images import open_image, write_image
 from backbones.common.ranges import check_ranges
 from detect.data import DetectionDataset
 from detect.data.account import SIZES, Account, held_notes, log_account, take_account
 from detect.data.open import DatasetConfig, build_datasets, resolve_data, split_names
-from detect.evaluation.page import PICTURE_SIDE, data_url, write_page
+from detect.evaluation.page import PICTURE_SIDE, data_url, fill_page
 from detect.evaluation.report_folder import data_folder
 from detect.media.drawing import Caption, count_classes, draw_detections, sheet
 
@@ -67,8 +68,7 @@ def _inspect(config: InspectConfig, folder: Path) -> Account:
     log_account(account)
     pictures = _pictures(parts, config.pictures)
     (folder / "sheet.jpg").unlink(missing_ok=True)
-    write_page(
-        folder / "data.html",
+    page = fill_page(
         "data.html.jinja",
         title=f"{Path(str(data.root)).name}: {', '.join(parts)}",
         root=data.root,
@@ -79,6 +79,8 @@ def _inspect(config: InspectConfig, folder: Path) -> Account:
             for caption, picture in pictures
         ],
     )
+    with atomic_write(folder / "data.html", "w") as file:
+        file.write(page)
     if pictures:
         captions, drawn = zip(*pictures, strict=True)
         write_image(folder / "sheet.jpg", sheet(drawn, SHEET_WIDTH, captions))

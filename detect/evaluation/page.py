@@ -2,30 +2,25 @@
 
 import base64
 import io
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from backbones.common.files import atomic_write
-
 PICTURE_SIDE = 480
 """Longest side in pixels of a picture on a page."""
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill a template of this folder with values and write it as one file."""
+def fill_page(template: str, **values: Any) -> str:
+    """A template of this folder with values in it."""
     environment = Environment(
         loader=PackageLoader("detect.evaluation", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    page = environment.get_template(template).render(values)
-    with atomic_write(path, "w") as file:
-        file.write(page)
+    return environment.get_template(template).render(values)
 
 
 def data_url(picture: Tensor, width: int, height: int) -> str:

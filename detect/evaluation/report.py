@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from backbones.common.files import write_json
+from backbones.common.files import atomic_write, write_json
 from backbones.common.plots import literal, new_plot
 from detect.data import DetectionDataset
 from detect.evaluation.coco import FINE_SIZES, evaluate_by_size, evaluate_coco, precision_curves
 from detect.evaluation.errors import confusion_matrix, error_report
-from detect.evaluation.page import write_page
+from detect.evaluation.page import fill_page
 from detect.evaluation.recall import IOU_THRESHOLDS, proposal_recall, recall_by_size
 from detect.evaluation.thresholds import THRESHOLDS, ThresholdCurves, threshold_curves
 from detect.evaluation.voc import evaluate_voc
@@ -78,9 +78,7 @@ def write_report(
         "precision_at_recall": precision_curves(dataset, detections),
         "proposals": None if regions is None else proposal_recall(dataset, regions),
     }
-    write_json(folder / "report.json", report, indent=2)
-    write_page(
-        folder / "report.html",
+    page = fill_page(
         "report.html.jinja",
         **report,
         class_names=dataset.class_names,
@@ -90,6 +88,11 @@ def write_report(
         colors=COLORS,
         gallery=worst_images(dataset, detections, score_thresh),
     )
+    # Both or none, where the disk has no room: the page is on it before either has its name.
+    with atomic_write(folder / "report.html", "w") as file:
+        file.write(page)
+        file.flush()
+        write_json(folder / "report.json", report, indent=2)
     return report
 
 

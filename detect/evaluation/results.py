@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
 from backbones.common.read_json import read_json
 from detect.data import DetectionDataset
+from detect.data.cleaning import is_repeated, warn_of_boxes, warn_of_reach
 from detect.data.results_file import read_results
 
 
@@ -65,7 +67,7 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
     """Read a results file of any detector as detections of a dataset, one dict an image.
 
     Where `images.json` lies beside it, which says whose ids the results have, these must be the
-    dataset's.
+    dataset's. Entries are taken as they are; odd ones are counted, a warning for each kind.
 
     Raises:
         UserError: a missing or malformed file, or a result for an image or a category that the
@@ -74,7 +76,8 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
     check_ids(Path(path).parent / "images.json", dataset)
     places = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     label_of = {category_id: k for k, category_id in enumerate(dataset.category_ids, start=1)}
-    rows: list[list[tuple[list[float], int, float]]] = [[] for _ in places]
+    rows: list[tuple[float, ...]] = []
+    wheres: list[str] = []
     with garbage_collection_paused():
         for result in read_results(path, "results"):
             category_id = result.entry.get("category_id")
@@ -85,19 +88,35 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
                     f"{result.where}: image_id {result.image_id} is not in the dataset "
                     "(tools.infer numbers its images by itself: score a detector by --weights)"
                 )
-            if not isinstance(category_id, int) or category_id not in label_of:
+            if type(category_id) is not int or category_id not in label_of:
                 known = ", ".join(map(str, dataset.category_ids[:20]))
                 raise UserError(
                     f"{result.where}: category_id {category_id!r} is not in the dataset: {known}"
                 )
-            rows[places[result.image_id]].append((result.box, label_of[category_id], result.score))
+            place = places[result.image_id]
+            rows.append((place, label_of[category_id], result.score, *result.box))
+            wheres.append(result.where)
+    table = np.array(rows, np.float64).reshape(-1, 7)
+    index, score = table[:, 0].astype(np.int64), table[:, 2]
+
+    def name(number: int) -> str:
+        return wheres[number].removeprefix(f"{path}: ")
+
+    for which, what in (
+        ((score < 0) | (score > 1 + 1e-6), "scores outside 0 to 1, which thresholds go by"),
+        (is_repeated(table), "entries that are there already, each an error in the scores"),
+    ):
+        warn_of_boxes(which, what, str(path), name)
+    warn_of_reach(table[:, 3:], np.tile(dataset.sizes[index], 2), str(path), name)
+    order = np.argsort(index, kind="stable")
+    ends = np.searchsorted(index[order], np.arange(1, len(dataset)))
     return [
         {
-            "boxes": torch.tensor([box for box, _, _ in found], dtype=torch.float32).view(-1, 4),
-            "labels": torch.tensor([label for _, label, _ in found], dtype=torch.int64),
-            "scores": torch.tensor([score for _, _, score in found], dtype=torch.float32),
+            "boxes": torch.from_numpy(found[:, 3:]).float(),
+            "labels": torch.from_numpy(found[:, 1]).long(),
+            "scores": torch.from_numpy(found[:, 2]).float(),
         }
-        for found in rows
+        for found in np.split(table[order], ends)
     ]
 
 

@@ -16,7 +16,7 @@ from backbones.common.files import atomic_write
 from backbones.common.images import write_image
 from backbones.common.regular_files import open_file
 from detect.blocks import Parts, PartsOfTensor
-from detect.data.voc import VOC_CLASS_FILE
+from detect.data.labelmap import VOC_CLASS_FILE
 from detect.evaluation.results import coco_results
 from detect.inference.formats import (
     CSV_HEADER,

@@ -20,7 +20,7 @@ def make_dataset(
         class_names=[f"class {category_id}" for category_id in category_ids],
         category_ids=category_ids,
         image_ids=[100 + 7 * index for index in range(len(images))],
-        paths=["x.png"] * len(images),
+        paths=[f"{index}.png" for index in range(len(images))],
         sizes=[(SIZE, SIZE)] * len(images),
         image_index=np.array([index for index, _ in rows], int),
         boxes=np.array([row[:4] for _, row in rows], float).reshape(-1, 4),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.full_disk import full_disk
 from helpers.tool_runs import error_of, run
 from helpers.untrained_detector import save_untrained
 
@@ -238,6 +239,20 @@ def test_numbers_of_proposals_do_not_overlap_on_the_page():
     )
     assert all(f"<!-- {count} -->" in drawn for count in (10, 115, 160, 300))
     assert "<!-- 100 -->" not in drawn
+
+
+def test_a_full_disk_leaves_no_half_of_a_report(
+    digits, results, report, tmp_path, monkeypatch, capsys
+):
+    sizes = [(report / name).stat().st_size for name in ("report.json", "report.html")]
+    assert 2 * sizes[0] < sizes[1]
+    folder = tmp_path / "full"
+    arguments = ["--results", str(results), *data_arguments(digits), "--output", str(folder)]
+    with full_disk(2 * sizes[0]):
+        message = error_of(evaluate, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert message == f"error: {folder / 'report.html'}: cannot be written: File too large"
+    assert list(folder.iterdir()) == []
+    assert run(evaluate, *arguments, monkeypatch=monkeypatch) == 0
 
 
 def test_the_output_must_be_a_folder(digits, results, tmp_path, monkeypatch, capsys):

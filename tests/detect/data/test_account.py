@@ -141,8 +141,8 @@ def test_objects_that_voc_calls_difficult_are_counted_apart(tmp_path):
         save(tmp_path / f"{name}.png", seed=ord(name))
         objects = "".join(
             f"<object><name>cup</name><difficult>{mark}</difficult><bndbox><xmin>5</xmin>"
-            "<ymin>5</ymin><xmax>30</xmax><ymax>30</ymax></bndbox></object>"
-            for mark in marks
+            f"<ymin>5</ymin><xmax>{30 + n}</xmax><ymax>30</ymax></bndbox></object>"
+            for n, mark in enumerate(marks)
         )
         size = "<size><width>60</width><height>40</height></size>"
         (tmp_path / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")

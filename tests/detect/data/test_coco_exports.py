@@ -56,16 +56,17 @@ def test_a_name_that_two_categories_share_is_refused(tmp_path: Path) -> None:
 
 def test_crowds_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     crowd = BOX | {"iscrowd": 1, "segmentation": {"counts": [1], "size": [1, 1]}}
-    dataset = load(tmp_path, [BOX, crowd, crowd], [(1, "cat", "")])
+    other = crowd | {"bbox": [0, 0, 30, 5]}
+    dataset = load(tmp_path, [BOX, crowd, other], [(1, "cat", "")])
     assert dataset.objects_by_class() == {"cat": 1}
     (message,) = caplog.messages
     assert message.startswith(f"{tmp_path / 'a.json'}: 2 of 3 annotations are iscrowd: ")
 
 
 def test_corners_in_another_order_are_put_right(tmp_path: Path, caplog) -> None:
-    swapped = BOX | {"bbox": [40, 25, -30, -5]}
+    swapped = BOX | {"bbox": [40, 26, -30, -5]}
     dataset = load(tmp_path, [BOX, swapped], [(1, "cat", "")])
-    assert dataset.sample(0).boxes.tolist() == [[10, 20, 40, 25]] * 2
+    assert dataset.sample(0).boxes.tolist() == [[10, 20, 40, 25], [10, 21, 40, 26]]
     assert dataset.sample(0).area.tolist() == [150, 150]
     assert "boxes put right for having their corners swapped: 1, first annotation 1" in caplog.text
 

@@ -47,7 +47,7 @@ def as_voc(root: Path, name: str) -> DetectionDataset:
         "<annotation><size><width>40</width><height>30</height></size></annotation>"
     )
     (root / "ImageSets/Main/train.txt").write_text(Path(name).stem)
-    return load_voc(root, "train")
+    return load_voc(root, "train", ["cat"])
 
 
 LOADERS = [as_coco, as_yolo_list, as_yolo_folder, as_voc]

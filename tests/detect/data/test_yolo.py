@@ -124,7 +124,7 @@ def test_what_is_left_out_is_counted(root: Path, caplog) -> None:
         "label files without an image: 1, first",
         "lost.txt",
         "left out for their suffix: 1 (.md)",
-        "objects left out that the file has already: 1, first",
+        "objects left out that the image has already, with the same class and box: 1, first",
         "a.txt, line 2",
         "boxes dropped for having no area: 1, first",
         "a.txt, line 3",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.scenes import make_dataset, make_detections, scenes
+from helpers.scenes import SIZE, make_dataset, make_detections, scenes
 from helpers.tide import SEEDS, scene
 from hypothesis import given, settings
 from torchvision.ops import box_area
@@ -232,6 +232,10 @@ def test_results_as_others_write_them(tmp_path, caplog):
     [
         ({"image_id": 100.5}, "entry 0 must have a whole number as image_id, .*, got {'image_id'"),
         ({"score": "good"}, "entry 0 must have .* and a number as score"),
+        ({"score": "0.9"}, "entry 0 must have .* and a number as score"),
+        ({"score": True}, "entry 0 must have .* and a number as score"),
+        ({"image_id": True}, "entry 0 must have a whole number as image_id"),
+        ({"bbox": "1234"}, r"entry 0 must have .*, bbox \[x, y, w, h\]"),
         ({"bbox": [0, 0, float("inf"), 5]}, "entry 0 must have finite numbers"),
         ({"image_id": 5}, "entry 0: image_id 5 is not in the dataset"),
         ({"category_id": 4}, "entry 0: category_id 4 is not in the dataset: 3, 17, 90"),
@@ -245,3 +249,32 @@ def test_wrong_results_are_named(change, message, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps([entry | change]))
     with pytest.raises(UserError, match=f"r.json: .*{message}"):
         load_results(tmp_path / "r.json", dataset)
+
+
+def test_truth_is_no_category(tmp_path):
+    entry = {"image_id": 100, "category_id": True, "bbox": [0, 0, 5, 5], "score": 0.5}
+    (tmp_path / "r.json").write_text(json.dumps([entry]))
+    with pytest.raises(UserError, match="entry 0: category_id True is not in the dataset: 1, 17"):
+        load_results(tmp_path / "r.json", make_dataset([[]], category_ids=[1, 17]))
+
+
+def test_odd_results_are_counted_and_scored_as_they_are(tmp_path, caplog):
+    dataset = make_dataset([[(0, 0, 50, 50, CAT)]])
+    entry = {"image_id": 100, "category_id": 3, "bbox": [60, 60, 50, 50], "score": 0.5}
+    entries = [entry, entry | {"score": 90}, entry | {"score": -1}, entry | {"score": 1.0000001}]
+    entries += [entry, entry | {"bbox": [SIZE, 5, 9, 9]}, entry | {"bbox": [60, 70, SIZE, SIZE]}]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(entries[:1]))
+    load_results(path, dataset)
+    assert caplog.messages == []
+    path.write_text(json.dumps(entries))
+    (found,) = load_results(path, dataset)
+    assert len(found["scores"]) == len(entries)
+    assert found["scores"][:3].tolist() == [0.5, 90, -1]
+    assert caplog.messages == [
+        f"{path}: scores outside 0 to 1, which thresholds go by: 2, first entry 1",
+        f"{path}: entries that are there already, each an error in the scores: 1, first entry 4",
+        f"{path}: boxes outside their image: 1, first entry 5",
+        f"{path}: boxes that reach far beyond their image: 1, first entry 6",
+        f"{path}: of these would fit as corners, not width and height: 1, first entry 6",
+    ]
