@@ -309,7 +309,8 @@ def _read_labels(
             continue
         where = f"{path}, line {line}"
         try:
-            number, *values = (float(field) for field in text.split())
+            # float() alone would take "1_0".
+            number, *values = (float(field.replace("_", "?")) for field in text.split())
         except ValueError:
             raise UserError(f"{where}: expected numbers, got {text[:60]!r}") from None
         if number not in labels_of:

@@ -68,6 +68,8 @@ def find_inputs(names: Iterable[str], *, recursive: bool = False) -> Source:
         else:
             given += _expand(name, recursive)
     found = _each_once(given)
+    if not found and list(names) == ["-"]:
+        raise UserError("inputs: -: standard input names none")
     images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     taken = set(images)
     return Source(images, [path for path in found if path not in taken])

@@ -143,6 +143,7 @@ def test_what_is_left_out_is_counted(root: Path, caplog) -> None:
         ("0 0.5 0.5 0.1", "got 4 numbers"),
         ("0 0.5 0.5 0.1 0.1 0.9", "got 6 numbers"),
         ("car 0.5 0.5 0.1 0.1", "expected numbers, got 'car 0.5"),
+        ("0_1 0.5 0.5 0.1 0.1", "expected numbers, got '0_1 0.5"),
     ],
 )
 def test_a_wrong_row_is_named(row: str, words: str, root: Path) -> None:

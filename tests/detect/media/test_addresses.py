@@ -108,6 +108,9 @@ def test_names_on_standard_input_and_folders_in_folders(folder, monkeypatch, cap
     listed = b"\n".join([os.fsencode(strange), b"", os.fsencode(folder / "a.png") + b"\r", b""])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.replace(b"\r", b"\r\n"))))
     assert find_inputs(["-"]).images == [strange, folder / "a.png"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    with pytest.raises(UserError, match="standard input names none"):
+        find_inputs(["-"])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.pgn\n")))
     with pytest.raises(UserError, match=r"a\.pgn: no such file or folder"):
         find_inputs(["-"])
