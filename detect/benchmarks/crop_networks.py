@@ -208,7 +208,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     for row in rows:
         cost = f"{row['multiply_adds'] / 1e6:,.0f} M"
-        seconds = "-" if row["seconds_per_image"] is None else f"{row['seconds_per_image']:.3f}"
+        seconds = f"{row['seconds_per_image']:.3f}"
         cells = [f"`{row['variant']}`", str(row["crop_size"]), cost, seconds]
         lines.append(f"| {' | '.join(cells + [_score(row[key]) for key in COLUMNS])} |")
     sizes = [i for i, size in enumerate(rows[0]["sizes"]) if size["objects"]]

@@ -32,17 +32,17 @@ Looks = dict[int, tuple[dict[str, Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Cost:
-    """What an image costs on average; None where no image could be read.
+    """What an image costs on average.
 
     Attributes:
         crops_per_image: crops that go through the network, the proposer's choice of how many; None
-            too for an exported detector, which does not tell them.
+            for an exported detector, which does not tell them.
         seconds_per_image: to propose, classify and select, in batches, threads and processes, while
             the next images are read.
     """
 
     crops_per_image: float | None
-    seconds_per_image: float | None
+    seconds_per_image: float
 
 
 class Detected(NamedTuple):

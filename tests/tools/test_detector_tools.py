@@ -24,7 +24,7 @@ from detect.commands import infer, train_detector
 from detect.data import load_coco, make_digits
 from detect.inference.annotate import infer as infer_inputs
 from detect.inference.outputs import annotated_files
-from detect.inference.score import Cost, detect_dataset
+from detect.inference.score import detect_dataset
 from detect.media.sources import Source
 from detect.media.video import VideoReader, slideshow
 from tools import demo, make_video
@@ -309,7 +309,8 @@ def test_an_unreadable_image_counts_as_without_detections(detector_file, tmp_pat
     # Nor does it cost anything.
     assert cost.crops_per_image == len(detector.propose([dataset.load_image(1)])[0].boxes)
     Path(dataset.sample(1).path).write_bytes(b"broken")
-    assert detect_dataset(detector, dataset).cost == Cost(None, None)
+    with pytest.raises(UserError, match="none of the 2 images can be read"):
+        detect_dataset(detector, dataset)
 
 
 def test_a_score_threshold_of_proposals_saves_crops(detector_file, tmp_path):

@@ -25,7 +25,7 @@ def _forked(monkeypatch):
         lambda *arguments, **options: start(*arguments, **options, start_method="fork"),
     )
     # What the processes would get is what they inherit.
-    monkeypatch.setattr(launch, "prepare_process", lambda: None)
+    monkeypatch.setattr(launch, "prepare_process", lambda early: None)
 
 
 @pytest.mark.parametrize(
