@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from backbones.common.errors import UserError
@@ -29,6 +29,12 @@ def visible_files(folder: Path) -> list[Path]:
         folders[:] = filter(is_visible, folders)
         found += [Path(place, name) for name in filter(is_visible, names)]
     return sorted(found)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The visible files in a folder and deeper, as far as it may be read."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in filter(is_visible, names))
 
 
 def files_in(folder: Path, suffixes: Collection[str], where: str | Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Which of the usual layouts a folder of images and annotations has, as tools write them."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from backbones.common.addresses import without_secrets
 from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES
-from backbones.common.listing import is_visible
+from backbones.common.listing import files_below, is_visible
 from backbones.common.regular_files import read_file
 from detect.data.coco import load_coco
 from detect.data.sample import DetectionDataset
@@ -108,13 +108,22 @@ def _find_voc(root: Path, class_names: Sequence[str] | None) -> Layout | None:
         return None
     load = partial(load_voc_pairs, class_names=class_names)
     lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
-    for pages, images in (("Annotations", "JPEGImages"), ("annotations", "images")):
+    # Label Studio has the second.
+    for pages, images in (
+        ("Annotations", "JPEGImages"),
+        ("Annotations", "images"),
+        ("annotations", "images"),
+    ):
         if not os.path.isdir(root / images) or not _holds(root / pages, {".xml"}, deep=True):
             continue
         words = f"Pascal VOC ({pages} beside {images}"
-        if pages != "Annotations" or not lists:
+        if images != "JPEGImages" or not lists:
             load = partial(load, root / pages, root / images)
-            names = [part.name for part in _folders(root / images) if _is_split(part.name)]
+            names = [
+                part.name
+                for part in _folders(root / images)
+                if _is_split(part.name) and _holds(part, IMAGE_SUFFIXES, deep=True)
+            ]
             splits = {name: partial(load, f"{name}/") for name in names} or {"train": load}
             places = [(name, root / place / name) for name in names for place in (pages, images)]
             places = places or [("", root / place) for place in (pages, images)]
@@ -241,12 +250,6 @@ def _holds(folder: Path, suffixes: Iterable[str], *, deep: bool = False) -> bool
     """Whether a file with one of some suffixes is in a folder, or deeper."""
     files = files_below(folder) if deep else visible_entries(folder)
     return any(path.suffix.lower() in suffixes for path in files)
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """The visible files in a folder and deeper, as far as it may be read."""
-    for place, _, names in os.walk(folder):
-        yield from (Path(place, name) for name in filter(is_visible, names))
 
 
 def _contents(root: Path) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from backbones.common.images import IMAGE_SUFFIXES
-from detect.data.layouts import Layout, files_below, first_of, visible_entries
+from backbones.common.listing import files_below
+from detect.data.layouts import Layout, first_of, visible_entries
 from detect.data.splits import SPLITS, usual_split
 from detect.data.yolo import label_file
 
@@ -23,16 +24,16 @@ def say_unread(root: Path, layout: Layout) -> Iterator[str]:
     top = os.path.abspath(root if os.path.isdir(root) else root.parent)
     taken = {Path(os.path.abspath(path)) for name, path in layout.taken if _is_read(name, layout)}
     above = {folder for path in taken for folder in path.parents}
+    beside_folders = {path.parent for path in taken if path.is_dir()}
     places = {path.parent for path in taken if path.is_relative_to(top)} - {Path(top).parent}
     if os.path.isdir(root):
         places.add(Path(top))
     found = []
     for place in sorted(places):
-        beside_folders = any(path.parent == place and path.is_dir() for path in taken)
         for entry in visible_entries(place):
-            if entry in taken | above or not taken.isdisjoint(entry.parents):
+            if entry in taken or entry in above or not taken.isdisjoint(entry.parents):
                 continue
-            if _is_part(entry, layout.format, beside_folders):
+            if _is_part(entry, layout.format, place in beside_folders):
                 found.append(os.path.relpath(entry, top) + "/" * entry.is_dir())
     if found:
         yield f"{root}: not read, though it looks like splits or annotations: {first_of(found, 3)}"
@@ -53,7 +54,7 @@ def _is_part(path: Path, format: str, beside_folders: bool) -> bool:
     if beside_folders and images and _names_split(path.name):
         return True
     if format == "yolo":
-        return any(os.path.lexists(label_file(image)) for image in images[:_SOME])
+        return any(map(_has_labels, images[:_SOME]))
     return any(_is_annotation(file, format) for file in files)
 
 
@@ -65,7 +66,13 @@ def _is_annotation(path: Path, format: str) -> bool:
             and not name.startswith(_OF_OTHER_TASKS)
             and (_names_split(name) or "coco" in name or path.parent.name == "annotations")
         )
+    if format == "yolo" and suffix in IMAGE_SUFFIXES:
+        return _has_labels(path)
     return (suffix == ".txt" and _names_split(name)) or (suffix == ".xml" and format == "voc")
+
+
+def _has_labels(image: Path) -> bool:
+    return os.path.lexists(label_file(image))
 
 
 def _names_split(name: str) -> bool:

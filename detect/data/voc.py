@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -308,7 +308,7 @@ def _read_split(path: Path, known: Container[str]) -> list[str]:
     if not names:
         raise UserError(f"{path}: the split is empty: expected image names, one a line")
     if len(set(names)) < len(names):
-        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        twice = next(name for name, count in Counter(names).items() if count > 1)
         raise UserError(f"{path}: {twice} is listed twice")
     return names
 

@@ -13,7 +13,7 @@ import numpy as np
 from backbones.common.config import read_yaml
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image_size
-from backbones.common.listing import visible_files, with_suffix
+from backbones.common.listing import files_below, visible_files, with_suffix
 from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, one_per_file
 from detect.data.paths import is_file_name, is_inside, refuse_address, refuse_paths_outside
@@ -123,7 +123,7 @@ def read_document(source: Path) -> dict[str, Any]:
     place, is_listed = source.parent, source.suffix == ".names"
     if not is_listed and os.path.isdir(place / "images"):
         place /= "images"
-    entries = sorted(place.glob("*.txt") if is_listed else filter(os.path.isdir, place.iterdir()))
+    entries = sorted(place.glob("*.txt") if is_listed else filter(_has_images, place.iterdir()))
     found = {
         path.stem if is_listed else path.name: os.path.relpath(path, source.parent)
         for path in entries
@@ -132,6 +132,10 @@ def read_document(source: Path) -> dict[str, Any]:
     if not splits and not is_listed:
         splits = {"train": os.path.relpath(place, source.parent)}
     return {"names": names} | splits
+
+
+def _has_images(folder: Path) -> bool:
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in files_below(folder))
 
 
 def _with_usual_splits(document: dict[str, Any], source: Path) -> dict[str, Any]:

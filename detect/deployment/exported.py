@@ -137,7 +137,8 @@ def load_exported(path: str | Path) -> Detector:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        place = error.filename or path  # of the two of OpenVINO
+        raise UserError(f"{place}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # each library has its own
         raise UserError(f"{path}: {engine} cannot read this file: {_reason(error)}") from error
     with broken_metadata(path):

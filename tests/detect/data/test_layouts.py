@@ -87,6 +87,13 @@ def voc_roboflow(root: Path) -> None:
     write(root / "README.roboflow.txt", "by Roboflow")
 
 
+def voc_label_studio(root: Path) -> None:
+    for name in "ab":
+        picture(root / f"images/{name}.png")
+        xml(root / f"Annotations/{name}.xml")
+    (root / "images/test").mkdir()
+
+
 def coco_challenge(root: Path) -> None:
     for split, names in (("train2017", "ab"), ("val2017", "c")):
         files = [f"{name}.png" for name in names]
@@ -171,6 +178,7 @@ def yolo_label_studio(root: Path) -> None:
     for name in "ab":
         picture(root / f"images/{name}.png")
         write(root / f"labels/{name}.txt", YOLO_ROW)
+    (root / "images/test").mkdir()
 
 
 def yolo_label_img(root: Path) -> None:
@@ -187,6 +195,7 @@ def yolo_label_img(root: Path) -> None:
         (voc_challenge, "voc", {"train": 2, "val": 1}, ["cup"]),
         (voc_label_img, "voc", {"train": 3}, ["cup"]),
         (voc_roboflow, "voc", {"train": 2, "val": 1, "test": 1}, ["cup", "mug"]),
+        (voc_label_studio, "voc", {"train": 2}, ["cup"]),
         (coco_challenge, "coco", {"train": 2, "val": 1}, ["mug", "cup"]),
         (coco_roboflow, "coco", {"train": 2, "val": 1}, ["cup"]),
         (coco_label_studio, "coco", {"train": 2}, ["mug", "cup"]),
@@ -282,6 +291,12 @@ def voc_holdout(root: Path) -> None:
     (root / "test/d.xml").unlink()
 
 
+def yolo_beside_folder(root: Path) -> None:
+    yolo_label_studio(root)
+    picture(root / "images/test/d.png")
+    picture(root / "images/unlabelled.png")
+
+
 def yolo_more(root: Path) -> None:
     yolo_ultralytics(root)
     for place in ("images/test", "images/night"):
@@ -306,6 +321,7 @@ def yolo_more(root: Path) -> None:
          "ImageSets/"),
         ([voc_holdout], "holdout/, test/"),
         ([yolo_more], "autosplit_val0.txt, autosplit_val1.txt, autosplit_val2.txt and 3 more"),
+        ([yolo_beside_folder], "images/a.png, images/b.png"),
         ([yolo_cvat, again("train.txt", "subset_valid.txt")], "subset_valid.txt"),
         ([yolo_cvat, again("train.txt", "trainval.txt")], "trainval.txt"),
     ],

@@ -3,6 +3,7 @@
 import pytest
 
 from backbones.common.errors import UserError
+from detect.deployment.exported import load_exported
 from detect.deployment.seal import check_seal, seal_onnx, seal_openvino
 
 
@@ -36,3 +37,14 @@ def test_files_without_a_digest_are_told(data, tmp_path):
     path = tmp_path / "x.onnx"
     path.write_bytes(data)
     assert not check_seal(path)
+
+
+def test_missing_weights_are_named(tmp_path):
+    pytest.importorskip("openvino")
+    path = tmp_path / "x.xml"
+    path.write_bytes(b"<net></net>")
+    path.with_suffix(".bin").write_bytes(b"1")
+    seal_openvino(path)
+    path.with_suffix(".bin").unlink()
+    with pytest.raises(UserError, match=r"x\.bin: cannot be read: No such file"):
+        load_exported(path)
