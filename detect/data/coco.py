@@ -11,7 +11,13 @@ import numpy as np
 from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
 from backbones.common.read_json import read_json
-from detect.data.cleaning import clean_boxes, one_per_file, order_corners, warn_of_boxes
+from detect.data.cleaning import (
+    clean_boxes,
+    is_repeated,
+    one_per_file,
+    order_corners,
+    warn_of_boxes,
+)
 from detect.data.paths import is_file_name, refuse_paths_outside
 from detect.data.sample import DetectionDataset, check_class_name
 
@@ -79,6 +85,7 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
     refuse_paths_outside(images, files, lambda number: f"{source}: images[{number}]")
     kept, places = one_per_file(files, source)
     index_of = dict(zip(image_ids, places, strict=True))
+    place_of = {image_id: number for number, image_id in enumerate(image_ids)}
     if len(index_of) < len(image_ids):
         raise UserError(f"{source}: images: id {_first_repeated(image_ids)} is used twice")
     image_ids, files = [image_ids[k] for k in kept], [files[k] for k in kept]
@@ -86,7 +93,7 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
     label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
 
     xywh = np.empty((len(rows), 4))
-    image_index = np.empty(len(rows), np.int64)
+    image_index, listed = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
     labels = np.empty(len(rows), np.int64)
     crowd = np.empty(len(rows), bool)
     area = np.empty(len(rows))
@@ -94,6 +101,7 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
         # The plain look-ups are for speed; what they raise is put into words by _explain.
         try:
             image_index[number] = index_of[row["image_id"]]
+            listed[number] = place_of[row["image_id"]]
             labels[number] = label_of[row["category_id"]]
             _, _, width, height = xywh[number] = _list(row["bbox"])
             crowd[number] = {0: False, 1: True}[row.get("iscrowd", 0)]
@@ -114,7 +122,14 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
 
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     boxes = order_corners(boxes, source, name)
-    keys = np.column_stack([image_index, labels, crowd])
+    # Scores are to be pycocotools', which counts each: only what images listed twice share goes.
+    again = is_repeated(np.column_stack([listed, labels, crowd, boxes]))
+    what = (
+        "objects that the image has already, with the same class and box: pycocotools counts each"
+    )
+    warn_of_boxes(again, what, source, name)
+    apart = np.where(again, np.arange(1, len(rows) + 1), 0)
+    keys = np.column_stack([image_index, labels, crowd, apart])
     boxes, keep = clean_boxes(boxes, np.asarray(sizes), keys, source, name)
     no_area = keep & ~((area > 0) & (area < 2**62))
     warn_of_boxes(no_area, "areas that are no size, that of the box is taken", source, name)

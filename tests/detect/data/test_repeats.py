@@ -72,7 +72,16 @@ def coco(root: Path, images: Sequence[tuple[int, str]], rows: list[dict]) -> Det
     return load_coco(root / "a.json", root)
 
 
-@pytest.mark.parametrize("load", [as_coco, as_voc, as_yolo])
+def test_coco_counts_each_as_pycocotools_does(tmp_path: Path, caplog) -> None:
+    (sample,) = as_coco(tmp_path)
+    np.testing.assert_allclose(sample.boxes, BOXES)
+    assert (
+        "objects with the class and box of another (pycocotools counts each): 1, first "
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("load", [as_voc, as_yolo])
 def test_an_object_counts_once_in_any_layout(
     load: Callable[[Path], DetectionDataset], tmp_path: Path, caplog
 ) -> None:
