@@ -124,9 +124,7 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
     boxes = order_corners(boxes, source, name)
     # Scores are to be pycocotools', which counts each: only what images listed twice share goes.
     again = is_repeated(np.column_stack([listed, labels, crowd, boxes]))
-    what = (
-        "objects that the image has already, with the same class and box: pycocotools counts each"
-    )
+    what = "objects with the class and box of another (pycocotools counts each)"
     warn_of_boxes(again, what, source, name)
     apart = np.where(again, np.arange(1, len(rows) + 1), 0)
     keys = np.column_stack([image_index, labels, crowd, apart])
