@@ -84,31 +84,30 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
     )
     refuse_paths_outside(images, files, lambda number: f"{source}: images[{number}]")
     kept, places = one_per_file(files, source)
-    index_of = dict(zip(image_ids, places, strict=True))
     place_of = {image_id: number for number, image_id in enumerate(image_ids)}
-    if len(index_of) < len(image_ids):
+    if len(place_of) < len(image_ids):
         raise UserError(f"{source}: images: id {_first_repeated(image_ids)} is used twice")
     image_ids, files = [image_ids[k] for k in kept], [files[k] for k in kept]
     sizes = [sizes[k] for k in kept]
     label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
 
     xywh = np.empty((len(rows), 4))
-    image_index, listed = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    listed = np.empty(len(rows), np.int64)
     labels = np.empty(len(rows), np.int64)
     crowd = np.empty(len(rows), bool)
     area = np.empty(len(rows))
     for number, row in enumerate(rows):
         # The plain look-ups are for speed; what they raise is put into words by _explain.
         try:
-            image_index[number] = index_of[row["image_id"]]
             listed[number] = place_of[row["image_id"]]
             labels[number] = label_of[row["category_id"]]
             _, _, width, height = xywh[number] = _list(row["bbox"])
             crowd[number] = {0: False, 1: True}[row.get("iscrowd", 0)]
             area[number] = row.get("area", abs(width * height))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            reason = _explain(row, index_of, label_of)
+            reason = _explain(row, place_of, label_of)
             raise UserError(f"{source}: {_annotation_name(rows, number)}: {reason}") from error
+    image_index = np.array(places)[listed]
     bad = ~np.isfinite(xywh).all(axis=1)
     if bad.any():
         number = int(bad.argmax())
@@ -243,14 +242,14 @@ def _annotation_name(rows: list[Any], number: int) -> str:
     return f"annotations[{number}]"
 
 
-def _explain(row: Any, index_of: dict[int, int], label_of: dict[int, int]) -> str:
+def _explain(row: Any, place_of: dict[int, int], label_of: dict[int, int]) -> str:
     """What is wrong with an annotation that could not be read."""
     if not isinstance(row, dict):
         return f"expected an object, got {row!r}"
     for key in ("image_id", "category_id", "bbox"):
         if key not in row:
             return f"expected the key {key!r}"
-    if not _is_key(row["image_id"], index_of):
+    if not _is_key(row["image_id"], place_of):
         return f"image_id {row['image_id']!r} is not among the images"
     if not _is_key(row["category_id"], label_of):
         return f"category_id {row['category_id']!r} is not among the categories"
