@@ -27,6 +27,7 @@ from detect.config import ModelConfig
 from detect.deployment.exported import SUFFIXES as EXPORTED
 from detect.deployment.exported import classes_of, load_exported
 from detect.detector import Detector
+from detect.proposals import LearnedProposer
 from detect.rcnn.model import RCNN
 from detect.starters import find_detector
 
@@ -71,7 +72,8 @@ def save_detector(
         largest_image: longest side of a training image in pixels.
 
     Raises:
-        UserError: these are not the model's classes; or the disk refuses the file.
+        UserError: these are not the model's classes, or it was built from another configuration;
+            or the disk refuses the file.
     """
     numbers = {len(set(class_names)), len(class_names), len(set(category_ids)), model.num_classes}
     if len(numbers) > 1:
@@ -79,6 +81,7 @@ def save_detector(
             f"{path}: expected {model.num_classes} different class names and category ids, as many "
             f"as the model has, got {len(class_names)} and {len(category_ids)}"
         )
+    _check_built_from(model, config, path)
     own: dict[str, Any] = {"config": asdict(config), "category_ids": list(category_ids)}
     if largest_image is not None:
         own["largest_image"] = largest_image
@@ -120,11 +123,7 @@ def load_detector(
     with broken_metadata(path):
         config_dict = dict(metadata["config"])
         class_names, category_ids = classes_of(metadata)
-        # The weights are in this very file; the backbone they once started from need not exist.
-        started_anew: dict[str, Any] = {"weights": None, "init": None, "freeze": "none"}
-        if "learned" in config_dict:
-            started_anew["learned"] = config_dict["learned"] | {"weights": None, "freeze": "none"}
-        trained_as = from_dict(ModelConfig, config_dict | started_anew)
+        trained_as = _started_anew(config_dict)
         spec = spec_from_metadata(metadata)
         if spec.name != trained_as.variant:
             raise ValueError(f"variant is {spec.name} but config.variant {trained_as.variant}")
@@ -145,6 +144,39 @@ def load_detector(
     digest = metadata.get("digest") or _digest_of(state)
     metadata = {**metadata, "config": to_dict(config), "digest": digest}
     return Detector(model.to(resolve_device(device)), class_names, category_ids, metadata)
+
+
+def _started_anew(config: Mapping[str, Any]) -> ModelConfig:
+    """A configuration as it was in training, but for the weights that this began with: others are
+    there, and those files need not exist any more."""
+    anew: dict[str, Any] = {"weights": None, "init": None, "freeze": "none"}
+    if "learned" in config:
+        anew["learned"] = config["learned"] | {"weights": None, "freeze": "none"}
+    return from_dict(ModelConfig, {**config, **anew})
+
+
+def _check_built_from(model: RCNN, config: ModelConfig, path: str | Path) -> None:
+    """Raise `UserError` where a file with both would not be read, or be another detector."""
+    with torch.device("meta"):
+        outline = build_detector(
+            _started_anew(to_dict(config)), model.num_classes, model.backbone.spec
+        )
+    what = f"{path}: config is not what the model was built from"
+    check_fit(outline.state_dict(), model.state_dict(), what)
+    for name, ours, theirs in (
+        ("rcnn", outline.config, model.config),
+        ("learned proposer", _settings(outline), _settings(model)),
+    ):
+        if ours != theirs:
+            raise UserError(f"{what}: its {name} is {ours}, the model's is {theirs}")
+
+
+def _settings(model: RCNN) -> dict[str, Any]:
+    """What its learned proposer has besides tensors."""
+    if not isinstance(model.proposer, LearnedProposer):
+        return {}
+    keys = ("scale", "tile_size", "anchor_sizes", "score_thresh")
+    return {key: getattr(model.proposer, key) for key in keys}
 
 
 def _digest_of(state: Mapping[str, Tensor]) -> str:

@@ -84,11 +84,12 @@ def resolve_data(config: Config) -> Config:
     return replace(config, root=os.path.abspath(str(config.root)), format=format)
 
 
-def keep_out_of_data(output: str, config: DatasetConfig) -> None:
+def keep_out_of_data(output: str | None, config: DatasetConfig) -> None:
     """Raise `UserError` for an output that is the dataset's own folder: a picture that is written
-    there would be one of its images."""
+    there would be one of its images, and a list in JSON one of its annotations."""
     root = Path(str(config.root))
-    if os.path.realpath(output) == os.path.realpath(root.parent if root.is_file() else root):
+    own = root.parent if root.is_file() else root
+    if output is not None and os.path.realpath(output) == os.path.realpath(own):
         raise UserError(f"{output}: is the folder of the dataset: name another one for the output")
 
 

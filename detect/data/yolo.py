@@ -358,12 +358,20 @@ def _lines(path: Path) -> list[str]:
 
 
 def _warn_of_orphans(images: Sequence[Path]) -> None:
-    """Count images without a label file, and label files of their folders that have no image."""
+    """Count images without a label file of their own, and label files that no image has."""
     expected = {label_file(path): path for path in images}
+    shared = [path for path in images if expected[label_file(path)] != path]
+    if shared:
+        what = "images that have the label file of another, whose name differs in its ending alone"
+        logger.warning("%s: %d, first %s", what, len(shared), shared[0])
     without = [path for labels, path in expected.items() if not os.path.lexists(labels)]
     if without:
         what = "images without a label file, taken as without objects"
         logger.warning("%s: %d, first %s", what, len(without), without[0])
+    beside = {path.with_suffix(".txt") for path in images} - expected.keys()
+    if twice := sorted(filter(os.path.lexists, beside)):
+        what = "label files beside their images, not read, as there are others in labels"
+        logger.warning("%s: %d, first %s", what, len(twice), twice[0])
     folders = {path.parent for path in expected}
     there = {path for folder in folders for path in folder.glob("*.txt")}
     # Label tools put the names of the classes among the labels.

@@ -15,7 +15,13 @@ from backbones.common.images import open_image, write_image
 from backbones.common.ranges import check_ranges
 from detect.data import DetectionDataset
 from detect.data.account import SIZES, Account, held_notes, log_account, take_account
-from detect.data.open import DatasetConfig, build_datasets, resolve_data, split_names
+from detect.data.open import (
+    DatasetConfig,
+    build_datasets,
+    keep_out_of_data,
+    resolve_data,
+    split_names,
+)
 from detect.evaluation.page import PICTURE_SIDE, data_url, fill_page
 from detect.evaluation.report_folder import data_folder
 from detect.media.drawing import Caption, count_classes, draw_detections, sheet
@@ -53,8 +59,9 @@ def inspect_data(config: InspectConfig) -> Account:
 
     Raises:
         UserError: the data are not as the configuration says, or cannot be read; or the folder has
-            such files of another program.
+            such files of another program, or is the dataset's.
     """
+    keep_out_of_data(config.output, config.data)
     with data_folder(config.output) as folder:
         return _inspect(config, folder)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backbones.common.errors import UserError
@@ -27,7 +27,7 @@ def report_folder(path: str | None, *, has_results: bool) -> Iterator[Path]:
             folder, `infer`'s, or has files by those names that `evaluate` did not write.
     """
     folder = numbered_folder(NEW_FOLDERS) if path is None else make_folder(path)
-    with locked(folder):
+    with _gone_if_empty(folder, is_new=path is None), locked(folder):
         if (folder / "config.yaml").exists() and (folder / "checkpoints").exists():
             raise UserError(f"{folder}: is the run folder of a training: choose another output")
         # Each is told by the one that is written before it.
@@ -35,6 +35,17 @@ def report_folder(path: str | None, *, has_results: bool) -> Iterator[Path]:
         if has_results or os.path.lexists(folder / "images.json"):
             _check_own(folder, "evaluate", "images.json", "results.json")
         yield folder
+
+
+@contextmanager
+def _gone_if_empty(folder: Path, *, is_new: bool) -> Iterator[None]:
+    """What fails before its first file leaves no new folder either."""
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager

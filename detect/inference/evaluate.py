@@ -21,6 +21,7 @@ from detect.data.open import (
     build_dataset,
     dataset_for,
     has_split,
+    keep_out_of_data,
     match_classes,
     resolve_data,
     warn_without_objects,
@@ -107,6 +108,7 @@ def _evaluate_results(config: EvaluateConfig) -> dict[str, Any]:
     assert config.results is not None
     results = config.results
     config, split = with_split(replace(config, data=resolve_data(config.data)), {})
+    keep_out_of_data(config.output, config.data)
     dataset = build_dataset(config.data, split)
     warn_without_objects(dataset, split)
     detections = load_results(results, dataset)
@@ -127,6 +129,7 @@ def _evaluate_detector(
     detector = load_detector(weights, device, config.model)
     training = detector.metadata.get("training") or {}
     data = dataset_for(config.data, training)
+    keep_out_of_data(config.output, data)
     of_training = {} if config.data.root is not None else training["data"]
     config, split = with_split(replace(config, data=data), of_training)
     dataset = match_classes(

@@ -18,7 +18,8 @@ from backbones.common.listing import files_in
 from detect.media.containers import VIDEO_SUFFIXES
 
 Image = str | os.PathLike[str] | np.ndarray | Tensor | PIL.Image.Image
-"""A file, an `uint8` RGB array `[H, W, 3]`, an `uint8` RGB tensor `[3, H, W]`, or Pillow's."""
+"""A file, an `uint8` RGB array `[H, W, 3]`, an `uint8` RGB tensor `[3, H, W]`, or Pillow's,
+of an animation the frame that it stands at."""
 
 Folder = str | os.PathLike[str]
 
@@ -40,7 +41,7 @@ def to_tensor(image: Image, *, bgr: bool = False) -> Tensor:
 
     Args:
         image: what it is.
-        bgr: an array or tensor has blue first.
+        bgr: an array or tensor has blue first; files and Pillow's images are as they say.
 
     Raises:
         ImageError: the file cannot be read.

@@ -5,12 +5,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torchvision.ops import clip_boxes_to_image
 
 from backbones.common.errors import UserError
 from backbones.common.files import write_errors, write_json
 from detect.data import DetectionDataset
+from detect.data.cleaning import warn_of_reach
 from detect.data.results_file import read_results
 from detect.proposals.base import Proposals
 
@@ -81,13 +83,15 @@ def proposals_for(
 ) -> dict[int, Proposals]:
     """The precomputed proposals of all images of some datasets, cut off at their images' borders.
 
-    What lies outside its image altogether is dropped.
+    What lies outside its image altogether is dropped; warnings count that, and what reaches far
+    beyond.
 
     Raises:
         UserError: an image has no entry, which is more likely a wrong file than an image without
             any proposal; or two different images have the same id, and so the same proposals.
     """
     owners: dict[int, str] = {}
+    all_boxes, ends, places = [np.empty((0, 4))], [np.empty((0, 4))], list[str]()
     found: dict[int, Proposals] = {}
     for sample in (sample for dataset in datasets for sample in dataset):
         if sample.image_id not in proposals:
@@ -101,7 +105,14 @@ def proposals_for(
                 "proposals need ids that are unique across the splits"
             )
         boxes, scores = proposals[sample.image_id]
+        all_boxes.append(boxes.numpy())
+        ends.append(np.tile([sample.width, sample.height], (len(boxes), 2)))
+        places += [sample.path] * len(boxes)
         boxes = clip_boxes_to_image(boxes, (sample.height, sample.width))
         inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         found[sample.image_id] = Proposals(boxes[inside], scores[inside])
+    warn_of_reach(
+        *(np.concatenate(all_boxes), np.concatenate(ends), "precomputed proposals"),
+        lambda number: f"of {places[number]}",
+    )
     return found

@@ -53,14 +53,21 @@ def check_targets(
     images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], num_classes: int
 ) -> None:
     """Raise `ValueError`, naming image and box, unless there is one good target for each image:
-    `boxes` `[G_i, 4]` xyxy and `labels` `[G_i]` in `1..num_classes`."""
+    `boxes` `[G_i, 4]` xyxy in pixels of the image and `labels` `[G_i]` in `1..num_classes`."""
     if len(targets) != len(images):
         raise ValueError(f"got {len(images)} images but {len(targets)} targets")
     for i, target in enumerate(targets):
         if missing := {"boxes", "labels"} - target.keys():
             raise ValueError(f"targets[{i}] has no {' and no '.join(sorted(missing))}")
     check_boxes([target["boxes"] for target in targets], "target boxes")
-    for i, target in enumerate(targets):
+    boxes = torch.cat([target["boxes"] for target in targets])
+    if len(boxes) > 1 and float(boxes.max()) <= 1:
+        raise ValueError(
+            "target boxes must be in pixels, got none beyond the first pixel of its image: are "
+            "these fractions of the image's sides?"
+        )
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        _check_inside(target["boxes"], image, f"targets[{i}] boxes")
         labels = target["labels"]
         if labels.dtype != torch.int64:
             raise ValueError(f"targets[{i}] labels must be int64, got {labels.dtype}")
@@ -73,6 +80,20 @@ def check_targets(
                 f"targets[{i}] labels must be in 1..{num_classes} (0 is background), "
                 f"got {labels.tolist()}"
             )
+
+
+def _check_inside(boxes: Tensor, image: Tensor, name: str) -> None:
+    if not len(boxes):
+        return
+    height, width = image.shape[1:]
+    reach = torch.maximum(-boxes, boxes - boxes.new_tensor([width, height, width, height]))
+    worst = int(reach.amax(dim=1).argmax())
+    # Rounding may lead out of the image by less than a pixel.
+    if float(reach[worst].max()) > 1:
+        raise ValueError(
+            f"{name}[{worst}] must be xyxy in pixels of its image of {width}x{height}, "
+            f"got {boxes[worst].tolist()}"
+        )
 
 
 def shrinking(metadata: Mapping[str, Any], images: Sequence[Tensor]) -> str | None:

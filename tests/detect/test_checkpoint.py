@@ -111,6 +111,24 @@ def test_classes_that_are_not_the_models_are_not_saved(names, ids, trained, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"width": 0.5}, r"backbone\..* expected \[32, 16, 3, 3\], found \[16"),
+        ({"rcnn": replace(CONFIG.rcnn, context=0.3)}, "rcnn is .*context=0.3.*, the model's is "),
+        (
+            {"learned": replace(CONFIG.learned, tile_size=64)},
+            "learned proposer is .*'tile_size': 64,.* the model's is .*'tile_size': 96",
+        ),
+    ],
+)
+def test_a_configuration_that_is_not_the_models_is_not_saved(changes, words, trained, tmp_path):
+    other = replace(CONFIG, **changes)
+    with pytest.raises(UserError, match=f"config is not what the model was built from: .*{words}"):
+        save_detector(tmp_path / "x.safetensors", trained, other, ["a", "b"], [7, 9])
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_deployed_form_normalises_alike(saved, image):
     detector = load_detector(saved, "cpu")
     deployed = deploy_detector(detector, "fp32")

@@ -12,15 +12,17 @@ from helpers.full_disk import full_disk
 from helpers.tool_runs import error_of, run
 from helpers.untrained_detector import save_untrained
 
+from backbones.common.errors import UserError
 from backbones.common.images import write_image
 from detect.build import build_detector
 from detect.checkpoint import save_detector
-from detect.commands import evaluate, propose
+from detect.commands import evaluate, inspect_data, propose
 from detect.config import ModelConfig
 from detect.data import load_coco, make_digits
 from detect.data.open import DatasetConfig
 from detect.evaluation import evaluate_coco, to_coco_results
 from detect.evaluation.report import IOU_THRESHOLDS, _draw_proposal_recall, write_report
+from detect.evaluation.report_folder import report_folder
 from detect.inference.evaluate import EvaluateConfig, with_split
 from detect.proposals import LearnedConfig, Proposals, save_proposals
 
@@ -230,6 +232,25 @@ def test_reports_that_name_no_folder_are_all_kept(digits, results, tmp_path, mon
         assert capsys.readouterr().out.endswith(f"report: {folder}/report.html\n")
         assert (tmp_path / folder / "report.html").exists()
     assert len(list((tmp_path / "runs").iterdir())) == 3
+    with pytest.raises(UserError, match="no engine"), report_folder(None, has_results=True):
+        raise UserError("no engine")
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_the_datas_own_folder_is_no_output(digits, results, tmp_path, monkeypatch, capsys):
+    weights = save_untrained(tmp_path / "x.safetensors", 10)
+    before = sorted(digits.rglob("*"))
+    for tool, what in (
+        (evaluate, ["--results", str(results)]),
+        (evaluate, ["--weights", str(weights)]),
+        (inspect_data, []),
+    ):
+        arguments = [*what, *data_arguments(digits), "--output", str(digits)]
+        if tool is inspect_data:
+            arguments = ["--data", str(digits), "--output", str(digits)]
+        message = error_of(tool, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+        assert message.endswith("is the folder of the dataset: name another one for the output")
+    assert sorted(digits.rglob("*")) == before
 
 
 def test_numbers_of_proposals_do_not_overlap_on_the_page():

@@ -59,6 +59,18 @@ def test_samples(root: Path) -> None:
     assert val.sample(0).boxes.tolist() == [[0, 0, 20, 30]]
 
 
+def test_images_and_label_files_that_are_no_pairs_are_counted(root: Path, caplog) -> None:
+    picture(root / "images/train/a.png")
+    write(root / "images/train/b.txt", "0 0.5 0.5 0.1 0.1\n")
+    train = load_yolo(root, "train")
+    assert [len(sample.boxes) for sample in train] == [2, 2, 0, 0]
+    shared = "images that have the label file of another, whose name differs in its ending alone: 1"
+    assert f"{shared}, first {root}/images/train/a.png" not in caplog.text
+    assert f"{shared}, first {root}/images/train/a.jpg" in caplog.text
+    beside = "label files beside their images, not read, as there are others in labels: 1, first "
+    assert f"{beside}{root}/images/train/b.txt" in caplog.text
+
+
 def test_boxes_are_fractions_of_the_upright_image(root: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

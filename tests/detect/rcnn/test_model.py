@@ -300,6 +300,11 @@ def test_training_needs_targets():
             r"targets\[0\] labels must be int64, got torch.float32",
         ),
         ({"boxes": torch.zeros(0, 4)}, r"targets\[0\] has no labels"),
+        (
+            target([10.0, 10, 20, 50], [10, 10, 20, 150], labels=[1, 1]),
+            r"targets\[0\] boxes\[1\] must be xyxy in pixels of its image of \d+x\d+, got \[10",
+        ),
+        (target([0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1], labels=[1, 1]), "are these fractions"),
     ],
 )
 def test_malformed_targets_are_named(bad, message):

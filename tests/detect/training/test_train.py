@@ -143,7 +143,7 @@ def test_precomputed_proposals_move_with_the_picture(digits):
         assert (example.proposals.scores.diff() <= 0).all()
 
 
-def test_precomputed_proposals_are_checked_before_training(digits):
+def test_precomputed_proposals_are_checked_before_training(digits, caplog):
     data, other = dataset(digits), dataset(digits, "val")
     outside = torch.tensor([[-40.0, -40, 60, 60], [500, 0, 510, 9], [5, 5, 9, 9]])
     scores = torch.tensor([0.9, 0.8, 0.7])
@@ -153,6 +153,7 @@ def test_precomputed_proposals_are_checked_before_training(digits):
     for proposals in found.values():
         assert proposals.boxes.tolist() == [[0, 0, 60, 60], [5, 5, 9, 9]]
         assert proposals.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert f"boxes outside their image: {len(data)}, first of {data.paths[0]}" in caplog.text
     with pytest.raises(
         UserError, match=f"no precomputed proposals for image id {data.image_ids[-1]}"
     ):
