@@ -18,7 +18,7 @@ from detect.data.cleaning import (
     order_corners,
     warn_of_boxes,
 )
-from detect.data.paths import is_file_name, refuse_paths_outside
+from detect.data.paths import is_file_name, name_on_disk, refuse_paths_outside
 from detect.data.sample import DetectionDataset, check_class_name
 
 logger = logging.getLogger(__name__)
@@ -80,15 +80,24 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
         sizes.append(size)
     some = [file for file in files[:: len(files) // 20 + 1] if is_file_name(file)]
     images = max(
-        folders, key=lambda one: sum(os.path.exists(os.path.join(one, file)) for file in some)
+        folders,
+        key=lambda one: sum(
+            os.path.exists(os.path.join(one, name_on_disk(one, file))) for file in some
+        ),
     )
     refuse_paths_outside(images, files, lambda number: f"{source}: images[{number}]")
     kept, places = one_per_file(files, source)
     place_of = {image_id: number for number, image_id in enumerate(image_ids)}
     if len(place_of) < len(image_ids):
         raise UserError(f"{source}: images: id {_first_repeated(image_ids)} is used twice")
-    image_ids, files = [image_ids[k] for k in kept], [files[k] for k in kept]
-    sizes = [sizes[k] for k in kept]
+    for number, place in enumerate(places):
+        if sizes[number] != (of_first := sizes[kept[place]]):
+            raise UserError(
+                f"{source}: images[{number}]: {files[number]} is listed with a size of "
+                f"{sizes[number]}, and before with {of_first}: correct one of them"
+            )
+    image_ids, sizes = [image_ids[k] for k in kept], [sizes[k] for k in kept]
+    files = [name_on_disk(images, files[k]) for k in kept]
     label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
 
     xywh = np.empty((len(rows), 4))

@@ -4,6 +4,7 @@ Annotations come from others, and would choose what is read and sent on in pictu
 """
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -60,6 +61,15 @@ def refuse_address(name: str, where: str) -> None:
             f"{where}: expected a file on a disk, got the address {without_secrets(name)!r}: "
             "download it, and name the file"
         )
+
+
+def name_on_disk(folder: str | os.PathLike[str], name: str) -> str:
+    """A file's name in the form that it has there: a Mac writes an umlaut as two characters, others
+    as one. As it is where there is none."""
+    if name.isascii() or not is_file_name(name) or os.path.lexists(os.path.join(folder, name)):
+        return name
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((one for one in forms if os.path.lexists(os.path.join(folder, one))), name)
 
 
 def is_file_name(name: str) -> bool:

@@ -3,8 +3,8 @@
 import logging
 import math
 import operator
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from backbones.common.errors import UserError
@@ -17,7 +17,7 @@ class Result(NamedTuple):
     """One entry.
 
     Attributes:
-        image_id: as in the file.
+        image_id: as in the file, or of the image that the entry names.
         box: x1, y1, x2, y2 in pixels, finite and of positive area.
         score: finite.
         entry: the entry itself, for keys that not all uses have.
@@ -31,7 +31,9 @@ class Result(NamedTuple):
     where: str
 
 
-def read_results(path: str | Path, what: str) -> Iterator[Result]:
+def read_results(
+    path: str | Path, what: str, named: Mapping[str, int | None] | None = None
+) -> Iterator[Result]:
     """Read `[{"image_id": 1, "bbox": [x, y, w, h], "score": 0.9, ...}, ...]`.
 
     Boxes without area are left out, with one warning that counts them.
@@ -39,6 +41,9 @@ def read_results(path: str | Path, what: str) -> Iterator[Result]:
     Args:
         path: the file.
         what: it holds, for messages: `proposals`, `results`.
+        named: ids of images by their file names without folders, for entries with a `file_name`,
+            whose programs number images in a way of their own, as Ultralytics does; None where two
+            files have the name, and the entry's id counts.
 
     Raises:
         UserError: missing file, not JSON, not a list of results, or none beyond the first pixel of
@@ -54,8 +59,12 @@ def read_results(path: str | Path, what: str) -> Iterator[Result]:
         where = f"{path}: entry {i}"
         try:
             x, y, w, h = (_number(value) for value in entry["bbox"])
-            image_id, score = whole_number(entry["image_id"]), _number(entry["score"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            score, file = _number(entry["score"]), entry.get("file_name")
+            of_file = None if named is None or file is None else _of_file(file, named, where)
+            image_id = whole_number(entry["image_id"]) if of_file is None else of_file
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(
                 f"{where} must have a whole number as image_id, bbox [x, y, w, h] and a number as "
                 f"score, got {_shown(entry)}"
@@ -80,6 +89,13 @@ def read_results(path: str | Path, what: str) -> Iterator[Result]:
             f"{path}: expected boxes in pixels, got none beyond the first pixel of its image: are "
             "these fractions of the image's sides?"
         )
+
+
+def _of_file(file: Any, named: Mapping[str, int | None], where: str) -> int | None:
+    name = PurePosixPath(str(file).replace("\\", "/")).name
+    if name not in named:
+        raise UserError(f"{where}: file_name {file!r} is not in the dataset")
+    return named[name]
 
 
 def whole_number(value: Any) -> int:

@@ -9,7 +9,8 @@ from backbones.common.images import IMAGE_SUFFIXES
 from backbones.common.listing import files_below
 from detect.data.layouts import Layout, first_of, visible_entries
 from detect.data.splits import SPLITS, usual_split
-from detect.data.yolo import label_file
+from detect.data.voc_files import by_name, listed_names
+from detect.data.yolo_labels import label_file
 
 _OF_OTHER_TASKS = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
 """Beginnings of the names of COCO's other annotations."""
@@ -37,6 +38,20 @@ def say_unread(root: Path, layout: Layout) -> Iterator[str]:
                 found.append(os.path.relpath(entry, top) + "/" * entry.is_dir())
     if found:
         yield f"{root}: not read, though it looks like splits or annotations: {first_of(found, 3)}"
+    yield from _say_unlisted(layout)
+
+
+def _say_unlisted(layout: Layout) -> Iterator[str]:
+    """Annotations of VOC that no list has, where there are lists."""
+    lists = [path for _, path in layout.taken if path.parent.name == "Main"]
+    if not lists:
+        return
+    pages = lists[0].parents[2] / "Annotations"
+    there = set(by_name(pages, {".xml"}))
+    listed = {entry for path in lists for entry in listed_names(path)}
+    listed |= {entry.rpartition(" ")[0].rstrip() for entry in listed}
+    if rest := sorted(there - listed):
+        yield f"{pages}: in no list of ImageSets/Main, not read: {len(rest)}, first {rest[0]}.xml"
 
 
 def _is_read(name: str, layout: Layout) -> bool:

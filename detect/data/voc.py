@@ -3,12 +3,10 @@
 import logging
 import os
 import re
-import unicodedata
 import xml.etree.ElementTree as ET
-from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,12 +14,12 @@ from torch import Tensor
 
 from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image_size
-from backbones.common.listing import visible_files
 from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, order_corners
 from detect.data.labelmap import VOC_CLASS_FILE, listed_classes
-from detect.data.paths import refuse_address, refuse_paths_outside
+from detect.data.paths import refuse_paths_outside
 from detect.data.sample import DetectionDataset, check_class_name
+from detect.data.voc_files import by_name, find_images, find_pages, read_split
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +60,14 @@ def load_voc(
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         if not os.path.isdir(root / folder):
             raise UserError(f"{root / folder}: no such folder, expected in Pascal VOC's layout")
-    pages_of = _pages_of(root / "Annotations")
+    pages_of = find_pages(root / "Annotations")
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
-    names = _read_split(split_file, pages_of)
+    names = read_split(split_file, pages_of)
     all_names = sorted(pages_of)
     to_read = all_names if class_names is None else names
     pages = {name: _read_annotation(pages_of[name]) for name in to_read}
-    files = _by_name(root / "JPEGImages")
-    paths = _images_of(names, files, pages, root / "JPEGImages")
+    files = by_name(root / "JPEGImages")
+    paths = find_images(names, files, _file_names(pages), root / "JPEGImages")
     if class_names is None:
         class_names = _classes_of(pages.values(), root)
         if set(class_names) <= {*VOC_CLASSES} and not os.path.isfile(root / VOC_CLASS_FILE):
@@ -98,12 +96,17 @@ def load_voc_pairs(
     Raises:
         UserError: a file is malformed, there is no image, or a class is not in `class_names`.
     """
-    pages_of = _pages_of(pages)
-    files = _by_name(images, IMAGE_SUFFIXES)
+    pages_of = find_pages(pages)
+    files = by_name(images, IMAGE_SUFFIXES)
     all_names = sorted(files)
     ids = {name: number for number, name in enumerate(all_names, start=1) if name.startswith(below)}
     if not ids:
         raise UserError(f"{images / below}: there is no image file")
+    if pages_of and files.keys().isdisjoint(pages_of):
+        raise UserError(
+            f"{pages}: no annotation has the name of an image, such as {min(files)}: expected "
+            f"{min(files)}.xml there, got {min(pages_of)}.xml"
+        )
     for names, what in (
         (ids.keys() - pages_of.keys(), "images without an annotation, taken as without objects"),
         ({n for n in pages_of if n.startswith(below)} - files.keys(), "annotations without image"),
@@ -114,12 +117,16 @@ def load_voc_pairs(
     read = {name: _read_annotation(pages_of[name]) for name in to_read if name in pages_of}
     if class_names is None:
         class_names = _classes_of(read.values(), pages if pages == images else pages.parent)
-    paths = _images_of(ids, files, read, images)
+    paths = find_images(ids, files, _file_names(read), images)
     for name, path in paths.items():
         if name not in read:
             read[name] = replace(_NOTHING, size=read_image_size(path))
     _refuse_outside(images, paths, images)
     return _dataset(str(pages), ids, read, paths, class_names)
+
+
+def _file_names(pages: "Mapping[str, _Annotation]") -> dict[str, str]:
+    return {name: page.file_name for name, page in pages.items()}
 
 
 def _refuse_outside(folder: Path, paths: Mapping[str, Path], source: Path) -> None:
@@ -239,10 +246,13 @@ def _read_annotation(path: Path) -> _Annotation:
 
 
 def _refuse_objects_elsewhere(root: ET.Element, path: Path) -> None:
-    """Such as in `<objects>`, or as `<Object>`: the image would be one without objects."""
+    """Such as in `<objects>`, as `<Object>` or in another: these would be none."""
     for child in root:
-        for element in child.iter() if child.tag != "object" else ():
-            if element.tag.lower() in ("object", "bndbox", "xmin"):
+        own = child.tag == "object"
+        for element in child.iter():
+            # Parts of an object have boxes too.
+            others = ("object",) if own else ("object", "bndbox", "xmin")
+            if element.tag.lower() in others and not (own and element is child):
                 within = "" if element is child else f" in <{child.tag}>"
                 raise UserError(
                     f"{path}: <{element.tag}>{within} is not read: expected each <object>, written "
@@ -274,117 +284,6 @@ def _number(element: ET.Element, key: str, where: object) -> float:
     if not re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?", text, re.ASCII):
         raise UserError(f"{where}: expected a number as <{key}>, got {text!r}")
     return float(text)
-
-
-def _read_split(path: Path, known: Container[str]) -> list[str]:
-    """The annotations in `known` that a split lists, a name a line, in the file's order.
-
-    Names may have spaces. Lists for one class have a flag behind each, -1, 0 or 1.
-    """
-    try:
-        # The mark that some editors put at a file's beginning is no part of it.
-        lines = read_file(path).decode("utf-8-sig").splitlines()
-    except OSError as error:
-        there = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.txt"))) or "none"
-        raise UserError(f"{path}: cannot read this split; there are: {there}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected text in UTF-8, save it as such: {error}") from error
-    entries = [_composed(line.strip()) for line in lines if line.strip()]
-    # One of them must be no name with a number, such as "IMG 1".
-    has_flags = all(re.search(r"\s(-1|0|1)$", entry) for entry in entries) and any(
-        re.search(r"\s(-1|\s[01])$", entry) for entry in entries
-    )
-    names = []
-    for entry in entries:
-        name = entry if entry in known or not has_flags else entry.rsplit(maxsplit=1)[0]
-        if name not in known:
-            refuse_address(name, str(path))
-            page = path.parents[2] / "Annotations" / f"{name}.xml"
-            raise UserError(
-                f"{page}: no such file, split {path.stem} has it: an image without objects has a "
-                "file without <object>"
-            )
-        names.append(name)
-    if not names:
-        raise UserError(f"{path}: the split is empty: expected image names, one a line")
-    if len(set(names)) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise UserError(f"{path}: {twice} is listed twice")
-    return names
-
-
-def _by_name(folder: Path, suffixes: Collection[str] | None = None) -> dict[str, list[Path]]:
-    """Files by what splits call them, their path in the folder without suffix; None takes any."""
-    found = defaultdict(list)
-    for path in visible_files(folder):
-        if suffixes is None or path.suffix.lower() in suffixes:
-            found[_composed(path.relative_to(folder).with_suffix("").as_posix())].append(path)
-    return dict(found)
-
-
-def _composed(name: str) -> str:
-    """A Mac writes an umlaut in file names as two characters, others as one."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _pages_of(folder: Path) -> dict[str, Path]:
-    found = _by_name(folder, {".xml"})
-    for first, *others in found.values():
-        if others:
-            raise UserError(f"{first}: there is {others[0].name} too: remove all but one")
-    return {name: paths[0] for name, paths in found.items()}
-
-
-def _images_of(
-    names: Iterable[str],
-    files: Mapping[str, Sequence[Path]],
-    pages: Mapping[str, _Annotation],
-    folder: Path,
-) -> dict[str, Path]:
-    """By name, see `_image_of`; one warning counts the images that are not taken beside others, and
-    one the annotations that name another image than the one with their own name."""
-    paths: dict[str, Path] = {}
-    others: list[str] = []
-    renamed: list[str] = []
-    there = {file for found in files.values() for file in found}
-    for name in names:
-        page, found = pages.get(name, _NOTHING), files.get(name, [])
-        path = paths[name] = _image_of(name, found, page, folder)
-        images = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
-        others += [file.name for file in images if file != path]
-        named = path.parent / PurePosixPath(page.file_name).name
-        if named != path and named in there:
-            renamed.append(f"{name}.xml")
-    for those, what in (
-        (others, "images left out beside the one of the same name that the annotation names"),
-        (renamed, "annotations with another image as <filename>, that of their own name is taken"),
-    ):
-        if those:
-            logger.warning("%s: %s: %d, first %s", folder, what, len(those), those[0])
-    return paths
-
-
-def _image_of(name: str, files: Sequence[Path], page: _Annotation, folder: Path) -> Path:
-    """Of the files with a name and any suffix, the image: where there are several, that which the
-    annotation names."""
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if len(images) > 1:
-        meant = _composed(PurePosixPath(page.file_name).name)
-        images = [path for path in images if _composed(path.name) == meant]
-    if len(images) == 1:
-        return images[0]
-    there = ", ".join(sorted(path.name for path in files))
-    if not files:
-        raise UserError(f"{folder / name}.jpg: no such file, and none of another suffix")
-    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
-        raise UserError(
-            f"{folder / name}: there are {there}, and <filename> of the annotation names none of "
-            "them: remove all but one"
-        )
-    raise UserError(
-        f"{folder}: of {name} there is {there}: this suffix is not known, expected one of "
-        f"{' '.join(sorted(IMAGE_SUFFIXES))}"
-    )
 
 
 def _classes_of(annotations: Iterable[_Annotation], root: Path) -> tuple[str, ...]:

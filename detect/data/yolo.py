@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,11 +13,24 @@ from backbones.common.config import read_yaml
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES, read_image_size
 from backbones.common.listing import files_below, visible_files, with_suffix
-from backbones.common.regular_files import read_file
 from detect.data.cleaning import clean_boxes, one_per_file
-from detect.data.paths import is_file_name, is_inside, refuse_address, refuse_paths_outside
+from detect.data.paths import (
+    is_file_name,
+    is_inside,
+    name_on_disk,
+    refuse_address,
+    refuse_paths_outside,
+)
 from detect.data.sample import DetectionDataset, check_class_name
 from detect.data.splits import SPLITS, find_split, usual_split
+from detect.data.yolo_labels import (
+    label_file,
+    lines_of,
+    point_values,
+    read_labels,
+    warn_of_orphans,
+    warn_of_other_names,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +87,7 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     )
 
     labels_of = {name: label for label, name in enumerate(names, start=1)}
-    points = _point_values(document.get("kpt_shape"), source)
+    points = point_values(document.get("kpt_shape"), source)
     kept, _ = one_per_file([str(path) for path in images], str(source))
     images, numbers, sizes = _with_sizes([images[k] for k in kept], source)
     rows: list[tuple[int, int, float, float, float, float]] = []
@@ -84,11 +96,12 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     for folder, files in itertools.groupby(label_paths, lambda path: path.parent):
         refuse_paths_outside(folder, [file.name for file in files], lambda _: str(source))
     for index, labels_path in enumerate(label_paths):
-        rows_of_file = _read_labels(labels_path, labels_of, points, source)
+        rows_of_file = read_labels(labels_path, labels_of, points, source)
         for line, (number, x1, y1, x2, y2) in rows_of_file:
             rows.append((index, labels_of[number], x1, y1, x2, y2))
             places.append(f"{labels_path}, line {line}")
-    _warn_of_orphans(images)
+    warn_of_orphans(images)
+    warn_of_other_names(list(names.values()), source, {path.parent for path in label_paths})
     table = np.array(rows, np.float64).reshape(-1, 6)
     keys = table[:, :2].astype(np.int64)
     pixels = table[:, 2:] * np.tile(sizes[keys[:, 0]], 2)
@@ -114,7 +127,7 @@ def read_document(source: Path) -> dict[str, Any]:
     """
     if source.suffix in (".yaml", ".yml"):
         return _with_usual_splits(read_yaml(source), source)
-    names = "\n".join(_lines(source)).rstrip().split("\n")
+    names = "\n".join(lines_of(source)).rstrip().split("\n")
     if "" in names[:-1]:
         raise UserError(
             f"{source}, line {names.index('') + 1}: empty: expected the name of a class, as the "
@@ -228,15 +241,6 @@ def _with_sizes(images: Sequence[Path], source: Path) -> tuple[list[Path], list[
     return [images[number] for number in sizes], list(sizes), np.array(list(sizes.values()))
 
 
-def _point_values(shape: Any, source: Path) -> int:
-    """Values of points behind each box, of data for poses; 0 for others."""
-    if shape is None:
-        return 0
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
-        raise UserError(f"{source}: kpt_shape: expected [points, 2 or 3], got {shape!r}")
-    return int(shape[0] * shape[1])
-
-
 def _images(document: dict[str, Any], split: str, source: Path) -> Iterator[Path]:
     """Image files of a split, whose entry is a folder, a text file of paths, or a list of these."""
     roots = _roots(document, source)
@@ -253,7 +257,7 @@ def _images(document: dict[str, Any], split: str, source: Path) -> Iterator[Path
             refuse_paths_outside(place, names, lambda _: where)
             yield from found
         else:
-            for line in filter(None, _lines(place)):
+            for line in filter(None, lines_of(place)):
                 path = _existing(line, (place.parent, roots[0]), str(place))
                 _check_inside(os.path.realpath(path), map(os.path.realpath, roots), str(place))
                 yield path
@@ -277,7 +281,8 @@ def _existing(name: str, folders: Sequence[Path], where: str) -> Path:
 def _find(name: str, folders: Sequence[Path]) -> Path | None:
     # Exports name `../train/images` from a folder that was meant to lie one deeper, CVAT's `data/`.
     for folder in folders if is_file_name(name) else ():
-        for candidate in (name, name.removeprefix("../"), name.removeprefix("data/")):
+        for form in (name, name.removeprefix("../"), name.removeprefix("data/")):
+            candidate = name_on_disk(folder, form)
             if os.path.exists(folder / candidate):
                 return folder / candidate
     return None
@@ -289,92 +294,3 @@ def _check_inside(path: str, roots: Iterable[str], where: str) -> None:
             f"{where}: {path} lies outside of the data's folder: put the files there, or name a "
             "folder above all of them as path in data.yaml"
         )
-
-
-def label_file(image: Path) -> Path:
-    """`.../images/a/b.jpg` -> `.../labels/a/b.txt`; beside the image where no `images` is above, or
-    the file is there alone."""
-    beside, parts = image.with_suffix(".txt"), list(image.parts)
-    if "images" in parts[:-1]:
-        parts[len(parts) - 2 - parts[:-1][::-1].index("images")] = "labels"
-    path = Path(*parts).with_suffix(".txt")
-    return path if os.path.lexists(path) or not os.path.lexists(beside) else beside
-
-
-def _read_labels(
-    path: Path, labels_of: dict[int, int], points: int, source: Path
-) -> Iterator[tuple[int, tuple[int, float, float, float, float]]]:
-    """Line number, and class number with x1, y1, x2, y2 in fractions of the image, of each row,
-    behind whose box stand so many values of points."""
-    if not os.path.lexists(path):
-        return
-    for line, text in enumerate(_lines(path), start=1):
-        if not text:
-            continue
-        where = f"{path}, line {line}"
-        try:
-            # float() alone would take "1_0".
-            number, *values = (float(field.replace("_", "?")) for field in text.split())
-        except ValueError:
-            raise UserError(f"{where}: expected numbers, got {text[:60]!r}") from None
-        if number not in labels_of:
-            raise UserError(
-                f"{where}: class {number:g} is not among the classes of {source.name}, "
-                f"{', '.join(map(str, labels_of))}"
-            )
-        if points and len(values) != 4 + points:
-            raise UserError(
-                f"{where}: expected `class x y width height` and {points} values of points, as "
-                f"kpt_shape says, got {len(values) + 1} numbers"
-            )
-        values = values[:4] if points else values
-        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-            raise UserError(
-                f"{where}: expected `class x y width height` or a polygon of three points or more, "
-                f"got {len(values) + 1} numbers"
-            )
-        if not all(-0.01 <= value <= 1.01 for value in values):
-            wrong = next(value for value in values if not -0.01 <= value <= 1.01)
-            hint = " (are these pixels?)" if math.isfinite(wrong) and abs(wrong) > 2 else ""
-            raise UserError(
-                f"{where}: expected fractions of the image from 0 to 1, got {wrong:g}{hint}"
-            )
-        if len(values) == 4:
-            x, y, width, height = values
-            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        else:
-            xs, ys = values[::2], values[1::2]
-            box = (min(xs), min(ys), max(xs), max(ys))
-        yield line, (int(number), *box)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        # The mark that some editors put at a file's beginning is no part of it.
-        return [line.strip() for line in read_file(path).decode("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot read this text file: {reason}") from error
-
-
-def _warn_of_orphans(images: Sequence[Path]) -> None:
-    """Count images without a label file of their own, and label files that no image has."""
-    expected = {label_file(path): path for path in images}
-    shared = [path for path in images if expected[label_file(path)] != path]
-    if shared:
-        what = "images that have the label file of another, whose name differs in its ending alone"
-        logger.warning("%s: %d, first %s", what, len(shared), shared[0])
-    without = [path for labels, path in expected.items() if not os.path.lexists(labels)]
-    if without:
-        what = "images without a label file, taken as without objects"
-        logger.warning("%s: %d, first %s", what, len(without), without[0])
-    beside = {path.with_suffix(".txt") for path in images} - expected.keys()
-    if twice := sorted(filter(os.path.lexists, beside)):
-        what = "label files beside their images, not read, as there are others in labels"
-        logger.warning("%s: %d, first %s", what, len(twice), twice[0])
-    folders = {path.parent for path in expected}
-    there = {path for folder in folders for path in folder.glob("*.txt")}
-    # Label tools put the names of the classes among the labels.
-    orphans = sorted(path for path in there - expected.keys() if path.name != "classes.txt")
-    if orphans:
-        logger.warning("label files without an image: %d, first %s", len(orphans), orphans[0])

@@ -1,6 +1,8 @@
 """Detections in COCO's results format."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from backbones.common.errors import UserError
 from backbones.common.memory import garbage_collection_paused
@@ -15,6 +18,12 @@ from backbones.common.read_json import read_json
 from detect.data import DetectionDataset
 from detect.data.cleaning import is_repeated, warn_of_boxes, warn_of_reach
 from detect.data.results_file import read_results
+
+SOME, SAME_CLASS = 8, 0.1
+"""Least boxes on objects, and the least share of them with the object's class, of a detector whose
+categories are the dataset's; by chance alone it would have as much with ten classes."""
+
+logger = logging.getLogger(__name__)
 
 
 def coco_results(
@@ -67,7 +76,8 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
     """Read a results file of any detector as detections of a dataset, one dict an image.
 
     Where `images.json` lies beside it, which says whose ids the results have, these must be the
-    dataset's. Entries are taken as they are; odd ones are counted, a warning for each kind.
+    dataset's. An entry with a `file_name` is of that image, whatever its `image_id`. Entries are
+    taken as they are; odd ones are counted, a warning for each kind.
 
     Raises:
         UserError: a missing or malformed file, or a result for an image or a category that the
@@ -78,8 +88,14 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
     label_of = {category_id: k for k, category_id in enumerate(dataset.category_ids, start=1)}
     rows: list[tuple[float, ...]] = []
     wheres: list[str] = []
+    names = [PurePath(file).name for file in dataset.paths]
+    count = Counter(names)
+    named = {
+        name: image_id if count[name] == 1 else None
+        for name, image_id in zip(names, dataset.image_ids, strict=True)
+    }
     with garbage_collection_paused():
-        for result in read_results(path, "results"):
+        for result in read_results(path, "results", named):
             category_id = result.entry.get("category_id")
             if isinstance(category_id, float) and category_id.is_integer():
                 category_id = int(category_id)  # some exports write 1.0 for 1
@@ -91,7 +107,8 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
             if type(category_id) is not int or category_id not in label_of:
                 known = ", ".join(map(str, dataset.category_ids[:20]))
                 raise UserError(
-                    f"{result.where}: category_id {category_id!r} is not in the dataset: {known}"
+                    f"{result.where}: category_id {category_id!r} is not in the dataset: {known} "
+                    "(Ultralytics counts classes from 1 in results, and from 0 in its data)"
                 )
             place = places[result.image_id]
             rows.append((place, label_of[category_id], result.score, *result.box))
@@ -110,7 +127,7 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
     warn_of_reach(table[:, 3:], np.tile(dataset.sizes[index], 2), str(path), name)
     order = np.argsort(index, kind="stable")
     ends = np.searchsorted(index[order], np.arange(1, len(dataset)))
-    return [
+    detections = [
         {
             "boxes": torch.from_numpy(found[:, 3:]).float(),
             "labels": torch.from_numpy(found[:, 1]).long(),
@@ -118,6 +135,31 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
         }
         for found in np.split(table[order], ends)
     ]
+    _warn_of_classes(detections, dataset, path)
+    return detections
+
+
+def _warn_of_classes(
+    detections: Sequence[Mapping[str, Tensor]], dataset: DetectionDataset, path: str | Path
+) -> None:
+    """Say where objects are found under other classes, as by categories that count from 1."""
+    alike, on_objects = 0, 0
+    for found, sample in zip(detections, dataset, strict=True):
+        if len(found["boxes"]) and len(sample.boxes):
+            iou, owner = box_iou(found["boxes"], sample.boxes).max(dim=1)
+            labels = found["labels"][iou >= 0.5], sample.labels[owner[iou >= 0.5]]
+            alike += int((labels[0] == labels[1]).sum())
+            on_objects += len(labels[0])
+    if on_objects >= SOME and alike < SAME_CLASS * on_objects:
+        logger.warning(
+            "%s: of %d boxes that lie on an object %d have its class: are the category ids those "
+            "of the dataset (%s)?",
+            *(path, on_objects, alike),
+            ", ".join(
+                f"{key} {name}"
+                for key, name in zip(dataset.category_ids[:3], dataset.class_names, strict=False)
+            ),
+        )
 
 
 def check_ids(path: Path, dataset: DetectionDataset) -> None:

@@ -20,7 +20,7 @@ from detect.commands import evaluate, inspect_data, propose
 from detect.config import ModelConfig
 from detect.data import load_coco, make_digits
 from detect.data.open import DatasetConfig
-from detect.evaluation import evaluate_coco, to_coco_results
+from detect.evaluation import evaluate_coco, load_results, to_coco_results
 from detect.evaluation.report import IOU_THRESHOLDS, _draw_proposal_recall, write_report
 from detect.evaluation.report_folder import report_folder
 from detect.inference.evaluate import EvaluateConfig, with_split
@@ -86,6 +86,41 @@ def test_results_with_other_ids_are_refused(kind, digits, results, tmp_path, mon
     (tmp_path / "images.json").write_text("[1]")
     message = error_of(evaluate, *arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert "images.json: expected images and categories" in message
+
+
+def test_images_are_told_by_the_file_that_a_result_names(digits, results, tmp_path, caplog):
+    """Ultralytics numbers images by the digits of their names, or not at all."""
+    dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
+    names = {
+        key: Path(path).name for key, path in zip(dataset.image_ids, dataset.paths, strict=True)
+    }
+    entries = json.loads(results.read_text())
+    expected = evaluate_coco(dataset, load_results(results, dataset))
+    path = tmp_path / "predictions.json"
+    for others in ("x", 1):
+        changed = [
+            entry | {"image_id": others, "file_name": names[entry["image_id"]]} for entry in entries
+        ]
+        path.write_text(json.dumps(changed))
+        assert evaluate_coco(dataset, load_results(path, dataset)) == expected
+    path.write_text(json.dumps([entries[0] | {"file_name": "of_another.png"}]))
+    with pytest.raises(UserError, match=r"entry 0: file_name 'of_another\.png' is not in the data"):
+        load_results(path, dataset)
+
+
+def test_categories_that_count_from_elsewhere_are_asked_about(digits, results, tmp_path, caplog):
+    dataset = load_coco(digits / "annotations" / "val.json", digits / "val")
+    ids = dataset.category_ids
+    shifted = [
+        entry | {"category_id": ids[(ids.index(entry["category_id"]) + 1) % len(ids)]}
+        for entry in json.loads(results.read_text())
+    ]
+    load_results(results, dataset)
+    assert not caplog.messages
+    (tmp_path / "shifted.json").write_text(json.dumps(shifted))
+    load_results(tmp_path / "shifted.json", dataset)
+    assert len(caplog.messages) == 1
+    assert "boxes that lie on an object 0 have its class: are the category ids" in caplog.text
 
 
 def made(root: Path, objects: int, names: tuple[str, ...] = ("cell", "dog")) -> list[str]:

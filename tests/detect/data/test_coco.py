@@ -268,6 +268,14 @@ def test_annotation_without_id_is_named_by_its_place(tmp_path: Path) -> None:
         load(tmp_path, content)
 
 
+def test_an_image_listed_with_two_sizes(tmp_path: Path) -> None:
+    content = document()
+    content["images"].append({"id": 41, "file_name": "a.png", "width": 128, "height": 96})
+    message = r"images\[3\]: a.png is listed with a size of \[128, 96\], and before with \[64, 48\]"
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, content)
+
+
 def test_file_errors(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     with pytest.raises(UserError) as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -333,6 +334,56 @@ def test_what_looks_like_more_data_is_named_where_it_is_not_read(make, names, tm
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         f"{tmp_path}: not read, though it looks like splits or annotations: {names}"
     ]
+
+
+def test_annotations_of_voc_in_no_list_are_counted(tmp_path, caplog):
+    voc_challenge(tmp_path)
+    for name in ("d", "deep/e"):
+        xml(tmp_path / f"Annotations/{name}.xml")
+    resolve_data(DatasetConfig(root=str(tmp_path)))
+    pages = tmp_path / "Annotations"
+    assert f"{pages}: in no list of ImageSets/Main, not read: 2, first d.xml" in caplog.text
+
+
+def test_annotations_without_the_name_of_an_image_are_an_error(tmp_path):
+    picture(tmp_path / "images/train/a.png")
+    xml(tmp_path / "annotations/a.xml")
+    with pytest.raises(UserError, match=r"expected train/a\.xml there, got a\.xml"):
+        build_dataset(DatasetConfig(root=str(tmp_path), val_share=0), "train")
+
+
+@pytest.mark.parametrize("place", ["labels/train/classes.txt", "obj.names"])
+def test_classes_in_another_order_beside_labels_are_named(place, tmp_path, caplog):
+    yolo_ultralytics(tmp_path)
+    write(tmp_path / place, "mug\ncup\n\n")
+    config = DatasetConfig(root=str(tmp_path), val_share=0)
+    build_dataset(config, "train")
+    assert "names other classes" not in caplog.text
+    write(tmp_path / place, "cup\nmug\n")
+    build_dataset(config, "train")
+    names = f"{tmp_path / place}: names other classes, or in another order, than cups.yaml, which"
+    assert f"{names} is gone by: cup, mug" in caplog.text
+
+
+@pytest.mark.parametrize("make", [yolo_ultralytics, yolo_cvat, coco_cvat])
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_umlauts_are_one_character_or_two(make, listed, tmp_path):
+    """As lists and labels have them, and as a disk has the names."""
+    make(tmp_path)
+    there = "NFD" if listed == "NFC" else "NFC"
+    for path in sorted(tmp_path.rglob("a.*")):
+        form = there if path.suffix == ".png" else listed
+        path.rename(path.with_name(unicodedata.normalize(form, f"B\u00e4r{path.suffix}")))
+    for path in [*tmp_path.rglob("*.txt"), *tmp_path.rglob("*.json")]:
+        text = path.read_text()
+        for mark in ("/a.png", '"a.png'):
+            name = mark[0] + unicodedata.normalize(listed, "B\u00e4r") + ".png"
+            text = text.replace(mark, name)
+        path.write_text(text)
+    found = build_dataset(DatasetConfig(root=str(tmp_path), val_share=0), "train")
+    assert [len(sample.boxes) for sample in found] == [1] * len(found)
+    for index in range(len(found)):
+        found.load_image(index)
 
 
 def test_the_path_may_be_relative_and_is_kept_from_the_root(tmp_path, monkeypatch):

@@ -319,6 +319,10 @@ BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>
             f"<objects><object><name>dog</name>{BOX}</object></objects>",
             "<object> in <objects>",
         ),
+        (
+            f"<object><name>dog</name>{BOX}<object><name>cat</name>{BOX}</object></object>",
+            "<object> in <object>",
+        ),
         (f"<Object><name>dog</name>{BOX}</Object>", "<Object> is not read"),
         (
             f"<object><name>dog</name><difficult>2</difficult>{BOX}</object>",
