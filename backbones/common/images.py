@@ -215,7 +215,8 @@ def _image_errors(name: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: not an image in a known format, which are {', '.join(_FORMATS)}"
+            f"{name}: not an image in a known format and kind of pixels; formats are "
+            f"{', '.join(_FORMATS)}"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(

@@ -15,7 +15,7 @@ def visible_files(folder: Path) -> list[Path]:
     """All files in a folder and below it, sorted; none that is hidden or in a hidden folder.
 
     A dot begins what programs keep for themselves: `.ipynb_checkpoints`, a Mac's `._a.jpg`. Links
-    to folders are not followed.
+    to folders are not followed; a warning counts them.
 
     Raises:
         UserError: a folder cannot be read.
@@ -25,9 +25,15 @@ def visible_files(folder: Path) -> list[Path]:
         raise UserError(f"{error.filename}: cannot read this folder: {error.strerror}") from error
 
     found: list[Path] = []
+    links: list[str] = []
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = filter(is_visible, folders)
+        inner = (os.path.join(place, name) for name in folders)
+        links += filter(os.path.islink, inner)
         found += [Path(place, name) for name in filter(is_visible, names)]
+    if links:
+        what = "links to folders, which are not followed: put the folders themselves there"
+        logger.warning("%s: %s: %d, first %s", folder, what, len(links), min(links))
     return sorted(found)
 
 

@@ -27,6 +27,7 @@ from detect.checkpoint import load_detector
 from detect.config import DetectorConfig, ModelConfig, without_learned
 from detect.data import DetectionDataset
 from detect.data.open import build_datasets, match_classes
+from detect.deployment.exported import refuse_exported
 from detect.detector import Detector
 from detect.evaluation import load_results
 from detect.evaluation.coco import evaluate_by_size
@@ -134,6 +135,7 @@ def _compare(
         if weights is None:
             base = as_base(config, DetectorConfig, run=str(folder / "proposer"))
             weights = train_in_processes(base)["weights"]
+        refuse_exported(str(weights), "does not tell its proposals")
         detector = load_detector(weights, config.device)
         save_proposals(proposals, propose_splits(detector, config, datasets))
 

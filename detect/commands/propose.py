@@ -14,7 +14,7 @@ from backbones.common.files import make_folder
 from detect.checkpoint import load_detector
 from detect.data.open import DatasetConfig, build_datasets, dataset_for
 from detect.deployment.detector import deploy_detector
-from detect.deployment.exported import SUFFIXES as EXPORTED
+from detect.deployment.exported import refuse_exported
 from detect.inference.propose import check_image_ids, propose_dataset
 from detect.proposals import Proposals, check_replaceable, save_proposals
 
@@ -52,10 +52,7 @@ def main() -> None:
     config = parse_config(ProposeConfig, description=__doc__, usual=USUAL)
     make_folder(Path(config.output).parent)
     check_replaceable(config.output)
-    if config.weights.endswith(EXPORTED):
-        raise UserError(
-            f"{config.weights}: an exported file does not tell its proposals: name the .safetensors"
-        )
+    refuse_exported(config.weights, "does not tell its proposals")
     detector = load_detector(config.weights, config.device, config.model)
     if detector.model.proposer is None:
         raise UserError(f"{config.weights}: this detector has no proposer of its own")

@@ -128,8 +128,16 @@ def _find_voc(root: Path, class_names: Sequence[str] | None) -> Layout | None:
             places = [(name, root / place / name) for name in names for place in (pages, images)]
             places = places or [("", root / place) for place in (pages, images)]
             return Layout("voc", f"{words})", splits, taken=places)
-        splits = {path.stem: partial(load_voc, root, path.stem, class_names) for path in lists}
-        places = [(path.stem, path) for path in lists]
+        # Lists of one class have its name before the split's.
+        whole = [one for one in lists if not any(one.stem.endswith(f"_{o.stem}") for o in lists)]
+        # CVAT calls the only one `default`.
+        name_of = {path: path.stem for path in lists}
+        if len(whole) == 1 and not _is_split(whole[0].stem):
+            name_of = {whole[0]: "train"}
+        splits = {
+            name: partial(load_voc, root, path.stem, class_names) for path, name in name_of.items()
+        }
+        places = [(name, path) for path, name in name_of.items()]
         places += [("", root / place) for place in (pages, images)]
         return Layout("voc", f"{words}, lists in ImageSets/Main)", splits, taken=places)
     parts = [entry for entry in _folders(root) if _holds(entry, {".xml"}) and _is_split(entry.name)]
@@ -164,7 +172,8 @@ def _find_coco(root: Path) -> Layout | None:
         named = {path.stem.removeprefix("instances_"): path for path in files}
         splits = {n: partial(load_coco, path, _image_folders(root, n)) for n, path in named.items()}
         return Layout("coco", "COCO (annotations/*.json)", splits, taken=named.items())
-    files = [path for path in visible_entries(root) if path.suffix == ".json" and _is_coco(path)]
+    files = [path for path in visible_entries(root) if path.suffix == ".json"]
+    files = [path for path in files if not path.is_dir() and is_coco(path)]
     if len(files) > 1:
         names = ", ".join(path.name for path in files)
         raise UserError(f"{root}: may be any of {names}: name the file by --data")
@@ -226,7 +235,8 @@ def _is_split(name: str) -> bool:
     return usual_split(name) in SPLITS
 
 
-def _is_coco(path: Path) -> bool:
+def is_coco(path: Path) -> bool:
+    """Whether a file of JSON holds annotations in COCO's format."""
     return _mentions(path, b'"images"', b'"annotations"', b'"categories"')
 
 

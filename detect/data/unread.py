@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backbones.common.images import IMAGE_SUFFIXES
 from backbones.common.listing import files_below
-from detect.data.layouts import Layout, first_of, visible_entries
+from detect.data.layouts import Layout, first_of, is_coco, visible_entries
 from detect.data.splits import SPLITS, usual_split
 from detect.data.voc_files import by_name, listed_names
 from detect.data.yolo_labels import label_file
@@ -79,7 +79,7 @@ def _is_annotation(path: Path, format: str) -> bool:
         return (
             suffix == ".json"
             and not name.startswith(_OF_OTHER_TASKS)
-            and (_names_split(name) or "coco" in name or path.parent.name == "annotations")
+            and (_names_split(name) or path.parent.name == "annotations" or is_coco(path))
         )
     if format == "yolo" and suffix in IMAGE_SUFFIXES:
         return _has_labels(path)

@@ -35,6 +35,15 @@ SUFFIXES = (".onnx", ".xml")
 """Of the files that `load_exported` reads."""
 
 
+def refuse_exported(weights: str, what: str) -> None:
+    """Raise `UserError` for an exported file where networks are needed, which `what` speaks of."""
+    if weights.endswith(SUFFIXES):
+        raise UserError(
+            f"{weights}: an exported file {what}: name the .safetensors that it was made from, or "
+            "its run folder"
+        )
+
+
 class ExportedModel:
     """A file's graph, `run`, in the place of an `RCNN` in a `Detector`; CPU only.
 

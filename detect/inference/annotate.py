@@ -32,6 +32,7 @@ from detect.detector import Detector
 from detect.inference.formats import Format
 from detect.inference.geojson import write_geojson
 from detect.inference.outputs import (
+    IMAGES,
     PARTS,
     annotated_files,
     check_earlier,
@@ -132,6 +133,14 @@ def infer(
         )
     folder = output or distributed.call_on_main(lambda: numbered_folder(NEW_FOLDERS))
     targets = annotated_files(source, folder)
+    files = (path for path in targets if isinstance(path, Path))
+    renamed = [path for path in files if path.stem != targets[path].stem]
+    if renamed and distributed.is_main():
+        logger.warning(
+            "%s: inputs whose results are named otherwise, as another has the name or no file can, "
+            "see %s: %d, first %s: %s",
+            *(folder, IMAGES, len(renamed), renamed[0], targets[renamed[0]].name),
+        )
     in_parts = resume or distributed.world_size() > 1
     trained = json.dumps(detector.metadata, sort_keys=True)
     wanted = detector.model.wanted

@@ -15,6 +15,7 @@ from detect.build import build_detector
 from detect.checkpoint import load_detector
 from detect.config import ModelConfig
 from detect.data.layouts import first_of
+from detect.deployment.exported import refuse_exported
 from detect.detector import Detector
 from detect.rcnn.model import RCNN
 
@@ -34,6 +35,7 @@ def load_start(config: ModelConfig) -> Detector | None:
     `UserError` where it is missing, no detector, or, naming the keys, of another structure."""
     if config.init is None:
         return None
+    refuse_exported(config.init, "cannot be trained further")
     start = load_detector(config.init, "cpu")
     own, theirs = _flat(config), _flat(_config_of(start))
     if others := [key for key in STRUCTURE if own[key] != theirs[key]]:

@@ -127,10 +127,11 @@ def below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_in_all_formats_is_replaced_as_a_whole(detector, inputs, tmp_path):
+def test_a_run_in_all_formats_is_replaced_as_a_whole(detector, inputs, tmp_path, caplog):
     output = tmp_path / "out"
     report = infer(detector, inputs, output, score_thresh=0.0, save=FORMATS, pre_labels=True)
     assert report.images == 12
+    assert f"see images.json: 1, first {inputs.images[1]}: a b_2.jpg" in caplog.text
     # Two pictures of one name, and a video whose name ends like a picture's.
     for root, read in (
         ("yolo", load_yolo),

@@ -74,6 +74,17 @@ def voc_challenge(root: Path) -> None:
     picture(root / "SegmentationClass/a.png")
 
 
+def voc_cvat(root: Path) -> None:
+    for name in "ab":
+        xml(root / f"Annotations/{name}.xml")
+        picture(root / f"JPEGImages/{name}.png")
+    write(root / "ImageSets/Main/default.txt", "a\nb\n")
+    write(root / "ImageSets/Main/cup_default.txt", "a  1\nb  1\n")
+    write(
+        root / "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncup:1,2,3::\n"
+    )
+
+
 def voc_label_img(root: Path) -> None:
     for name in "abc":
         picture(root / f"{name}.png")
@@ -194,6 +205,7 @@ def yolo_label_img(root: Path) -> None:
     ("make", "format", "splits", "classes"),
     [
         (voc_challenge, "voc", {"train": 2, "val": 1}, ["cup"]),
+        (voc_cvat, "voc", {"train": 2}, ["cup"]),
         (voc_label_img, "voc", {"train": 3}, ["cup"]),
         (voc_roboflow, "voc", {"train": 2, "val": 1, "test": 1}, ["cup", "mug"]),
         (voc_label_studio, "voc", {"train": 2}, ["cup"]),
@@ -314,6 +326,7 @@ def yolo_more(root: Path) -> None:
          "annotations/val.json"),
         ([coco_challenge, again("annotations/instances_val2017.json",
          "annotations/instances_valid.json")], "annotations/instances_val2017.json"),
+        ([coco_roboflow, again("valid/_annotations.coco.json", "batch2.json")], "batch2.json"),
         ([coco_roboflow, moved("valid/_annotations.coco.json", "valid/_annotations.coco (1).json")],
          "valid/"),
         ([voc_challenge, moved("ImageSets/Main/val.txt", "ImageSets/Main/val.TXT")],

@@ -71,6 +71,13 @@ def test_images_and_label_files_that_are_no_pairs_are_counted(root: Path, caplog
     assert f"{beside}{root}/images/train/b.txt" in caplog.text
 
 
+def test_links_to_folders_are_not_followed_in_silence(root: Path, caplog) -> None:
+    (root / "images/val/again").symlink_to(root / "images/train")
+    assert len(load_yolo(root, "val")) == 1
+    link = f"{root}/images/val/again"
+    assert f"put the folders themselves there: 1, first {link}" in caplog.text
+
+
 def test_boxes_are_fractions_of_the_upright_image(root: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -144,6 +144,7 @@ def test_auto_follows_the_new_data(run, trained, monkeypatch, caplog):
             r"its weights do not fit: proposer.rpn.head.* expected \[1, ",
         ),
         ({"init": "nowhere"}, "nowhere: no such file"),
+        ({"init": "a.onnx"}, "a.onnx: an exported file cannot be trained further: name the .saf"),
     ],
 )
 def test_what_cannot_be_started_from_is_one_line(changes, message, run):
