@@ -14,6 +14,7 @@ from torch import Tensor
 from backbones.common.config import from_dict, to_dict
 from backbones.common.device import resolve_device
 from backbones.common.errors import UserError
+from backbones.networks.inception import InceptionV3
 from backbones.networks.metadata import (
     broken_metadata,
     checkpoint_metadata,
@@ -72,15 +73,24 @@ def save_detector(
         largest_image: longest side of a training image in pixels.
 
     Raises:
-        UserError: these are not the model's classes, or it was built from another configuration;
-            or the disk refuses the file.
+        UserError: these are not the model's classes, or it was built from another configuration, is
+            wrapped or deployed, or has weights that are no numbers; or the disk refuses the file.
     """
+    if not isinstance(model, RCNN) or not isinstance(model.backbone, InceptionV3):
+        raise UserError(
+            f"{path}: expected a detector as it is trained, without a wrapper and not deployed, "
+            f"got {type(model).__name__}"
+        )
     numbers = {len(set(class_names)), len(class_names), len(set(category_ids)), model.num_classes}
     if len(numbers) > 1:
         raise UserError(
             f"{path}: expected {model.num_classes} different class names and category ids, as many "
             f"as the model has, got {len(class_names)} and {len(category_ids)}"
         )
+    try:
+        classes_of({"class_names": list(class_names), "category_ids": list(category_ids)})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
     _check_built_from(model, config, path)
     own: dict[str, Any] = {"config": asdict(config), "category_ids": list(category_ids)}
     if largest_image is not None:

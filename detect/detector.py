@@ -36,6 +36,8 @@ Key = TypeVar("Key")
 Origin = tuple[str | None, tuple[int, float] | None]
 """Name of a file, and number and seconds of a frame in it."""
 
+_ONE = " (for one image call the detector itself)"
+
 logger = logging.getLogger(__name__)
 
 
@@ -197,7 +199,7 @@ class Detector:
         skips = is_folder(images)
         if is_folder(images):
             images = image_files(images)
-        several = check_several(images, "detect takes a list of images or a folder")
+        several = check_several(images, f"detect takes a list of images or a folder{_ONE}")
         named = list(self._read(several, bgr, skips=skips))
         if not named:
             return []
@@ -328,7 +330,8 @@ class Detector:
             skips = is_folder(images)
             if is_folder(images):
                 images = image_files(images)
-            several = check_several(images, "stream takes a series of images, a folder or a video")
+            taker = f"stream takes a series of images, a folder or a video{_ONE}"
+            several = check_several(images, taker)
             count = len(images) if isinstance(images, Sequence) else None
             named = (((n, None), image) for n, image in self._read(several, bgr, skips=skips))
         return (

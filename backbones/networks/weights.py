@@ -35,8 +35,12 @@ def save_weights(
 
     Tensors may be on any device and in any memory format; metadata are values that JSON can hold,
     each stored as JSON under its key.
+
+    Raises:
+        UserError: a tensor holds NaN or infinity, which `load_weights` would refuse.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    check_finite(path, tensors)
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     data = safetensors.torch.save(tensors, texts | {"digest": _NO_DIGEST})
     own = _digest_entry(hashlib.sha256(data).hexdigest())

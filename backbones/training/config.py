@@ -22,6 +22,8 @@ class TrainConfig:
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
         {
             *("run", "resume", "device", "workers"),
+            # That data which have moved are the same is told by themselves, see `fit`.
+            "data.root",
             # How the images of a step are divided.
             *("processes", "step.accumulate"),
             *("step.compile", "step.on_non_finite", "checkpoint_minutes", "keep_checkpoints"),

@@ -13,7 +13,7 @@ from backbones.common.errors import UserError
 from backbones.common.ranges import check_ranges
 from detect.data import DetectionDataset, make_digits
 from detect.data.layouts import Layout, first_of, recognise
-from detect.data.paths import refuse_address
+from detect.data.paths import is_inside, refuse_address
 from detect.data.sample import check_class_name
 from detect.data.splits import hold_out, scene_of
 from detect.data.unread import say_unread
@@ -85,12 +85,22 @@ def resolve_data(config: Config) -> Config:
 
 
 def keep_out_of_data(output: str | None, config: DatasetConfig) -> None:
-    """Raise `UserError` for an output that is the dataset's own folder: a picture that is written
-    there would be one of its images, and a list in JSON one of its annotations."""
-    root = Path(str(config.root))
-    own = root.parent if root.is_file() else root
-    if output is not None and os.path.realpath(output) == os.path.realpath(own):
+    """Raise `UserError` for an output in the dataset: a picture that is written there would be one
+    of its images, and a list in JSON one of its annotations.
+
+    That is its own folder, and those of which all images are taken with what lies below them.
+    """
+    if output is None:
+        return
+    root, place = Path(str(config.root)), os.path.realpath(output)
+    if place == os.path.realpath(root.parent if root.is_file() else root):
         raise UserError(f"{output}: is the folder of the dataset: name another one for the output")
+    for _, path in _layout(config).taken:
+        if path.is_dir() and is_inside(place, os.path.realpath(path)):
+            raise UserError(
+                f"{output}: lies in {path}, all of whose pictures are images of the dataset: name "
+                "a place outside of it for the output"
+            )
 
 
 def has_split(config: DatasetConfig, split: str) -> bool:
@@ -167,7 +177,8 @@ def _divide(dataset: DetectionDataset, config: DatasetConfig) -> dict[str, Detec
     paths = [os.path.relpath(path, root) for path in dataset.paths]
     if len(set(paths)) < 2:
         raise UserError(
-            f"{root}: one image cannot be divided into train and val: set data.val null"
+            f"{root}: one image cannot be divided into train and val: train with --data.val null "
+            "(inspect_data, evaluate: --data.val_share 0)"
         )
     held = hold_out(paths, config.val_share, config.split_seed)
     scenes = len({scene_of(path) for path in paths})

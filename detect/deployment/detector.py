@@ -17,7 +17,7 @@ from backbones.networks.inception import InceptionV3
 from detect.deployment.exported import ExportedModel
 from detect.deployment.proposer import deploy_proposer
 from detect.detector import Detector
-from detect.media.given import Image, check_several
+from detect.media.given import Folder, Image, check_several, image_files, is_folder
 from detect.proposals import LearnedProposer
 
 DetectorPrecision = Literal["auto", "fp32", "bf16", "int8"]
@@ -37,7 +37,7 @@ def check_detector(detector: object) -> None:
 def deploy_detector(
     detector: Detector,
     precision: DetectorPrecision = "auto",
-    calibration_images: Iterable[Image] = (),
+    calibration_images: Iterable[Image] | Folder = (),
     engine: Engine = "auto",
 ) -> Detector:
     """A detector for use only that finds the same in less time; `detector` stays as it is.
@@ -46,7 +46,8 @@ def deploy_detector(
         detector: what `load_detector` gives.
         precision: of both networks. `auto` is `bf16` where the device computes in it, `fp32`
             elsewhere. `int8` quantises the crop network, the proposer is then as with `auto`.
-        calibration_images: for `int8` alone, images like those it will see; the first 32 are taken.
+        calibration_images: for `int8` alone, images like those it will see, or a folder of them;
+            the first 32 are taken.
         engine: what runs the crop network. `openvino` is for the CPU and needs an extra package; it
             is the faster one in `bf16` and the only one in `int8`. `auto` is `openvino` for `int8`,
             else `torch`.
@@ -101,11 +102,13 @@ def deploy_detector(
 
 
 @torch.inference_mode()
-def calibration_crops(detector: Detector, images: Iterable[Image]) -> list[Tensor]:
+def calibration_crops(detector: Detector, images: Iterable[Image] | Folder) -> list[Tensor]:
     """A detector's crops of the first 32 images, a batch for each: from the best proposals to the
     worst."""
     batches = []
-    several = check_several(images, "calibration_images: expected a list of images")
+    if is_folder(images):
+        images = image_files(images)
+    several = check_several(images, "calibration_images: expected a list of images or a folder")
     for image in islice(several, CALIBRATION_IMAGES):
         pixels = detector.as_tensor(image)
         boxes = detector.propose([pixels])[0].boxes

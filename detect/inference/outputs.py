@@ -91,6 +91,8 @@ def clear_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -
 
 def check_foreign(output: Path, targets: Collection[Path]) -> set[str]:
     """Names of the files of earlier runs; raises as `check_earlier` for what is none of them."""
+    if (output / "config.yaml").exists() and (output / "checkpoints").exists():
+        raise UserError(f"{output}: is the run folder of a training: choose another output")
     earlier = _earlier(output)
     for path in (*(output / name for name in _LISTS), *targets):
         for foreign in _foreign(path, output, earlier):

@@ -32,7 +32,7 @@ def check_several(images: Any, taker: str) -> Iterable[Image]:
     if isinstance(images, _NO_SERIES) or not is_series:
         is_path = isinstance(images, str | os.PathLike)
         got = repr(os.fspath(images)) if is_path else type(images).__name__
-        raise UserError(f"{taker}, got {got}; for one image call the detector itself")
+        raise UserError(f"{taker}, got {got}")
     return images
 
 

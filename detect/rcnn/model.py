@@ -119,7 +119,7 @@ class RCNN(nn.Module):
         Args:
             images: B tensors RGB `[3, H_i, W_i]`, on the model's device, `uint8` or float in
                 `[0, 1]`.
-            targets: in training, B dicts with `boxes` `float32 [G_i, 4]` xyxy in pixels and
+            targets: in training, B dicts with `boxes` `[G_i, 4]` xyxy in pixels and
                 `labels` `int64 [G_i]` in `1..K`; G_i may be 0. What else is in them is not read.
             proposals: use these instead of the proposer's.
 
@@ -136,8 +136,7 @@ class RCNN(nn.Module):
         if self.training:
             if targets is None:
                 raise ValueError("targets are needed in training mode; call model.eval() for use")
-            wanted = ("boxes", "labels")
-            targets = [{key: one[key].cpu() for key in wanted if key in one} for one in targets]
+            targets = [_of_target(target, i) for i, target in enumerate(targets)]
             check_targets(images, targets, self.num_classes)
             return self._losses(images, targets, proposals)
         device = images[0].device
@@ -280,8 +279,20 @@ class RCNN(nn.Module):
         return self.proposer
 
 
+def _of_target(target: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """What is read of a target, on the CPU."""
+    found = {key: target[key] for key in ("boxes", "labels") if key in target}
+    for key, value in found.items():
+        if not isinstance(value, Tensor):
+            got = type(value).__name__
+            raise ValueError(f"targets[{number}] {key} must be a tensor, got {got}")
+        # Anchors would be cut down to whole numbers by boxes of such.
+        found[key] = value.cpu().float() if key == "boxes" else value.cpu()
+    return found
+
+
 def _on_cpu(proposals: Proposals) -> Proposals:
-    return Proposals(*(tensor.cpu() for tensor in proposals))
+    return Proposals(*(tensor.cpu().float() for tensor in proposals))
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """What a detector's file says is what its networks do: images normalised otherwise than usual."""
 
+import copy
 import logging
+import math
 import re
 from dataclasses import replace
 
@@ -15,6 +17,7 @@ from detect import load_detector, save_detector
 from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.deployment.detector import deploy_detector
+from detect.detector import Detector
 
 CONFIG = from_dict(
     ModelConfig,
@@ -126,6 +129,24 @@ def test_a_configuration_that_is_not_the_models_is_not_saved(changes, words, tra
     other = replace(CONFIG, **changes)
     with pytest.raises(UserError, match=f"config is not what the model was built from: .*{words}"):
         save_detector(tmp_path / "x.safetensors", trained, other, ["a", "b"], [7, 9])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_could_not_be_read_again_is_not_saved(trained, tmp_path):
+    path = tmp_path / "x.safetensors"
+    wrapped = torch.nn.DataParallel(trained)
+    deployed = deploy_detector(Detector(trained, ["a", "b"], [7, 9]), "fp32").model
+    broken = copy.deepcopy(trained)
+    broken.cls_score.bias.data[0] = math.nan
+    for model, names, ids, words in (
+        (wrapped, ["a", "b"], [7, 9], "without a wrapper and not deployed, got DataParallel"),
+        (deployed, ["a", "b"], [7, 9], "without a wrapper and not deployed, got RCNN"),
+        (trained, ["a", ""], [7, 9], "class_names"),
+        (trained, ["a", "b"], ["7", "9"], "category_ids must be a list of whole numbers"),
+        (broken, ["a", "b"], [7, 9], "cls_score.bias"),
+    ):
+        with pytest.raises(UserError, match=words):
+            save_detector(path, model, CONFIG, names, ids)
     assert not list(tmp_path.iterdir())
 
 

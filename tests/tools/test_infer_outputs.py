@@ -155,6 +155,14 @@ def test_a_list_that_it_did_not_write_is_not_obeyed(detector, inputs, tmp_path, 
     assert mine.read_text() == "precious"
 
 
+def test_the_folder_of_a_training_is_no_output(detector, inputs, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text("epochs: 1")
+    with pytest.raises(UserError, match="is the run folder of a training: choose another output"):
+        infer(detector, inputs, tmp_path, score_thresh=0.0, overwrite=True)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_planted_links_are_not_followed(detector, inputs, tmp_path):
     mine, output = tmp_path / "mine", tmp_path / "out"
     mine.write_text("precious")

@@ -115,8 +115,13 @@ def test_numbers_that_are_none_are_refused_by_name(tmp_path, value, dtype):
     path = tmp_path / "w.safetensors"
     bad = torch.zeros(3, dtype=dtype)
     bad[1] = value
-    save_weights(path, {"good": torch.ones(2), "stem.weight": bad, "n": torch.tensor(3)}, {})
-    with pytest.raises(UserError, match=r"w\.safetensors: tensor stem\.weight holds NaN or infini"):
+    tensors = {"good": torch.ones(2), "stem.weight": bad, "n": torch.tensor(3)}
+    message = r"w\.safetensors: tensor stem\.weight holds NaN or infinity"
+    with pytest.raises(UserError, match=message):
+        save_weights(path, tensors, {})
+    assert not path.exists()
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(UserError, match=message):
         load_weights(path)
 
 

@@ -142,8 +142,16 @@ def test_one_image_cannot_be_divided(tmp_path):
         build_dataset(DatasetConfig(root=str(tmp_path)), "train")
 
 
-def test_an_output_is_not_the_datas_own_folder(flat, tmp_path):
+def test_an_output_is_not_among_the_data(flat):
     config = DatasetConfig(root=str(flat))
     with pytest.raises(UserError, match="is the folder of the dataset"):
         keep_out_of_data(str(flat / ".." / flat.name), config)
+    # All images below it are taken.
+    with pytest.raises(UserError, match=f"run: lies in {flat}, all of whose pictures are images"):
+        keep_out_of_data(str(flat / "run"), config)
+    keep_out_of_data(str(flat.parent / "run"), config)
+    for folder, suffix in (("images", "png"), ("labels", "txt")):
+        (flat / folder).mkdir()
+        for path in flat.glob(f"cam*.{suffix}"):
+            path.rename(flat / folder / path.name)
     keep_out_of_data(str(flat / "run"), config)

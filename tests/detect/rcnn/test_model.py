@@ -300,6 +300,7 @@ def test_training_needs_targets():
             r"targets\[0\] labels must be int64, got torch.float32",
         ),
         ({"boxes": torch.zeros(0, 4)}, r"targets\[0\] has no labels"),
+        ({"boxes": [], "labels": torch.zeros(0)}, r"targets\[0\] boxes must be a tensor, got list"),
         (
             target([10.0, 10, 20, 50], [10, 10, 20, 150], labels=[1, 1]),
             r"targets\[0\] boxes\[1\] must be xyxy in pixels of its image of \d+x\d+, got \[10",
@@ -310,6 +311,19 @@ def test_training_needs_targets():
 def test_malformed_targets_are_named(bad, message):
     with pytest.raises(ValueError, match=message):
         detector(GridProposer(GridConfig())).train()([image()], [bad])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float64])
+def test_boxes_of_whole_numbers_train_alike(dtype):
+    proposer = LearnedProposer(LearnedConfig(channels=8), top_n=8, top_n_train=8, score_thresh=0.0)
+    model = detector(proposer).train()
+    own, losses = target([10, 10, 70, 71], labels=[2]), []
+    for one in (own, own | {"boxes": own["boxes"].to(dtype)}):
+        torch.manual_seed(0)
+        losses.append(copy.deepcopy(model)([image()], [one]))
+    assert losses[0].keys() == losses[1].keys()
+    for name, loss in losses[0].items():
+        torch.testing.assert_close(losses[1][name], loss)
 
 
 def test_malformed_images_are_named():

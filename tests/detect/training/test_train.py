@@ -359,8 +359,10 @@ def test_resuming_a_finished_detector_changes_nothing_and_another_is_refused(dig
     assert files[1].read_bytes() == before[1]
 
 
-def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path):
-    """Two epochs at once, and one epoch of two resumed: the same weights, bit for bit."""
+def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path, caplog):
+    """Two epochs at once, and one epoch of two resumed: the same weights, bit for bit.
+
+    The data have moved in between."""
     config = tiny(digits, tmp_path / "run", epochs=2, augment=AugmentConfig())
     train_detector(config)
     last = tmp_path / "run" / "last.safetensors"
@@ -370,7 +372,11 @@ def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path):
     # What a machine that died after the first epoch would have left.
     checkpoints[1].unlink()
     last.unlink()
+    moved = shutil.copytree(digits, tmp_path / "moved")
+    config = replace(config, data=replace(config.data, root=str(moved)))
     train_detector(replace(config, resume=True))
+    assert read_yaml(tmp_path / "run" / "config.yaml")["data"]["root"] == str(moved)
+    assert "not those that the run" not in caplog.text
     got, _ = load_weights(last)
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
     # A finished one stays as it is.
