@@ -281,7 +281,7 @@ class RCNN(nn.Module):
 
 def _of_target(target: dict[str, Tensor], number: int) -> dict[str, Tensor]:
     """What is read of a target, on the CPU."""
-    found: dict[str, Tensor] = {k: target[k] for k in ("boxes", "labels") if k in target}
+    found: dict[str, Any] = {key: target[key] for key in ("boxes", "labels") if key in target}
     for key, value in found.items():
         if not isinstance(value, Tensor):
             got = type(value).__name__
