@@ -28,13 +28,11 @@ def listed_classes(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read as text in UTF-8: {reason}") from error
-    if lines and lines[0].startswith("# label:"):
-        del lines[0]
     # CVAT lists the background with its colour; a class by this name would have none.
     names = [
         _COLOUR_AND_PARTS.sub("", line).strip()
         for line in lines
-        if line.strip() and not line.startswith("background:0,0,0:")
+        if line.strip() and not line.startswith(("background:0,0,0:", "# label:"))
     ]
     for name in names:
         check_class_name(name, str(path))

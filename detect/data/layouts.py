@@ -130,14 +130,13 @@ def _find_voc(root: Path, class_names: Sequence[str] | None) -> Layout | None:
             return Layout("voc", f"{words})", splits, taken=places)
         # Lists of one class have its name before the split's.
         whole = [one for one in lists if not any(one.stem.endswith(f"_{o.stem}") for o in lists)]
-        # CVAT calls the only one `default`.
-        name_of = {path: path.stem for path in lists}
-        if len(whole) == 1 and not _is_split(whole[0].stem):
-            name_of = {whole[0]: "train"}
+        named = {path.stem: path for path in lists}
+        if len(whole) == 1 and not _is_split(whole[0].stem):  # CVAT calls it `default`
+            named = {"train": whole[0], **named}
         splits = {
-            name: partial(load_voc, root, path.stem, class_names) for path, name in name_of.items()
+            name: partial(load_voc, root, path.stem, class_names) for name, path in named.items()
         }
-        places = [(name, path) for path, name in name_of.items()]
+        places = [*named.items()]
         places += [("", root / place) for place in (pages, images)]
         return Layout("voc", f"{words}, lists in ImageSets/Main)", splits, taken=places)
     parts = [entry for entry in _folders(root) if _holds(entry, {".xml"}) and _is_split(entry.name)]
@@ -169,15 +168,24 @@ def _find_coco(root: Path) -> Layout | None:
     if len(files) == 1 and not _is_split(files[0].stem):
         return _one_coco(files[0], root)
     if files:
-        named = {path.stem.removeprefix("instances_"): path for path in files}
-        splits = {n: partial(load_coco, path, _image_folders(root, n)) for n, path in named.items()}
-        return Layout("coco", "COCO (annotations/*.json)", splits, taken=named.items())
+        return _several_coco(files, root, "annotations/*.json")
     files = [path for path in visible_entries(root) if path.suffix == ".json"]
     files = [path for path in files if not path.is_dir() and is_coco(path)]
-    if len(files) > 1:
+    if len(files) > 1 and len({usual_split(path.stem) for path in files} & {*SPLITS}) < len(files):
         names = ", ".join(path.name for path in files)
         raise UserError(f"{root}: may be any of {names}: name the file by --data")
+    if len(files) > 1:
+        return _several_coco(files, root, "*.json")
     return _one_coco(files[0], root) if files else None
+
+
+def _several_coco(files: Iterable[Path], root: Path, words: str) -> Layout:
+    named = {path.stem.removeprefix("instances_"): path for path in files}
+    splits = {n: partial(load_coco, path, _image_folders(root, n)) for n, path in named.items()}
+    taken = [*named.items()]
+    for name in named:
+        taken += [(name, place) for place in _image_folders(root, name) if _is_split(place.name)]
+    return Layout("coco", f"COCO ({words})", splits, taken=taken)
 
 
 def _one_coco(path: Path, root: Path) -> Layout:
@@ -189,8 +197,14 @@ def _one_coco(path: Path, root: Path) -> Layout:
 
 def _image_folders(root: Path, split: str) -> list[Path]:
     """Where the images of a split may be; `file_name` often begins with `images/`."""
-    places = [root / split, root / "images" / split, root / "images", root]
-    return [place for place in places if os.path.isdir(place)]
+    above = (root, root / "images")
+    places = [place / split for place in above]
+    places += [part for place in above for part in _folders(place) if _same_split(part.name, split)]
+    return [place for place in [*places, *reversed(above)] if os.path.isdir(place)]
+
+
+def _same_split(name: str, split: str) -> bool:
+    return _is_split(name) and usual_split(name) == usual_split(split)
 
 
 def _find_yolo(root: Path) -> Layout | None:

@@ -174,7 +174,10 @@ def _layout(config: DatasetConfig) -> Layout:
 def _divide(dataset: DetectionDataset, config: DatasetConfig) -> dict[str, DetectionDataset]:
     """`train` and `val` of a split that is both, said in a line."""
     root = str(config.root)
-    paths = [os.path.relpath(path, root) for path in dataset.paths]
+    # Whatever names the dataset, its folder or a file in it, the same are held out.
+    paths = [os.path.basename(path) for path in dataset.paths]
+    if len(set(paths)) < len(paths):
+        paths = [os.path.relpath(path, os.path.commonpath(dataset.paths)) for path in dataset.paths]
     if len(set(paths)) < 2:
         raise UserError(
             f"{root}: one image cannot be divided into train and val: train with --data.val null "

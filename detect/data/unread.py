@@ -27,12 +27,14 @@ def say_unread(root: Path, layout: Layout) -> Iterator[str]:
     above = {folder for path in taken for folder in path.parents}
     beside_folders = {path.parent for path in taken if path.is_dir()}
     places = {path.parent for path in taken if path.is_relative_to(top)} - {Path(top).parent}
-    if os.path.isdir(root):
-        places.add(Path(top))
+    places.add(Path(top))
     found = []
     for place in sorted(places):
         for entry in visible_entries(place):
             if entry in taken or entry in above or not taken.isdisjoint(entry.parents):
+                continue
+            # Beside the file that was named are those of other datasets too.
+            if root.is_file() and place == Path(top) and not _names_split(entry.name):
                 continue
             if _is_part(entry, layout.format, place in beside_folders):
                 found.append(os.path.relpath(entry, top) + "/" * entry.is_dir())
@@ -66,7 +68,8 @@ def _is_part(path: Path, format: str, beside_folders: bool) -> bool:
         return _is_annotation(path, format)
     files = list(files_below(path))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    if beside_folders and images and _names_split(path.name):
+    labels = [file for file in files if format == "yolo" and file.suffix.lower() == ".txt"]
+    if beside_folders and (images or labels) and _names_split(path.name):
         return True
     if format == "yolo":
         return any(map(_has_labels, images[:_SOME]))

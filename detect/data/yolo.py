@@ -100,7 +100,9 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
         for line, (number, x1, y1, x2, y2) in rows_of_file:
             rows.append((index, labels_of[number], x1, y1, x2, y2))
             places.append(f"{labels_path}, line {line}")
-    warn_of_orphans(images)
+    taken = {place for key, place in places_of(document, source) if key == split}
+    of_labels = {label_file(place / "x").parent for place in taken} - taken
+    warn_of_orphans(images, filter(os.path.isdir, of_labels))
     warn_of_other_names(list(names.values()), source, {path.parent for path in label_paths})
     table = np.array(rows, np.float64).reshape(-1, 6)
     keys = table[:, :2].astype(np.int64)
@@ -142,6 +144,8 @@ def read_document(source: Path) -> dict[str, Any]:
         for path in entries
     }
     splits = {key: found[name] for key in SPLITS if (name := find_split(key, found)) is not None}
+    if not splits and is_listed and len(found) == 1:
+        splits = {"train": next(iter(found.values()))}
     if not splits and not is_listed:
         splits = {"train": os.path.relpath(place, source.parent)}
     return {"names": names} | splits

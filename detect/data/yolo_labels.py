@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.common.errors import UserError
+from backbones.common.listing import files_below
 from backbones.common.regular_files import read_file
 from detect.data.paths import name_on_disk
 
@@ -76,8 +77,9 @@ def read_labels(
         yield line, (int(number), *box)
 
 
-def warn_of_orphans(images: Sequence[Path]) -> None:
-    """Count images without a label file of their own, and label files that no image has."""
+def warn_of_orphans(images: Sequence[Path], folders: Iterable[Path]) -> None:
+    """Count images without a label file of their own, and label files that no image has, beside
+    these and in folders of labels and deeper."""
     expected = {label_file(path): path for path in images}
     shared = [path for path in images if expected[label_file(path)] != path]
     if shared:
@@ -91,8 +93,8 @@ def warn_of_orphans(images: Sequence[Path]) -> None:
     if twice := sorted(filter(os.path.lexists, beside)):
         what = "label files beside their images, not read, as there are others in labels"
         logger.warning("%s: %d, first %s", what, len(twice), twice[0])
-    folders = {path.parent for path in expected}
-    there = {path for folder in folders for path in folder.glob("*.txt")}
+    there = {path for folder in {path.parent for path in expected} for path in folder.glob("*.txt")}
+    there |= {path for folder in folders for path in files_below(folder) if path.suffix == ".txt"}
     # Label tools put the names of the classes among the labels.
     orphans = sorted(path for path in there - expected.keys() if path.name != "classes.txt")
     if orphans:

@@ -116,6 +116,21 @@ def coco_challenge(root: Path) -> None:
             picture(root / split / file)
 
 
+def coco_two_files(root: Path) -> None:
+    """As FiftyOne and scripts write them, with images in folders of another name."""
+    for split, folder, names in (("train", "training", "ab"), ("val", "val", "c")):
+        write(root / f"annotations/{split}.json", coco(*(f"{name}.png" for name in names)))
+        for name in names:
+            picture(root / f"images/{folder}/{name}.png")
+    picture(root / "images/a.png", shade=5)
+
+
+def coco_at_the_root(root: Path) -> None:
+    coco_two_files(root)
+    for split in ("train", "val"):
+        (root / f"annotations/{split}.json").rename(root / f"{split}.json")
+
+
 def coco_roboflow(root: Path) -> None:
     above = [
         {"id": 0, "name": "crockery", "supercategory": "none"},
@@ -210,6 +225,8 @@ def yolo_label_img(root: Path) -> None:
         (voc_roboflow, "voc", {"train": 2, "val": 1, "test": 1}, ["cup", "mug"]),
         (voc_label_studio, "voc", {"train": 2}, ["cup"]),
         (coco_challenge, "coco", {"train": 2, "val": 1}, ["mug", "cup"]),
+        (coco_two_files, "coco", {"train": 2, "val": 1}, ["mug", "cup"]),
+        (coco_at_the_root, "coco", {"train": 2, "val": 1}, ["mug", "cup"]),
         (coco_roboflow, "coco", {"train": 2, "val": 1}, ["cup"]),
         (coco_label_studio, "coco", {"train": 2}, ["mug", "cup"]),
         (coco_cvat, "coco", {"train": 2}, ["mug", "cup"]),
@@ -304,6 +321,13 @@ def voc_holdout(root: Path) -> None:
     (root / "test/d.xml").unlink()
 
 
+def yolo_half_copied(root: Path) -> None:
+    write(root / "classes.txt", "mug\ncup\n")
+    for split in ("train", "val"):
+        write(root / f"labels/{split}/a.txt", YOLO_ROW)
+    picture(root / "images/train/a.png")
+
+
 def yolo_beside_folder(root: Path) -> None:
     yolo_label_studio(root)
     picture(root / "images/test/d.png")
@@ -323,7 +347,9 @@ def yolo_more(root: Path) -> None:
     ("make", "names"),
     [
         ([coco_challenge, moved("annotations/instances_val2017.json", "annotations/val.json")],
-         "annotations/val.json"),
+         "val2017/, annotations/val.json"),
+        ([coco_two_files, lambda root: (root / "annotations/val.json").unlink()], "images/val/"),
+        ([yolo_half_copied], "labels/val/"),
         ([coco_challenge, again("annotations/instances_val2017.json",
          "annotations/instances_valid.json")], "annotations/instances_val2017.json"),
         ([coco_roboflow, again("valid/_annotations.coco.json", "batch2.json")], "batch2.json"),

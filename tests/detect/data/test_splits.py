@@ -135,6 +135,21 @@ def test_without_val_all_images_are_trained_on(flat):
         build_dataset(DatasetConfig(root=str(flat), val_share=0), "val")
 
 
+def test_what_names_a_dataset_does_not_decide_what_is_held_out(tmp_path):
+    """Also of one scene, whose images are held out one by one."""
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "ds/data.yaml").write_text("train: images\nnames: [cup]\n")
+    (tmp_path / "ds/images").mkdir()
+    for number in range(20):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"ds/images/cam1_{number}.png")
+    by_folder, by_file = (
+        build_dataset(DatasetConfig(root=str(tmp_path / root)), "val").paths
+        for root in ("ds", "ds/data.yaml")
+    )
+    assert by_folder == by_file
+    assert 0 < len(by_file) < 10
+
+
 def test_one_image_cannot_be_divided(tmp_path):
     (tmp_path / "classes.txt").write_text("cup\n")
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")

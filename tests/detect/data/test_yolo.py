@@ -135,6 +135,7 @@ def test_labels_stand_beside_images_without_a_folder_of_that_name(tmp_path: Path
 
 def test_what_is_left_out_is_counted(root: Path, caplog) -> None:
     write(root / "labels/train/lost.txt", "0 0.5 0.5 1 1\n")
+    write(root / "labels/train/of_no_folder/x.txt", "0 0.5 0.5 1 1\n")
     write(root / "labels/train/classes.txt", "car\n")
     write(root / "images/train/readme.md", "")
     write(root / "labels/train/a.txt", "0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0 0.2\n")
