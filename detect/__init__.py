@@ -7,15 +7,19 @@ background and 1..K are the classes. Other formats are converted when annotation
 results are written, nowhere else.
 """
 
-from backbones import __version__ as __version__
-from detect.build import build_detector
-from detect.checkpoint import load_detector, save_detector
-from detect.config import ModelConfig
-from detect.deployment.detector import deploy_detector
-from detect.detector import Detector
-from detect.rcnn.config import RCNNConfig
-from detect.rcnn.model import RCNN
-from detect.result import Result
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backbones import __version__ as __version__
+    from detect.build import build_detector
+    from detect.checkpoint import load_detector, save_detector
+    from detect.config import ModelConfig
+    from detect.deployment.detector import deploy_detector
+    from detect.detector import Detector
+    from detect.rcnn.config import RCNNConfig
+    from detect.rcnn.model import RCNN
+    from detect.result import Result
 
 __all__ = [
     "RCNN",
@@ -28,3 +32,25 @@ __all__ = [
     "load_detector",
     "save_detector",
 ]
+
+_HOMES = {
+    "RCNN": "detect.rcnn.model",
+    "Detector": "detect.detector",
+    "ModelConfig": "detect.config",
+    "RCNNConfig": "detect.rcnn.config",
+    "Result": "detect.result",
+    "__version__": "backbones",
+    "build_detector": "detect.build",
+    "deploy_detector": "detect.deployment.detector",
+    "load_detector": "detect.checkpoint",
+    "save_detector": "detect.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What the package exports, imported when it is asked for: the command starts before PyTorch
+    is there, which takes seconds, and so ends at once upon Ctrl-C."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value

@@ -109,7 +109,7 @@ def _config_file(name: str, keys: Collection[str]) -> str:
     raise UserError(
         f"--config {name}: there is no such file"
         + (f": did you mean --config {near[0]}?" if near else ":")
-        + f" Configurations known by name are {', '.join(fitting)}"
+        + (f" Configurations known by name are {', '.join(fitting)}" if fitting else " name a file")
     )
 
 

@@ -57,6 +57,9 @@ def parse_config(
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         for word in arguments:
+            if not word.isprintable() and os.fsencode(word) != word.encode("utf-8", "replace"):
+                name = word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                raise UserError(f"{name}: no UTF-8: rename it, or name its folder or a pattern")
             _check_value("command line", word)
             _check_value("command line", word.partition("=")[2])
         hints = _leaf_hints(config_class)
@@ -139,6 +142,12 @@ def _of_the_run(config_class: type, values: Namespace, default: str) -> list[str
         run = max(runs, key=lambda path: (path / "config.yaml").stat().st_mtime, default=run)
     if os.path.isfile(run / "config.yaml"):
         logger.info("resuming %s", run)
+        if absent := [key for key in sorted(known) if key not in read_yaml(run / "config.yaml")]:
+            logger.warning(
+                "%s: has no %s, of which the defaults are taken: was it cut off? A run writes all "
+                "keys",
+                *(run / "config.yaml", ", ".join(absent)),
+            )
         # Behind it the folder's name, which may have changed since the file was written.
         return ["--config", str(run / "config.yaml"), f"--run={run}"]
     if values["resume"] == "auto":

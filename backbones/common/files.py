@@ -130,16 +130,16 @@ def open_to_append(path: Path) -> IO[str]:
         )
 
 
-def set_aside(path: Path, reason: object) -> None:
-    """Rename what is damaged, so that it is neither read nor lost, and warn of it; raises
-    `UserError` where it cannot be renamed."""
+def set_aside(path: Path, reason: object, what: str = "damaged") -> None:
+    """Rename what is damaged, or `what` its name then ends in, so that it is neither read nor lost,
+    and warn of it; raises `UserError` where it cannot be renamed."""
     for number in itertools.count(1):
-        kept = path.with_name(f"{path.name}.damaged" + (f"_{number}" if number > 1 else ""))
+        kept = path.with_name(f"{path.name}.{what}" + (f"_{number}" if number > 1 else ""))
         if not os.path.lexists(kept):
             break
     with write_errors(path):
         path.rename(kept)
-    logger.warning("damaged, set aside as %s: %s", kept, reason)
+    logger.warning("%s, set aside as %s: %s", what, kept, reason)
 
 
 @contextmanager

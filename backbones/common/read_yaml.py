@@ -18,6 +18,7 @@ _MAX_DEPTH = 30
 MAX_VALUES = 100_000
 """More take minutes to check, and are no configuration."""
 _NUMBER = re.compile(r"[-+]?([0-9][0-9_:.]*|0[xX][0-9a-fA-F_]+)")
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*|[0-9]*\.[0-9]*|\.inf|\.nan)([eE][-+]?[0-9]+)?", re.I)
 _MAX_DIGITS = 40
 """Of a number, as text: more say nothing, and Python refuses to convert thousands of them."""
 
@@ -125,6 +126,18 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
     return loader.construct_mapping(node, deep=True)
 
 
+def _decimal(loader: _StrictLoader, node: yaml.ScalarNode) -> Any:
+    """A number as people write it: YAML takes 010 for 8, 1:30 for 90 and 1_0 for 10."""
+    if not _DECIMAL.fullmatch(node.value):
+        problem = f"{node.value}: write this number in decimal digits, or in quotes if it is text"
+        raise ConstructorError(None, None, problem, node.start_mark)
+    if node.tag.endswith("int"):
+        return loader.construct_yaml_int(node)
+    return loader.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _decimal)
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
 # What looks like a date is text, and not an error where there is no such day.
 _StrictLoader.yaml_implicit_resolvers = {

@@ -5,6 +5,7 @@ keep and check.
 """
 
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from torchvision.models import Inception_V3_Weights
 from backbones.common import distributed
 from backbones.common.errors import UserError
 from backbones.common.read_json import parse_json
+from backbones.common.torch_files import check_whole
 from backbones.networks import hub
 from backbones.networks.conversion import from_torchvision, is_torchvision
 from backbones.networks.metadata import (
@@ -104,11 +106,16 @@ def _public(where: str | Path, state: dict[str, Tensor], spec: BackboneSpec | No
 
 def _read_pickled(file: Path) -> dict[str, Tensor]:
     try:
+        if zipfile.is_zipfile(file):
+            check_whole(file)
         state = load_state_dict(str(file), weights_only=True)
     except Exception as error:  # of a broken file torch raises about anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, AttributeError) or "weights_only" in reason:
+            # Of the second timm says how to execute it nevertheless.
+            reason = "it is something else, or holds more than tensors"
         raise UserError(
-            f"{file}: not a state dict that can be read without executing what is in it: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"{file}: not a state dict that can be read without executing what is in it: {reason}"
         ) from error
     return _tensors(file, state)
 

@@ -73,7 +73,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def check_finite(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """Raise `UserError` for NaN or infinity in tensors that come from `where`."""
+    """Raise `UserError` for NaN, infinity or a negative variance in tensors from `where`."""
     for name, tensor in tensors.items():
         # In fp32, for the narrowest types have no test of their own.
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
@@ -81,6 +81,8 @@ def check_finite(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
                 f"{where}: tensor {name} holds NaN or infinity: take weights of an earlier "
                 "epoch, or train anew with a lower learning rate"
             )
+        if name.endswith("running_var") and len(tensor) and tensor.min() < 0:
+            raise UserError(f"{where}: tensor {name} holds a variance below 0: it is damaged")
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Checkpoints for resuming a run: tensors and plain values, beside the weights for use."""
 
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, set_aside
+from backbones.common.torch_files import check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
     damaged = []
     for path in _checkpoints(folder):
         try:
-            _check_whole(path)
+            check_whole(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
@@ -66,21 +66,6 @@ def load_last_checkpoint(folder: Path) -> dict[str, Any] | None:
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is one, be it damaged."""
     return bool(_checkpoints(folder))
-
-
-def _check_whole(path: Path) -> None:
-    """Raise an exception unless every part of the file has the digest that was written with it.
-
-    torch writes CRC-32s into its zip files and does not look at them: a flipped bit would be a
-    weight like any other.
-    """
-    with zipfile.ZipFile(path) as archive:
-        # What unpacks to more than the file holds was not written by torch, and has no end.
-        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
-            raise zipfile.BadZipFile("it claims more than it holds")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged} does not have the digest it was written with")
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -32,6 +32,9 @@ def read_curves(path: Path) -> list[CurvePoint]:
     points = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        number = 1
+        if line := next((line for line in lines[:1] if line.strip() != ",".join(COLUMNS)), ""):
+            raise ValueError
         for number, line in enumerate(lines[1:], start=2):
             if number == len(lines) and not line.endswith("\n"):
                 break

@@ -76,7 +76,7 @@ def fit(
         run: folder, entered.
         validation: what becomes of the weights after an epoch; None for nothing.
         data: what tells the training data: `classes`, another of which a resumed run refuses, and
-            `annotations`, a digest, of another of which it warns.
+            `annotations` and `validation annotations`, digests, of another of which it warns.
 
     Returns:
         The state after the last step, with the metrics.
@@ -281,10 +281,12 @@ def _restore(run: RunFolder, train_step: TrainStep, identity: Mapping[str, Any])
     for key, value in identity.items():
         if checkpoint.get(key, value) == value:
             continue
-        if key == "annotations":
+        if key in ("annotations", "validation annotations"):
+            part = "training" if key == "annotations" else "validation"
             logger.warning(
-                "names of images, boxes or labels of the training split are not those that the run "
-                "began with: the result will differ from an unbroken run's"
+                "names of images, boxes or labels of the %s split are not those that the run "
+                "began with: the result will differ from an unbroken run's",
+                part,
             )
             continue
         if key == "parts":

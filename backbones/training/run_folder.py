@@ -92,7 +92,8 @@ class RunFolder:
                 f"{'config.yaml' if os.path.exists(config) else 'checkpoints'}: continue it with "
                 "--resume or choose another folder with --run"
             )
-        if not is_run and (there := [name for name in RESULTS if (self.path / name).exists()]):
+        there = [name for name in RESULTS if (self.path / name).exists()]
+        if not is_run and there:
             raise UserError(
                 f"{self.path}: {', '.join(there)} would be overwritten, and no run is there that "
                 "could be resumed: choose another folder with --run"
@@ -113,6 +114,12 @@ class RunFolder:
             raise
         for folder in (self.path, self.checkpoints):
             remove_unfinished(folder)
+        if not has_checkpoint(self.checkpoints) and any(
+            name.endswith("safetensors") for name in there
+        ):
+            # Somebody deleted the checkpoints, or it was killed just before the first.
+            for name in there:
+                set_aside(self.path / name, "its run has no checkpoint to go on from", "earlier")
 
     def _compare_with_file(self, path: Path) -> None:
         try:

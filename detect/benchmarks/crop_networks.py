@@ -137,7 +137,8 @@ def _compare(
             weights = train_in_processes(base)["weights"]
         refuse_exported(str(weights), "does not tell its proposals")
         detector = load_detector(weights, config.device)
-        save_proposals(proposals, propose_splits(detector, config, datasets))
+        found = propose_splits(detector, config, datasets)
+        save_proposals(proposals, found, datasets.values())
 
     assert config.data.test is not None
     test = datasets[config.data.test]

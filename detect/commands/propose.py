@@ -63,6 +63,6 @@ def main() -> None:
     found: dict[int, Proposals] = {}
     for dataset in datasets.values():
         found |= propose_dataset(detector, dataset)
-    save_proposals(config.output, found)
+    save_proposals(config.output, found, datasets.values())
     boxes = sum(len(proposals.boxes) for proposals in found.values())
     print(f"{boxes} proposals for {len(found)} images: {config.output}")

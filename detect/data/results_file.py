@@ -3,12 +3,13 @@
 import logging
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from backbones.common.errors import UserError
 from backbones.common.read_json import read_json
+from detect.data.sample import DetectionDataset
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,11 @@ class Result(NamedTuple):
 
 
 def read_results(
-    path: str | Path, what: str, named: Mapping[str, int | None] | None = None
+    path: str | Path,
+    what: str,
+    named: Mapping[str, int | None] | None = None,
+    *,
+    others: bool = False,
 ) -> Iterator[Result]:
     """Read `[{"image_id": 1, "bbox": [x, y, w, h], "score": 0.9, ...}, ...]`.
 
@@ -41,9 +46,9 @@ def read_results(
     Args:
         path: the file.
         what: it holds, for messages: `proposals`, `results`.
-        named: ids of images by their file names without folders, for entries with a `file_name`,
-            whose programs number images in a way of their own, as Ultralytics does; None where two
-            files have the name, and the entry's id counts.
+        named: as from `ids_by_name`, for entries with a `file_name`: programs such as Ultralytics
+            number images in a way of their own.
+        others: entries of files that `named` has not are left out, and no error.
 
     Raises:
         UserError: missing file, not JSON, not a list of results, or none beyond the first pixel of
@@ -60,7 +65,14 @@ def read_results(
         try:
             x, y, w, h = (_number(value) for value in entry["bbox"])
             score, file = _number(entry["score"]), entry.get("file_name")
-            of_file = None if named is None or file is None else _of_file(file, named, where)
+            of_file = None
+            if named is not None and file is not None:
+                name = PurePosixPath(str(file).replace("\\", "/")).name
+                if others and name not in named:
+                    continue
+                if name not in named:
+                    raise UserError(f"{where}: file_name {file!r} is not in the dataset")
+                of_file = named[name]
             image_id = whole_number(entry["image_id"]) if of_file is None else of_file
         except UserError:
             raise
@@ -91,11 +103,14 @@ def read_results(
         )
 
 
-def _of_file(file: Any, named: Mapping[str, int | None], where: str) -> int | None:
-    name = PurePosixPath(str(file).replace("\\", "/")).name
-    if name not in named:
-        raise UserError(f"{where}: file_name {file!r} is not in the dataset")
-    return named[name]
+def ids_by_name(datasets: Iterable[DetectionDataset]) -> dict[str, int | None]:
+    """Ids of images by their file names without folders; None where two files have the name."""
+    found: dict[str, int | None] = {}
+    for dataset in datasets:
+        for path, image_id in zip(dataset.paths, dataset.image_ids, strict=True):
+            name = PurePosixPath(path).name
+            found[name] = None if name in found else image_id
+    return found
 
 
 def whole_number(value: Any) -> int:

@@ -89,7 +89,8 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
     labels_of = {name: label for label, name in enumerate(names, start=1)}
     points = point_values(document.get("kpt_shape"), source)
     kept, _ = one_per_file([str(path) for path in images], str(source))
-    images, numbers, sizes = _with_sizes([images[k] for k in kept], source)
+    listed = [images[k] for k in kept]
+    images, numbers, sizes = _with_sizes(listed, source)
     rows: list[tuple[int, int, float, float, float, float]] = []
     places: list[str] = []
     label_paths = [label_file(path) for path in images]
@@ -102,7 +103,7 @@ def load_yolo(root: str | os.PathLike[str], split: str) -> DetectionDataset:
             places.append(f"{labels_path}, line {line}")
     taken = {place for key, place in places_of(document, source) if key == split}
     of_labels = {label_file(place / "x").parent for place in taken} - taken
-    warn_of_orphans(images, filter(os.path.isdir, of_labels))
+    warn_of_orphans(listed, filter(os.path.isdir, of_labels))
     warn_of_other_names(list(names.values()), source, {path.parent for path in label_paths})
     table = np.array(rows, np.float64).reshape(-1, 6)
     keys = table[:, :2].astype(np.int64)
@@ -211,13 +212,6 @@ def _class_names(value: Any, source: Path) -> dict[int, str]:
                 "that YAML reads as something else in quotes"
             )
         check_class_name(str(name), f"{source}: names: {number}")
-    if read := [
-        str(name) for number, name in items.items() if type(name) is int and name != number
-    ]:
-        logger.warning(
-            "%s: names: YAML reads %s as numbers: put in quotes what is written otherwise, as 001",
-            *(source, ", ".join(read[:5])),
-        )
     names = {number: str(items[number]) for number in sorted(items)}
     if len(set(names.values())) < len(names):
         raise UserError(f"{source}: names: a name stands twice: {', '.join(names.values())}")

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,7 +16,7 @@ from backbones.common.memory import garbage_collection_paused
 from backbones.common.read_json import read_json
 from detect.data import DetectionDataset
 from detect.data.cleaning import is_repeated, warn_of_boxes, warn_of_reach
-from detect.data.results_file import read_results
+from detect.data.results_file import ids_by_name, read_results
 
 SOME, SAME_CLASS = 8, 0.1
 """Least boxes on objects, and the least share of them with the object's class, of a detector whose
@@ -88,14 +87,8 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
     label_of = {category_id: k for k, category_id in enumerate(dataset.category_ids, start=1)}
     rows: list[tuple[float, ...]] = []
     wheres: list[str] = []
-    names = [PurePath(file).name for file in dataset.paths]
-    count = Counter(names)
-    named = {
-        name: image_id if count[name] == 1 else None
-        for name, image_id in zip(names, dataset.image_ids, strict=True)
-    }
     with garbage_collection_paused():
-        for result in read_results(path, "results", named):
+        for result in read_results(path, "results", ids_by_name([dataset])):
             category_id = result.entry.get("category_id")
             if isinstance(category_id, float) and category_id.is_integer():
                 category_id = int(category_id)  # some exports write 1.0 for 1

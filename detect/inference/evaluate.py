@@ -193,7 +193,7 @@ def _proposals(
         raise UserError(
             f"{config.weights}: this detector has a proposer of its own: remove --precomputed"
         )
-    return proposals_for(load_proposals(config.precomputed), [dataset])
+    return proposals_for(load_proposals(config.precomputed, [dataset]), [dataset])
 
 
 def _report(

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,17 @@ from backbones.common.errors import UserError
 from backbones.common.files import write_errors, write_json
 from detect.data import DetectionDataset
 from detect.data.cleaning import warn_of_reach
-from detect.data.results_file import read_results
+from detect.data.results_file import ids_by_name, read_results
 from detect.proposals.base import Proposals
 
 
-def load_proposals(path: str | Path) -> dict[int, Proposals]:
+def load_proposals(
+    path: str | Path, datasets: Sequence[DetectionDataset] | None = None
+) -> dict[int, Proposals]:
     """Read `[{"image_id": 1, "bbox": [x, y, w, h], "score": 0.9}, ...]`.
+
+    Where entries have a `file_name`, and `datasets` are given, they are of the image of that name
+    there, whatever its id: ids move where files are added or removed.
 
     `category_id` may be present and is ignored: proposals are class-agnostic. Boxes without area
     are left out with a warning, for they would be a crop of nothing.
@@ -31,7 +36,8 @@ def load_proposals(path: str | Path) -> dict[int, Proposals]:
             message names file and entry.
     """
     grouped: dict[int, list[tuple[float, list[float]]]] = {}
-    for result in read_results(path, "proposals"):
+    named = None if datasets is None else ids_by_name(datasets)
+    for result in read_results(path, "proposals", named, others=True):
         if not 0 <= result.score <= 1:
             raise UserError(
                 f"{result.where}: expected a score from 0 to 1, a probability, got {result.score}"
@@ -64,17 +70,27 @@ def check_replaceable(path: str | Path) -> None:
         )
 
 
-def save_proposals(path: str | Path, proposals: Mapping[int, Proposals]) -> None:
-    """Write proposals by image id as `load_proposals` reads them; a file there is replaced.
+def save_proposals(
+    path: str | Path,
+    proposals: Mapping[int, Proposals],
+    datasets: Iterable[DetectionDataset] = (),
+) -> None:
+    """Write proposals by image id as `load_proposals` reads them, with the file names of the images
+    in `datasets` where no two have the same; a file there is replaced.
 
     An image without proposals leaves no trace in the file, and `proposals_for` then refuses it.
     """
+    ids = ids_by_name(datasets)
+    names = {image_id: {"file_name": name} for name, image_id in ids.items()}
+    if None in names:
+        names = {}
     entries = []
     for image_id, (boxes, scores) in proposals.items():
         corners = boxes.double()
         xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
         for box, score in zip(xywh.tolist(), scores.tolist(), strict=True):
-            entries.append({"image_id": image_id, "bbox": box, "score": score})
+            entry = {"image_id": image_id, "bbox": box, "score": score}
+            entries.append(entry | names.get(image_id, {}))
     write_json(path, entries)
 
 

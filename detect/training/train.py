@@ -104,7 +104,7 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
     proposals = None
     if config.model.precomputed is not None:
         datasets = [dataset for dataset in (train, val, test) if dataset is not None]
-        proposals = proposals_for(load_proposals(config.model.precomputed), datasets)
+        proposals = proposals_for(load_proposals(config.model.precomputed, datasets), datasets)
     torch.manual_seed(derive_seed(config.seed))
     if start is None:
         model = build_detector(config.model, len(train.class_names))
@@ -173,6 +173,8 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
             log_account(take_account({wanted[key]: part for key, part in parts.items()}, notes))
         log_sizes(train, config.model)
         told = {"classes": train.class_names, "annotations": train.digest()}
+        if val is not None:
+            told["validation annotations"] = val.digest()
         state = fit(model, loader, loss_fn, config, run, validation, told)
         weights = run.path / ("last.safetensors" if val is None else "best.safetensors")
         scores = None

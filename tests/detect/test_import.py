@@ -1,9 +1,13 @@
 """What importing the packages does to the program that imports them."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from backbones import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +38,38 @@ def test_a_foreign_daemon_process_is_asked_to_end(tmp_path):
     command = [sys.executable, str(script), str(farewell)]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=60)
     assert farewell.read_text() == "closed in order"
+
+
+def test_every_export_is_there_and_comes_when_asked_for():
+    code = "import sys, detect; assert 'torch' not in sys.modules; from detect import *; "
+    code += "print(*(name for name in detect.__all__ if name not in globals()), detect.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+def test_ctrl_c_at_the_start_is_a_word():
+    """While PyTorch is imported; a program that ignores it, as one in the background, goes on."""
+    for prepare, code, words in (
+        (None, 130, "interrupted\n"),
+        (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), 0, ""),
+    ):
+        with subprocess.Popen(
+            [sys.executable, "-m", "detect", "--version"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=prepare,
+        ) as process:
+            maps = Path(f"/proc/{process.pid}/maps")
+            while "torch" not in maps.read_text():
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (code, words)

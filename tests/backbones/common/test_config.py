@@ -126,7 +126,8 @@ def test_mistakes_are_one_line_and_exit_2(config_file, capsys, text, arguments, 
     [
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
         (["--config"], "--config: expected a YAML file"),
-        (["--config", "smal"], "Configurations known by name are"),
+        (["--config", "smal"], "--config smal: there is no such file: name a file"),
+        ([os.fsdecode(b"--data=\xfc.jpg")], "\\xfc.jpg: no UTF-8: rename it, or name its folder"),
     ],
 )
 def test_missing_file(capsys, arguments, expected):

@@ -140,6 +140,19 @@ def test_numbers_on_the_command_line_likewise(capsys):
     assert "clip: expected a finite number, got inf" in error_of(capsys, "--clip", "1e999")
 
 
+@pytest.mark.parametrize("number", ["010", "1:30", "1_000", "0x10", "0b11", "1:30.5", "-012"])
+def test_numbers_are_decimal(number, tmp_path):
+    """By YAML's first version these are other ones than they look."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"first: 1\nepochs: {number}\n")
+    with pytest.raises(
+        UserError, match=rf"c\.yaml, line 2: {number}: write this number in decimal"
+    ):
+        read_yaml(path)
+    path.write_text("a: 10\nb: -0.5\nc: 1.0e-3\nd: '010'\ne: 0\nf: .5\n")
+    assert list(read_yaml(path).values()) == [10, -0.5, 0.001, "010", 0, 0.5]
+
+
 def test_what_looks_like_a_date_is_text(tmp_path, capsys):
     path = tmp_path / "a.yaml"
     path.write_text("name: 2020-01-01")

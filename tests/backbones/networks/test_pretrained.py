@@ -102,7 +102,12 @@ class Malicious:
         ({"Mixed_5b.x": torch.zeros(1), "odd.x": torch.zeros(1)}, "cannot rename 'odd.x'"),
         ({"Conv2d_1a_3x3.conv.weight": torch.full((1,), torch.nan)}, "holds NaN"),
         ({"epoch": 3}, "'epoch' is no tensor"),
-        ([1, 2], "not a state dict"),
+        ([1, 2], "not a state dict .*: it is something else"),
+        (
+            b"<!DOCTYPE html>",
+            "not a state dict .*: it is something else, or holds more than tensors",
+        ),
+        ({"bn.running_var": torch.full((2,), -1.0)}, "bn.running_var holds a variance below 0"),
         ({"a": Malicious()}, "without executing"),
         (b"PK\x03\x04 cut off", "not a state dict"),
         (b"", "not a state dict"),
@@ -116,6 +121,17 @@ def test_what_is_no_state_dict_of_it_is_one_line(content, message, tmp_path, cap
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_a_flipped_bit_of_a_state_dict_is_seen(theirs, tmp_path):
+    data = bytearray(pickled(theirs))
+    path = tmp_path / "w.pth"
+    path.write_bytes(data)
+    start(path)
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"w\.pth: .* does not have the digest it was written with"):
+        start(path)
 
 
 @pytest.fixture

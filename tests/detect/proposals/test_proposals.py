@@ -9,6 +9,7 @@ from torchvision.ops import box_iou
 
 from backbones.common import distributed
 from backbones.common.errors import UserError
+from detect.data import DetectionDataset
 from detect.proposals import (
     GridConfig,
     GridProposer,
@@ -418,6 +419,35 @@ def test_broken_proposal_files_are_named(tmp_path, text, message):
 def test_missing_proposal_file():
     with pytest.raises(UserError, match=r"nowhere\.json: cannot read proposals"):
         load_proposals("nowhere.json")
+
+
+def test_proposals_stay_with_their_images_whose_ids_move(tmp_path):
+    """As those of VOC do, where a file is removed; names that two images have tell nothing."""
+
+    def dataset(ids: list[int], names: list[str]) -> DetectionDataset:
+        return DetectionDataset(
+            class_names=["a"],
+            category_ids=[1],
+            image_ids=ids,
+            paths=[str(tmp_path / name) for name in names],
+            sizes=[[100, 100]] * len(ids),
+            image_index=[],
+            boxes=np.empty((0, 4)),
+            labels=[],
+        )
+
+    boxes = {key: torch.tensor([[key, 0.0, key + 10, 10]]) for key in (1, 2, 3, 4, 5)}
+    found = {key: Proposals(box, torch.ones(1)) for key, box in boxes.items()}
+    train, path = dataset([1, 2, 3], ["train/a.png", "train/b.png", "train/c.png"]), tmp_path / "p"
+    save_proposals(path, found, [train, dataset([4, 5], ["val/d.png", "val/e.png"])])
+    after = [dataset([1, 2], ["train/b.png", "train/c.png"]), dataset([3, 4], ["x.png", "e.png"])]
+    read = load_proposals(path, after)
+    assert {key: proposals.boxes.tolist() for key, proposals in read.items()} == {
+        new: boxes[old].tolist() for new, old in ((1, 2), (2, 3), (4, 5))
+    }
+    assert load_proposals(path).keys() == found.keys()
+    save_proposals(path, found, [train, dataset([4, 5], ["val/c.png", "val/e.png"])])
+    assert load_proposals(path, after)[2].boxes.tolist() == boxes[2].tolist()
 
 
 def test_saved_proposals_are_read_back_as_they_were(tmp_path):

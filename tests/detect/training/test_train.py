@@ -359,6 +359,35 @@ def test_resuming_a_finished_detector_changes_nothing_and_another_is_refused(dig
     assert files[1].read_bytes() == before[1]
 
 
+def test_results_are_not_lost_with_the_checkpoints(digits, tmp_path, caplog):
+    """People delete these to save disk, and start a job anew with `--resume auto`."""
+    run = tmp_path / "run"
+    config = tiny(digits, run, epochs=1)
+    train_detector(config)
+    before = {name: (run / name).read_bytes() for name in ("last.safetensors", "curves.csv")}
+    shutil.rmtree(run / "checkpoints")
+    train_detector(replace(config, resume="auto", seed=5))
+    for name, content in before.items():
+        assert (run / f"{name}.earlier").read_bytes() == content
+        assert (run / name).read_bytes() != content
+        assert f"{name}.earlier: its run has no checkpoint to go on from" in caplog.text
+
+
+def test_changes_of_either_split_are_named_when_a_run_is_resumed(digits, tmp_path, caplog):
+    root = shutil.copytree(digits, tmp_path / "data")
+    config = tiny(root, tmp_path / "run", epochs=1)
+    config = replace(config, data=replace(config.data, val="val"))
+    train_detector(config)
+    for split, part in (("val", "validation"), ("train", "training")):
+        path = root / "annotations" / f"{split}.json"
+        document = json.loads(path.read_text())
+        document["annotations"][0]["bbox"][2] -= 1
+        path.write_text(json.dumps(document))
+        caplog.clear()
+        train_detector(replace(config, resume=True))
+        assert f"labels of the {part} split are not those that the run began with" in caplog.text
+
+
 def test_a_resumed_detector_equals_the_unbroken_one(digits, tmp_path, caplog):
     """Two epochs at once, and one epoch of two resumed: the same weights, bit for bit.
 
