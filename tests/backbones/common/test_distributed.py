@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.distributed_run import train
+from helpers.saved import load_saved
 
 from backbones.common import distributed
 from backbones.common.errors import UserError
@@ -40,9 +41,9 @@ def test_two_processes_train_like_one_with_the_doubled_batch(tmp_path):
     train(tmp_path / "one")
     train(tmp_path / "parts", accumulate=2)
     output = finish(process)
-    one = torch.load(tmp_path / "one/last.safetensors")
+    one = load_saved(tmp_path / "one/last.safetensors")
     for name in ("two", "parts"):
-        other = torch.load(tmp_path / name / "last.safetensors")
+        other = load_saved(tmp_path / name / "last.safetensors")
         assert other["metrics"] == one["metrics"]
         for key, expected in one["state"].items():
             torch.testing.assert_close(other["state"][key], expected, rtol=0, atol=1e-5)

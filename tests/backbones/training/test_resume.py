@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.saved import load_saved
 from helpers.tiny_run import (
     BATCH,
     EPOCHS,
@@ -77,7 +78,7 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(unbroken, tmp_path, step, wor
     model, resumed = train(tmp_path / "run", resume=True, workers=workers)
     assert_same(model.state_dict(), weights)
     assert_same(
-        torch.load(tmp_path / "run/last.safetensors"), torch.load(folder / "last.safetensors")
+        load_saved(tmp_path / "run/last.safetensors"), load_saved(folder / "last.safetensors")
     )
     assert curves(tmp_path / "run") == curves(folder)
     assert resumed == state
@@ -176,7 +177,7 @@ def test_a_run_killed_three_times_resumes_exactly(unbroken, tmp_path):
             assert not unfinished.with_name(checkpoint).exists(), message
     train(run, resume=True)
     for name in ("best.safetensors", "last.safetensors", f"checkpoints/step_{STEPS:010d}.pt"):
-        assert differing(torch.load(run / name), torch.load(expected / name)) == [], message
+        assert differing(load_saved(run / name), load_saved(expected / name)) == [], message
     assert curves(run) == curves(expected), message
     assert list(run.rglob(".*")) == [], message
 
