@@ -67,7 +67,10 @@ def check_output(
     there; the folder is made where it is missing."""
     with locked(make_folder(output)):  # what another program is writing is no earlier run's
         written = _written(annotated_files(source, output), output, save, resume=resume)
-        check_earlier(output, written, overwrite=overwrite or resume)
+        if resume:
+            check_foreign(output, written)
+        else:
+            check_earlier(output, written, overwrite=overwrite)
 
 
 def _written(
@@ -224,6 +227,7 @@ def _infer(
         for frame, picture in annotated(readable, len(rest)):
             with _reported(report, results, frame.file, targets[frame.file]):
                 write_image(targets[frame.file], picture)
+                results.mark_whole()
             progress.update(report.images + len(report.errors), 1, waited=None, notes="")
             if stop.received:
                 break
@@ -232,6 +236,7 @@ def _infer(
                 break
             with _reported(report, results, path, targets[path]):
                 found = _annotate_large(path, targets[path], detector, score_thresh, results)
+                results.mark_whole()
                 report.count(found, detector.class_names)
             progress.update(report.images + len(report.errors), 1, waited=None, notes="")
     for video in source.videos:
@@ -239,6 +244,8 @@ def _infer(
             break
         with _reported(report, results, video, targets[video]):
             _annotate_video(video, targets[video], annotated, stop, every)
+            if not stop.received:
+                results.mark_whole()
     if stop.received:
         stop.leave()
 

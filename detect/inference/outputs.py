@@ -1,5 +1,6 @@
 """What `infer` leaves in its folder: whole at every moment, its own, and of one run."""
 
+import hashlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import Any, Self
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, remove_unfinished, write_errors
 from backbones.common.read_json import read_json
+from detect.inference.corrections import DIGITS, check_unchanged, texts_of_lists
 from detect.media.crops import LONGEST_NAME, printable
 from detect.media.sources import Input, Source
 
@@ -68,7 +70,7 @@ def check_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -
 
     Raises:
         UserError: `infer` did not write one of the files that it would replace, or wrote them and
-            may not overwrite them.
+            may not overwrite them, or somebody has changed a text that it wrote.
     """
     earlier = check_foreign(output, targets)
     if earlier and not overwrite:
@@ -76,6 +78,12 @@ def check_earlier(output: Path, targets: Collection[Path], *, overwrite: bool) -
             f"{output}: has the results of an earlier run: choose another output, --resume, which "
             "goes on with it, or --overwrite, which deletes what that run wrote"
         )
+    texts = list[dict[str, str]]()
+    for path in (path for path in _lists(output) if _listed(path, Path())):
+        document = read_json(path)
+        texts += [entry.get("texts", {}) for entry in (document, *document["images"])]
+        texts += [texts_of_lists(document)] if path == output / IMAGES else []
+    check_unchanged(output, texts, "--overwrite would delete")
     return earlier
 
 
@@ -166,21 +174,27 @@ def _foreign(path: Path, output: Path, earlier: Collection[str]) -> Iterator[Pat
 
 def _earlier(output: Path) -> set[str]:
     """Names of the files of earlier runs; none of lists that are not as `infer` writes them."""
-    lists = (output / IMAGES, *output.glob(f"{PARTS}/*/{IMAGES}"))
-    return {name for path in lists for name in _listed(path, path.parent.relative_to(output))}
+    return {
+        name for path in _lists(output) for name in _listed(path, path.parent.relative_to(output))
+    }
+
+
+def _lists(output: Path) -> list[Path]:
+    return [output / IMAGES, *output.glob(f"{PARTS}/*/{IMAGES}")]
 
 
 def _listed(path: Path, folder: Path) -> set[str]:
     try:
         document = read_json(path)
-        images, files = document["images"], list(document.get("files", ()))
+        images, files = document["images"], list[str]()
         names = {image["annotated"] for image in images}
         names |= {image["geojson"] for image in images if "geojson" in image}
-        for image in images:
-            files += image.get("files", ())
+        for entry in (document, *images):
+            files += [*entry.get("files", ()), *dict(entry.get("texts", {}))]
+        files += texts_of_lists(document)
         names |= set(files)
         failed = set(document.get("failed", ()))
-    except (UserError, AttributeError, KeyError, TypeError):
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):
         return set()
     if not all(isinstance(name, str) and _is_own(name) for name in names | failed):
         return set()
@@ -212,7 +226,7 @@ class GrowingFile:
 
     def __init__(self, path: Path, head: str = "", tail: str = "") -> None:
         self._path, self._tail = path, tail.encode()
-        self._end = len(head.encode())
+        self._end, self._written = len(head.encode()), hashlib.sha256(head.encode())
         with atomic_write(path, "w") as file:
             file.write(head + tail)
         with write_errors(path):
@@ -223,6 +237,11 @@ class GrowingFile:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
+
+    @property
+    def digest(self) -> str:
+        """As `digest` of all but the tail."""
+        return self._written.hexdigest()[:DIGITS]
 
     def append(self, text: str, tail: str | None = None) -> None:
         """Put text before the tail, or before another one no shorter than it; all or nothing."""
@@ -238,6 +257,7 @@ class GrowingFile:
             os.truncate(self._file, self._end + len(self._tail))
             raise
         self._end += len(data)
+        self._written.update(data)
         self._tail = new
 
     def _write(self, data: bytes) -> None:
@@ -251,9 +271,9 @@ class GrowingList(GrowingFile):
 
     _separator = ""
 
-    def add(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Append entries, all of them or none."""
+    def add(self, entries: Iterable[Mapping[str, Any]], tail: str | None = None) -> None:
+        """Append entries, all of them or none; `tail` as in `append`."""
         text = ", ".join(json.dumps(entry, allow_nan=False) for entry in entries)
         if text:
-            self.append(self._separator + text)
+            self.append(self._separator + text, tail)
             self._separator = ", "

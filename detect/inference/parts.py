@@ -18,7 +18,14 @@ from backbones.common.addresses import without_secrets
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write, write_errors
 from backbones.common.read_json import read_json
-from detect.inference.outputs import IMAGES, PARTS, RESULTS, delete_listed, remove_parts
+from detect.inference.corrections import check_unchanged, texts_of_lists
+from detect.inference.outputs import (
+    IMAGES,
+    PARTS,
+    RESULTS,
+    delete_listed,
+    remove_parts,
+)
 from detect.inference.results import Results, name_of
 from detect.media.sources import Input
 
@@ -40,10 +47,10 @@ def take_up(
 ) -> tuple[int, set[str]]:
     """Make parts of what earlier runs have left in the lists of a folder.
 
-    The last input of a part counts as not done, for it may have been cut short, and so does one
-    that failed, or whose annotated picture or video is missing; its GeoJSON, never overwritten, and
-    what was drawn of one that failed are deleted. A live stream is done as soon as there are frames
-    of it, for these do not come again.
+    The last input of a part counts as not done where the list does not say that it is whole, and so
+    does one that failed, or whose annotated picture or video is missing; what was written beside
+    these, and drawn of one that failed, is deleted. A live stream is done as soon as there are
+    frames of it, for these do not come again.
 
     Args:
         output: the folder, locked.
@@ -54,13 +61,14 @@ def take_up(
         Number of the first new part, and names of the annotated pictures and videos that are done.
 
     Raises:
-        UserError: an earlier run had other settings, or an input that is none of these, or its
-            lists do not belong together; nothing is changed then.
+        UserError: an earlier run had other settings, or an input that is none of these, its lists
+            do not belong together or were changed, or labels of an input that is not done were
+            corrected; nothing is changed then.
     """
     whole, parts = output / IMAGES, _parts(output)
     inputs = {target.name: name_of(path) for path, target in targets.items()}
     live = _live(targets)
-    done, failed, maps = set[str](), set[str](), dict[str, str]()
+    done, failed, listed = set[str](), set[str](), list[dict[str, Any]]()
     for path in [whole] if whole.exists() else [part / IMAGES for part in parts]:
         document = read_json(path)
         begun = document.get("settings") or {}
@@ -70,19 +78,27 @@ def take_up(
                 "choose another output"
             )
         _check_counts(path.parent, document, live)
-        maps |= {e["annotated"]: e["geojson"] for e in document["images"] if "geojson" in e}
+        if path == whole:
+            check_unchanged(output, [texts_of_lists(document)], "--resume would replace")
+        listed += document["images"]
         failed |= _failed(document)
-        for entry in _finished(document, live):
+        done -= _unfinished(document, live)
+        finished = {entry["annotated"] for entry in _finished(document, live)}
+        for entry in document["images"]:
             if inputs.get(entry["annotated"]) != entry["file_name"]:
                 raise UserError(
                     f"{output}: has {entry['annotated']} of {_shown(entry)}, which is not "
                     "among these inputs, or would have another name: resume with the same inputs"
                 )
-            if os.path.isfile(output / entry["annotated"]):
+            if entry["annotated"] in finished and os.path.isfile(output / entry["annotated"]):
                 done.add(entry["annotated"])
     logger.info("%s: images and videos that are done already: %d", output, len(done))
-    again = {name for annotated, name in maps.items() if annotated not in done}
-    delete_listed(output, again | (failed - done))
+    again = [entry for entry in listed if entry["annotated"] not in done]
+    texts = [entry.get("texts", {}) for entry in again]
+    check_unchanged(output, texts, "its input is not done, which would overwrite")
+    beside = {name for entry in again for name in entry.get("files", ())}
+    beside |= {entry["geojson"] for entry in again if "geojson" in entry}
+    delete_listed(output, beside | (failed - done))
     if not whole.exists():
         return max((int(part.name) + 1 for part in parts), default=0), done
     remove_parts(output)  # they have been joined
@@ -133,10 +149,14 @@ def _live(targets: Mapping[Input, Path]) -> set[str]:
     return {target.name for path, target in targets.items() if not path.suffix}
 
 
+def _unfinished(document: Mapping[str, Any], live: Collection[str]) -> set[str]:
+    last = document["images"][-1:] if document.get("last_is_whole") is not True else []
+    return (_failed(document) | {entry["annotated"] for entry in last}) - {*live}
+
+
 def _finished(document: Mapping[str, Any], live: Collection[str]) -> list[dict[str, Any]]:
-    entries = document["images"]
-    again = _failed(document) | {entry["annotated"] for entry in entries[-1:]}
-    return [entry for entry in entries if entry["annotated"] not in again - {*live}]
+    again = _unfinished(document, live)
+    return [entry for entry in document["images"] if entry["annotated"] not in again]
 
 
 def join_parts(
@@ -178,6 +198,7 @@ def join_parts(
             results.add_listed(entry, rows)
             objects.update(row["category_id"] for row in rows)
         results.mark_failed(failed)
+        results.mark_whole()
     for name in reversed(results.files):  # the list of images last: from then on the parts are past
         with write_errors(output / name):
             (output / name).parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from backbones.common.regular_files import open_file
 from detect.blocks import Parts, PartsOfTensor
 from detect.data.labelmap import VOC_CLASS_FILE
 from detect.evaluation.results import coco_results
+from detect.inference.corrections import digest
 from detect.inference.formats import (
     CSV_HEADER,
     Format,
@@ -86,28 +87,32 @@ class Results:
         shared = [CSV] if "csv" in save else []
         shared += [_VOC_SPLIT] if "voc" in save and pre_labels else []
         self.files = [IMAGES, RESULTS, *shared]
-        shared += [_VOC_CLASSES] if _VOC_SPLIT in shared else []
-        shared += [_YOLO] if "yolo" in save else []
+        texts = {}
+        if _VOC_SPLIT in shared:
+            texts[_VOC_CLASSES] = "".join(f"{printable(name)}:::\n" for name in class_names)
+        if "yolo" in save:
+            split = {"train": "images"} if pre_labels else {}
+            classes = {**split, "names": dict(enumerate(class_names))}
+            texts[_YOLO] = yaml.safe_dump(classes, sort_keys=False, allow_unicode=True)
+        shared += texts
         with ExitStack() as stack:
             # First of all, as it says which files an interrupted run leaves.
-            head = f'{{"files": {json.dumps(shared)}, "settings": {json.dumps(settings or {})}, '
-            self._tail, self._failed = f', "categories": {categories}}}', list[str]()
-            images = GrowingList(lists / IMAGES, head + '"images": [', f"]{self._tail}")
+            head = f'{{"files": {json.dumps(shared)}, "texts": {json.dumps(_digests(texts))}, '
+            head += f'"settings": {json.dumps(settings or {})}, "images": ['
+            self._end, self._failed = f', "categories": {categories}}}', list[str]()
+            self._lists, self._last_is_whole = dict[str, GrowingFile](), False
+            images = GrowingList(lists / IMAGES, head, self._tail())
             self._images = stack.enter_context(images)
             self._found = stack.enter_context(GrowingList(lists / RESULTS, "[", "]"))
             if CSV in shared:
-                self._csv = stack.enter_context(GrowingFile(lists / CSV, csv_lines([CSV_HEADER])))
+                self._csv = GrowingFile(lists / CSV, csv_lines([CSV_HEADER]))
+                self._lists[CSV] = stack.enter_context(self._csv)
             if _VOC_SPLIT in shared:
-                self._split = stack.enter_context(GrowingFile(lists / _VOC_SPLIT))
-            if _VOC_CLASSES in shared:
-                with atomic_write(output / _VOC_CLASSES, "w") as file:
-                    file.writelines(f"{printable(name)}:::\n" for name in class_names)
-            if _YOLO in shared:
-                split = {"train": "images"} if pre_labels else {}
-                names = dict(enumerate(class_names))
-                with atomic_write(output / _YOLO, "w") as file:
-                    document = {**split, "names": names}
-                    yaml.safe_dump(document, file, sort_keys=False, allow_unicode=True)
+                self._split = GrowingFile(lists / _VOC_SPLIT)
+                self._lists[_VOC_SPLIT] = stack.enter_context(self._split)
+            for path, text in texts.items():
+                if not (output / path).exists():  # somebody may have added classes since
+                    _write_text(output / path, text)
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -158,11 +163,12 @@ class Results:
         crops = crops if "crops" in self._save else []
         if files := [*texts, *copies, *crops]:
             entry["files"] = files
+        if texts:
+            entry["texts"] = _digests(texts)
         self._list(entry, coco_results(found, 0, self._category_ids))
         # Labels before images: one without a label has no objects.
         for path, text in texts.items():
-            with atomic_write(self._output / path, "w") as file:
-                file.write(text)
+            _write_text(self._output / path, text)
         for path in copies:
             _copy(image, frame, self._output / path)
         if "voc" in self._save and self._pre_labels:
@@ -173,14 +179,25 @@ class Results:
     def mark_failed(self, annotated: Sequence[str]) -> None:
         """Tell of annotated pictures and videos that a run that goes on is to try them again."""
         self._failed += [name for name in annotated if name not in self._failed]
-        failed = f'], "failed": {json.dumps(self._failed)}' if self._failed else "]"
-        self._images.append("", failed + self._tail)
+        self._images.append("", self._tail())
+
+    def mark_whole(self) -> None:
+        """Tell that all is written of the last image or video, so that none does it again."""
+        self._last_is_whole = True
+        self._images.append("", self._tail())
 
     def add_listed(self, entry: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
         """List anew what other lists have of an image: its entry, and its rows of results."""
         self._list(entry, results)
         if _VOC_SPLIT in self.files:
             self._split.append(f"{_stem(entry)}\n")
+
+    def _tail(self) -> str:
+        """What `images.json` ends with; never shorter than before, see `GrowingFile`."""
+        failed = f', "failed": {json.dumps(self._failed)}' if self._failed else ""
+        lists = json.dumps({path: file.digest for path, file in self._lists.items()})
+        whole = f"{json.dumps(self._last_is_whole):5}"
+        return f'], "last_is_whole": {whole}, "lists": {lists}{failed}{self._end}'
 
     def _list(self, entry: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
         self._count += 1
@@ -189,7 +206,9 @@ class Results:
         # In this order: an image that is listed has all its results, and no file can be left that
         # is not listed.
         self._found.add(row | {"image_id": self._count} for row in results)
-        self._images.add([entry | {"id": self._count, "objects": len(results)}])
+        listed = entry | {"id": self._count, "objects": len(results)}
+        self._last_is_whole = False
+        self._images.add([listed], self._tail())
 
     def _texts(
         self, stem: str, suffix: str, found: dict[str, Tensor], size: tuple[int, int]
@@ -221,6 +240,15 @@ def _stem(entry: Mapping[str, Any]) -> str:
 def targets_of(output: Path, save: Collection[Format]) -> list[Path]:
     """What `Results` may write into the folder, beside its two lists: files, and folders."""
     return [output / (CSV if key == "csv" else key) for key in save]
+
+
+def _digests(texts: Mapping[str, str]) -> dict[str, str]:
+    return {path: digest(text.encode(errors="backslashreplace")) for path, text in texts.items()}
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path, "w") as file:
+        file.write(text)
 
 
 def _copy(image: Parts, frame: Frame, path: Path) -> None:

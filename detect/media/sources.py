@@ -1,5 +1,6 @@
 """Where images for inference come from: files, folders, globs, videos, addresses, cameras."""
 
+import codecs
 import contextlib
 import functools
 import glob
@@ -63,7 +64,8 @@ def find_inputs(names: Iterable[str], *, recursive: bool = False) -> Source:
         if name == "-":
             if sys.stdin is None:
                 raise UserError("inputs: -: standard input is closed")
-            lines = os.fsdecode(sys.stdin.buffer.read()).replace("\r\n", "\n").split("\n")
+            listed = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+            lines = os.fsdecode(listed).replace("\r\n", "\n").split("\n")
             given += [path for line in lines if line for path in _expand(line, recursive)]
         else:
             given += _expand(name, recursive)

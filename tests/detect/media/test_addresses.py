@@ -1,5 +1,6 @@
 """Pictures and streams behind addresses, of servers of this machine."""
 
+import codecs
 import io
 import os
 import socket
@@ -105,7 +106,10 @@ def test_names_on_standard_input_and_folders_in_folders(folder, monkeypatch, cap
     found = find_inputs([str(folder)], recursive=True)
     assert found == Source([folder / "a.png", strange], [folder / "v.mp4"])
     assert "left out for their suffix: 1 (.txt)" in caplog.text
-    listed = b"\n".join([os.fsencode(strange), b"", os.fsencode(folder / "a.png") + b"\r", b""])
+    # As Notepad writes it, with a mark at the beginning.
+    listed = b"\n".join(
+        [codecs.BOM_UTF8 + os.fsencode(strange), b"", os.fsencode(folder / "a.png") + b"\r", b""]
+    )
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.replace(b"\r", b"\r\n"))))
     assert find_inputs(["-"]).images == [strange, folder / "a.png"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
