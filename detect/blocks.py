@@ -114,8 +114,8 @@ def plan_blocks(height: int, width: int, scale: float) -> list[Block]:
     """
     if 4 * MARGIN / scale > LONGEST_BLOCK:
         raise UserError(
-            f"learned.scale {scale:g} is too small to go through an image of {width}x{height} "
-            f"pixels in blocks: expected {4 * MARGIN / LONGEST_BLOCK:g} or more"
+            f"model.learned.scale {scale:g} is too small to go through an image of {width}x"
+            f"{height} pixels in blocks: expected {4 * MARGIN / LONGEST_BLOCK:g} or more"
         )
     blocks, shrink, least = [], 1, 0.0
     while True:

@@ -58,8 +58,8 @@ def _build_proposer(config: ModelConfig, spec: BackboneSpec) -> Proposer | None:
     if config.proposer == "learned":
         return LearnedProposer(
             config.learned,
-            top_n=number(config.proposals_per_image, "proposals_per_image"),
-            top_n_train=number(config.proposals_per_image_train, "proposals_per_image_train"),
+            top_n=number(config.proposals_per_image, "model.proposals_per_image"),
+            top_n_train=number(config.proposals_per_image_train, "model.proposals_per_image_train"),
             score_thresh=config.proposal_score_thresh,
             mean=spec.mean,
             std=spec.std,

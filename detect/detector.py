@@ -153,7 +153,7 @@ class Detector:
             proposals: regions to look at, needed where the detector has no proposer.
             score_thresh: detections below it are left out; None: `best_score_thresh`, as in the
                 command `infer`. With 0 there are those of all scores, as average precision wants
-                them, down to the detector's own `rcnn.score_thresh`.
+                them, down to the detector's own `model.rcnn.score_thresh`.
             bgr: the array or tensor has blue first, as OpenCV reads images.
 
         Returns:
@@ -263,7 +263,7 @@ class Detector:
             As from `__call__`.
 
         Raises:
-            ValueError: the detector looks at images as a whole (`learned.scale` is null).
+            ValueError: the detector looks at images as a whole (`model.learned.scale` is null).
             ImageError: a part cannot be read.
         """
         return self._detect_parts(image, partial(self._through, self._detect_whole))
@@ -272,7 +272,7 @@ class Detector:
         if self._scale is None:
             raise ValueError(
                 "a detector that looks at images as a whole needs all of an image in memory: set "
-                "learned.scale"
+                "model.learned.scale"
             )
         agnostic = self.model.config.agnostic_nms
         return detect_in_blocks(image, detect, self._scale, agnostic_nms=agnostic)

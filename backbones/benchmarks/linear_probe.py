@@ -18,7 +18,7 @@ from backbones.common.errors import UserError
 from backbones.common.progress import track
 from backbones.common.ranges import check_ranges
 from backbones.data.datasets import EvaluationImages, collate
-from backbones.data.sources import open_split
+from backbones.data.sources import ImageSource, open_split
 from backbones.deployment.pytorch import deploy
 from backbones.networks.enlargement import (
     STEM_KERNELS,
@@ -82,9 +82,10 @@ def probe_starts(config: ProbeConfig) -> list[ProbeRow]:
     Raises:
         UserError: data or weights are not as the configuration says.
     """
-    (train, train_labels), (val, val_labels) = (
-        _images(config, split) for split in ("train", "val")
-    )
+    source = open_split(config.root, "train")
+    train, train_labels = _images(config, source, "train")
+    source = open_split(config.root, "val", source.class_names)
+    val, val_labels = _images(config, source, "val")
     rows = []
     for start, (network, view) in _starts(config).items():
         of_train, of_val = (
@@ -181,9 +182,8 @@ def _resized(images: Tensor) -> Tensor:
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def _images(config: ProbeConfig, split: str) -> tuple[Tensor, np.ndarray]:
+def _images(config: ProbeConfig, source: ImageSource, split: str) -> tuple[Tensor, np.ndarray]:
     """`uint8 [N, 3, 79, 79]` and labels `[N]`: all of a class, or in training so many."""
-    source = open_split(config.root, split)
     labels = np.array(source.labels)
     chosen = np.random.default_rng(config.seed).permutation(len(labels))
     limit = config.per_class if split == "train" else len(labels)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backbones.common.errors import UserError
-from backbones.data.sources import FirstClasses, ImageSource, open_split
+from backbones.data.sources import FirstClasses, ImageSource, one_form, open_split
 from backbones.networks.checkpoint import load_backbone
 from backbones.networks.inception import InceptionV3
 from backbones.networks.weights import load_metadata
@@ -82,10 +82,13 @@ def open_matching_split(
 ) -> ImageSource:
     """The images of a split, labelled as the network that knows `class_names`; raises as
     `open_split`, and `UserError` where the split has other classes."""
+    class_names = [one_form(name) for name in class_names]
     source = open_split(root, split)
     if max_classes is not None:
         source = FirstClasses(source, max_classes)
-    if list(source.class_names) != list(class_names):
+    elif sorted(source.class_names) == sorted(class_names) != list(source.class_names):
+        source = open_split(root, split, class_names)  # they have another order
+    if list(source.class_names) != class_names:
         difference = _first_difference(source.class_names, class_names)
         raise UserError(
             f"{root}, {split}: not the classes of the weights: {difference}; data.max_classes "

@@ -11,7 +11,7 @@ def check_ranges(config: Any, group: str, ranges: Mapping[str, str]) -> None:
 
     Args:
         config: a dataclass. A tuple has one number at least; `None` and `auto` are in any range.
-        group: what the keys stand in, with its dot: `rcnn.`.
+        group: what the keys stand in from the top, with its dot: `model.rcnn.`.
         ranges: names of keys by interval, as in mathematics: `{"[0, 1)": "momentum decay"}`;
             `[1, inf)` are all finite numbers from 1 on.
     """

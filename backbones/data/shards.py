@@ -21,6 +21,7 @@ from backbones.common.images import IMAGE_SUFFIXES
 from backbones.data.tar import (
     LABEL_BYTES,
     MAX_IMAGE_BYTES,
+    Pairs,
     members,
     open_tar,
     parse_label,
@@ -104,7 +105,7 @@ def open_stream(location: str) -> IO[bytes]:
 
 
 def read_shard(location: str) -> Iterator[Sample]:
-    """The pairs of `NAME.jpg` and `NAME.cls` of a shard, in the order in which they are whole.
+    """The pairs of `NAME.jpg` and `NAME.cls` of a shard, in the order of `Pairs`.
 
     A shard cut off in the middle ends there with a warning.
 
@@ -112,8 +113,7 @@ def read_shard(location: str) -> Iterator[Sample]:
         UserError: cannot be opened, is no tar file, holds no pair, or a label is no number.
     """
     shown = without_secrets(location)
-    images: dict[str, tuple[bytes, str]] = {}
-    labels: dict[str, int] = {}
+    pairs = Pairs[tuple[bytes, str]]()
     count = 0
     with open_stream(location) as stream:
         tail = _Tail(stream)
@@ -125,13 +125,14 @@ def read_shard(location: str) -> Iterator[Sample]:
                         if info.size > MAX_IMAGE_BYTES:
                             _tell_once(f"{name}: {info.size} bytes are no image, left out")
                             continue
-                        images[key] = _content(tar, info), name
+                        pairs.add_image(key, (_content(tar, info), name))
                     elif suffix == ".cls":
-                        labels[key] = parse_label(_content(tar, info, LABEL_BYTES + 1), name)
-                    if key in images and key in labels:
+                        label = parse_label(_content(tar, info, LABEL_BYTES + 1), name)
+                        pairs.add_label(key, label)
+                    if pair := pairs.take(key):
                         count += 1
-                        data, name = images.pop(key)
-                        yield Sample(data, labels.pop(key), name)
+                        (data, name), label = pair
+                        yield Sample(data, label, name)
             if not tail.is_zeros:
                 # tarfile takes a file that ends between or in headers for a whole one.
                 raise tarfile.ReadError("unexpected end of data")
@@ -142,8 +143,8 @@ def read_shard(location: str) -> Iterator[Sample]:
             return
     if count == 0:
         raise UserError(f"{shown}: expected members NAME.jpg and NAME.cls, found none")
-    if unpaired := len(images) + len(labels):
-        _tell_once(f"{shown}: {unpaired} members lack their .jpg or .cls and are left out")
+    if message := pairs.left_out(shown):
+        _tell_once(message)
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo, size: int = -1) -> bytes:

@@ -4,7 +4,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Generic, TypeVar
 
 from backbones.common.errors import UserError
 
@@ -13,6 +13,8 @@ MAX_IMAGE_BYTES = 1 << 28
 """Of one image; it is read into memory whole."""
 LABEL_BYTES = 32
 """That are read of a `.cls` member."""
+
+Image = TypeVar("Image")
 
 _MAX_BYTES = 1 << 50
 """Of a member; there are no larger files."""
@@ -63,6 +65,40 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members.clear()  # type: ignore[attr-defined]
         if info.isfile():
             yield info
+
+
+class Pairs(Generic[Image]):
+    """Images and labels of the same name, in the order in which both are there.
+
+    A name may come again once its pair is whole; before that the first image or label stays.
+    """
+
+    def __init__(self) -> None:
+        self.images: dict[str, Image] = {}
+        self.labels: dict[str, int] = {}
+        self._repeated = 0
+
+    def add_image(self, key: str, image: Image) -> None:
+        """An image that waits for its label from now on."""
+        self._repeated += key in self.images
+        self.images.setdefault(key, image)
+
+    def add_label(self, key: str, label: int) -> None:
+        """A label that waits for its image from now on."""
+        self._repeated += key in self.labels
+        self.labels.setdefault(key, label)
+
+    def take(self, key: str) -> tuple[Image, int] | None:
+        """The pair of this name, once, if it is whole."""
+        if key in self.images and key in self.labels:
+            return self.images.pop(key), self.labels.pop(key)
+        return None
+
+    def left_out(self, shard: str | os.PathLike[str]) -> str:
+        """What to say of the shard when all is read; nothing where everything was in a pair."""
+        count = len(self.images) + len(self.labels) + self._repeated
+        what = "members lack their .jpg or .cls, or have another's name, and are left out"
+        return f"{shard}: {count} {what}" if count else ""
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         ranges = {"(0, 1]": "min_area", "[1, inf)": "max_ratio", "[0, 1]": "color_jitter"}
-        check_ranges(self, "augment.", ranges)
+        check_ranges(self, "data.augment.", ranges)
 
 
 def train_transform(

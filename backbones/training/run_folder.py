@@ -114,9 +114,8 @@ class RunFolder:
             raise
         for folder in (self.path, self.checkpoints):
             remove_unfinished(folder)
-        if not has_checkpoint(self.checkpoints) and any(
-            name.endswith("safetensors") for name in there
-        ):
+        has_weights = any(name.endswith(".safetensors") for name in there)
+        if has_weights and not has_checkpoint(self.checkpoints):
             # Somebody deleted the checkpoints, or it was killed just before the first.
             for name in there:
                 set_aside(self.path / name, "its run has no checkpoint to go on from", "earlier")

@@ -197,7 +197,7 @@ def propose_splits(
         in_training = split == config.data.train
         model = config.model
         count = model.proposals_per_image_train if in_training else model.proposals_per_image
-        proposer.rpn.top_n = number(count, "proposals_per_image")
+        proposer.rpn.top_n = number(count, "model.proposals_per_image")
         proposer.score_thresh = 0.0 if in_training else model.proposal_score_thresh
         found |= propose_dataset(detector, dataset)
     return found

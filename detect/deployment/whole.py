@@ -73,9 +73,10 @@ class WholeDetector(nn.Module):
             )
         if proposer.scale is not None:
             raise UserError(
-                f"this detector looks at images in tiles (learned.scale {proposer.scale:g}), which "
-                "are as many as the image is large, and cannot be exported: take --precision int8 "
-                "of infer to be fast, or --model.learned.scale null to look at images as a whole"
+                f"this detector looks at images in tiles (model.learned.scale {proposer.scale:g}), "
+                "which are as many as the image is large, and cannot be exported: take --precision "
+                "int8 of infer to be fast, or --model.learned.scale null to look at images as a "
+                "whole"
             )
         self.config, self.num_classes = model.config, model.num_classes
         self.crop_size, self.limit = model.crop_size, model.detections_per_image

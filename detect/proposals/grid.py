@@ -24,7 +24,7 @@ class GridConfig:
     """Distance of neighbouring windows as a fraction of their side."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "grid.", {"(0, inf)": "sizes aspect_ratios", "(0, 2]": "step"})
+        check_ranges(self, "model.grid.", {"(0, inf)": "sizes aspect_ratios", "(0, 2]": "step"})
 
 
 class GridProposer(Proposer):

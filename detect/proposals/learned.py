@@ -95,12 +95,12 @@ class LearnedConfig:
     """IoU above which the worse one of two proposals is suppressed, within and across levels."""
 
     def __post_init__(self) -> None:
-        check_setting("learned.", self.width)
+        check_setting("model.learned.", self.width)
         levels = ((1.0,),) * 3 if self.anchor_sizes == "auto" else self.anchor_sizes
         if len(levels) != 3 or not all(levels):
             raise UserError(
-                "learned.anchor_sizes must be auto or three lists of sizes (strides 8, 16, 32), "
-                f"got {[list(sizes) for sizes in levels]}"
+                "model.learned.anchor_sizes must be auto or three lists of sizes (strides 8, 16, "
+                f"32), got {[list(sizes) for sizes in levels]}"
             )
         ranges = {
             "(0, 8]": "scale",
@@ -110,18 +110,18 @@ class LearnedConfig:
             "[0, 1]": "positive_iou negative_iou",
             "(0, 1]": "nms_thresh",
         }
-        check_ranges(self, "learned.", ranges)
+        check_ranges(self, "model.learned.", ranges)
         if self.negative_iou > self.positive_iou:
             raise UserError(
-                f"learned.negative_iou {self.negative_iou} must not exceed "
-                f"learned.positive_iou {self.positive_iou}"
+                f"model.learned.negative_iou {self.negative_iou} must not exceed "
+                f"model.learned.positive_iou {self.positive_iou}"
             )
         if not all(size > 0 for level in levels for size in level):
-            raise UserError("learned.anchor_sizes must be more than 0")
+            raise UserError("model.learned.anchor_sizes must be more than 0")
         # All of them are made for every pixel of a map, the first time before any tensor is seen.
         if (count := max(map(len, levels)) * len(self.anchor_ratios)) > MAX_ANCHORS:
             raise UserError(
-                "learned.anchor_sizes and learned.anchor_ratios must make at most "
+                "model.learned.anchor_sizes and model.learned.anchor_ratios must make at most "
                 f"{MAX_ANCHORS} anchors at a place, got {count}"
             )
 
@@ -150,9 +150,9 @@ class LearnedProposer(Proposer):
     ) -> None:
         super().__init__()
         self.config = config
-        self.scale = number(config.scale, "learned.scale")
-        self.tile_size = number(config.tile_size, "learned.tile_size")
-        self.anchor_sizes = number(config.anchor_sizes, "learned.anchor_sizes")
+        self.scale = number(config.scale, "model.learned.scale")
+        self.tile_size = number(config.tile_size, "model.learned.tile_size")
+        self.anchor_sizes = number(config.anchor_sizes, "model.learned.anchor_sizes")
         self.trunk = _start_trunk(config, replace(TRUNK, mean=mean, std=std))
         freeze_blocks(self.trunk, config.freeze)
         strides, offsets = zip(*stage_geometry(self.trunk.spec), strict=True)

@@ -51,7 +51,7 @@ class TrunkAnchors(AnchorGenerator):
         most = max(len(level) for level in sizes)
         if any(len(level) != most for level in sizes):
             raise UserError(
-                "learned.anchor_sizes must have equally many sizes on every level, "
+                "model.learned.anchor_sizes must have equally many sizes on every level, "
                 f"got {[list(level) for level in sizes]}"
             )
         super().__init__(tuple(tuple(level) for level in sizes), (tuple(ratios),) * len(sizes))

@@ -44,7 +44,7 @@ class SelectiveSearchConfig:
     search again; null keeps nothing."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "selective_search.", {"[1, inf)": "top_n"})
+        check_ranges(self, "model.selective_search.", {"[1, inf)": "top_n"})
 
 
 class SelectiveSearchProposer(Proposer):

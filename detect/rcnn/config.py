@@ -25,7 +25,7 @@ class RCNNConfig:
     """IoU from which a proposal is a positive of its best box's class in training."""
     negative_iou: float = 0.5
     """IoU below which a proposal is background in training; those between this and
-    rcnn.positive_iou are not used."""
+    model.rcnn.positive_iou are not used."""
     crops_per_image: int = 8
     """Crops an image in a training step (R-CNN: 128 in a step of two or more images). Few of many
     images teach more than many of few, for those of one image are much alike."""
@@ -51,8 +51,9 @@ class RCNNConfig:
     nms_thresh: float = 0.3
     """IoU above which the worse one of two detections of a class is suppressed."""
     soft_nms_sigma: float | None = None
-    """Soft suppression instead of that by rcnn.nms_thresh: what overlaps a better box of its class
-    by IoU keeps exp(-IoU² / this) of its score (Bodla et al. 2017, 0.5 there); null for none."""
+    """Soft suppression instead of that by model.rcnn.nms_thresh: what overlaps a better box of its
+    class by IoU keeps exp(-IoU² / this) of its score (Bodla et al. 2017, 0.5 there); null for
+    none."""
     agnostic_nms: bool = False
     """Suppression among detections of all classes, where an object can be of one alone."""
     detections_per_image: int | Auto = 100
@@ -70,24 +71,25 @@ class RCNNConfig:
             "(0, inf)": "delta_std soft_nms_sigma",
             "[0, 1)": "objectness_weight",  # at 1 no class has a say
         }
-        check_ranges(self, "rcnn.", ranges)
+        check_ranges(self, "model.rcnn.", ranges)
         if self.negative_iou > self.positive_iou:
             raise UserError(
-                f"rcnn.negative_iou {self.negative_iou} must not exceed "
-                f"rcnn.positive_iou {self.positive_iou}"
+                f"model.rcnn.negative_iou {self.negative_iou} must not exceed "
+                f"model.rcnn.positive_iou {self.positive_iou}"
             )
         if self.regression_iou < self.positive_iou:
             raise UserError(
-                f"rcnn.regression_iou {self.regression_iou} must be at least "
-                f"rcnn.positive_iou {self.positive_iou}"
+                f"model.rcnn.regression_iou {self.regression_iou} must be at least "
+                f"model.rcnn.positive_iou {self.positive_iou}"
             )
         if int(self.crops_per_image * self.positive_fraction) < 1:
             raise UserError(
-                f"rcnn.positive_fraction {self.positive_fraction} of rcnn.crops_per_image "
-                f"{self.crops_per_image} leaves no positive crop: raise one of them"
+                f"model.rcnn.positive_fraction {self.positive_fraction} of "
+                f"model.rcnn.crops_per_image {self.crops_per_image} leaves no positive crop: "
+                "raise one of them"
             )
         if self.soft_nms_sigma is not None and self.nms_thresh != type(self).nms_thresh:
             raise UserError(
-                "rcnn.nms_thresh is not used where rcnn.soft_nms_sigma is set: set one of them "
-                "(rcnn.soft_nms_sigma null where training set it)"
+                "model.rcnn.nms_thresh is not used where model.rcnn.soft_nms_sigma is set: set one "
+                "of them (model.rcnn.soft_nms_sigma null where training set it)"
             )

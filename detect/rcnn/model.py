@@ -70,12 +70,14 @@ class RCNN(nn.Module):
         self.config = config
         self.wanted: Tensor | None = None
         spec = backbone.spec
-        crop_size = number(config.crop_size, "rcnn.crop_size")
+        crop_size = number(config.crop_size, "model.rcnn.crop_size")
         self.crop_size = spec.input_size if crop_size is None else crop_size
-        self.detections_per_image = number(config.detections_per_image, "rcnn.detections_per_image")
+        self.detections_per_image = number(
+            config.detections_per_image, "model.rcnn.detections_per_image"
+        )
         if self.crop_size < spec.min_size:
             raise UserError(
-                f"rcnn.crop_size must be at least {spec.min_size} for {spec.name}, "
+                f"model.rcnn.crop_size must be at least {spec.min_size} for {spec.name}, "
                 f"got {self.crop_size}"
             )
         self.cls_score = nn.Linear(backbone.num_features, num_classes + 1)

@@ -80,7 +80,7 @@ def _check_anchors(config: ModelConfig, theirs: ModelConfig) -> None:
     """Raise `UserError` unless each level has as many anchors as there, whatever their sizes."""
     if config.proposer != "learned":
         return
-    key = "learned.anchor_sizes"
+    key = "model.learned.anchor_sizes"
     own, old = (
         [len(level) for level in number(model.learned.anchor_sizes, key)]
         for model in (config, theirs)
@@ -88,7 +88,7 @@ def _check_anchors(config: ModelConfig, theirs: ModelConfig) -> None:
     if own != old:
         raise UserError(
             f"model.init {config.init}: its levels have {old} anchor sizes, and not {own}: set "
-            f"model.{key}, there {theirs.learned.anchor_sizes}"
+            f"{key}, there {theirs.learned.anchor_sizes}"
         )
 
 

@@ -93,7 +93,7 @@ def derive_model(config: ModelConfig, train: DetectionDataset) -> ModelConfig:
     )
     if config.proposer == "learned" and learned.pre_nms_top_n == LearnedConfig.pre_nms_top_n:
         # Objects of a crowd may all be of one level.
-        most = max(learned.pre_nms_top_n, 2 * number(in_use, "proposals_per_image"))
+        most = max(learned.pre_nms_top_n, 2 * number(in_use, "model.proposals_per_image"))
         derived = replace(derived, learned=replace(derived.learned, pre_nms_top_n=most))
     return derived
 

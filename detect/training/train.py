@@ -202,8 +202,8 @@ def with_filled_batches(config: DetectorConfig, examples: int) -> DetectorConfig
 def canvas_of(model: ModelConfig, augment: AugmentConfig) -> int | None:
     """Longest side of an example in pixels of its image, None where images are seen as a whole."""
     learned = model.learned
-    scale = number(learned.scale, "learned.scale")
+    scale = number(learned.scale, "model.learned.scale")
     if scale is None:
         return None
-    tile = number(learned.tile_size, "learned.tile_size")
+    tile = number(learned.tile_size, "model.learned.tile_size")
     return math.floor(min(augment.window, tile) / scale)

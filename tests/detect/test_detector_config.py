@@ -1,6 +1,8 @@
 import dataclasses
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -89,3 +91,27 @@ def test_images_of_a_step_for_the_proposer_are_those_of_the_whole_step():
 def test_class_names_are_for_voc():
     with pytest.raises(UserError, match=r"data\.class_names is for data\.format voc"):
         DataConfig(format="coco", class_names=("a",))
+
+
+def wrong_numbers(config: Any, group: str = "") -> Iterator[tuple[str, str]]:
+    """Each key whose number is refused where it is -7, with the message."""
+    for name, hint in get_type_hints(type(config)).items():
+        if dataclasses.is_dataclass(value := getattr(config, name)):
+            yield from wrong_numbers(value, f"{group}{name}.")
+        elif re.search("int|float", str(hint)) and not re.search("tuple|ClassVar", str(hint)):
+            try:
+                dataclasses.replace(config, **{name: -7})
+            except UserError as error:
+                yield f"{group}{name}", str(error)
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, DetectorConfig])
+def test_a_number_out_of_its_range_is_told_by_its_key_with_all_its_groups(kind):
+    """As a file and `--` have it."""
+    messages = dict(wrong_numbers(kind()))
+    groups = {key.rpartition(".")[0] for key in messages}
+    every = {"", "optim", "step", "data", "model"}
+    learned = {"augment", "model.learned", "model.grid", "model.selective_search", "model.rcnn"}
+    assert groups == every | ({"data.augment"} if kind is PretrainConfig else learned)
+    for key, message in messages.items():
+        assert message.startswith(f"{key} "), message

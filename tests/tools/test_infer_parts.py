@@ -95,7 +95,7 @@ def test_what_is_seen_as_a_whole_is_not_read_in_parts(small_blocks, weights, tmp
     infer(detector, find_inputs([str(tmp_path / "image.png")]), tmp_path / "out", score_thresh=0.0)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(rows) == len(detector(noise(240, 320), score_thresh=0.0)["boxes"])
-    with pytest.raises(ValueError, match=r"set learned\.scale"):
+    with pytest.raises(ValueError, match=r"set model\.learned\.scale"):
         detector.detect_parts(None)
 
 

@@ -43,7 +43,8 @@ def pack(images: Path, bccd: Path, folder: Path, val_images: int) -> None:
     """
     if not os.path.isdir(bccd / "Annotations"):
         raise UserError(f"{bccd}: no folder Annotations in it: expected BCCD in VOC's layout")
-    train, val = open_split(images, "train"), open_split(images, "val")
+    train = open_split(images, "train")
+    val = open_split(images, "val", train.class_names)
     make_folder(folder)
     with tarfile.open(folder / BCCD, "w:gz") as tar:
         for name in ("Annotations", "ImageSets", "JPEGImages"):

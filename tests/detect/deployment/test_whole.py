@@ -77,7 +77,12 @@ def test_the_graph_in_pytorch_finds_what_the_detector_does(size, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"learned": {"scale": 1.0}}, r"in tiles \(learned.scale 1\).*--model.learned.scale null")],
+    [
+        (
+            {"learned": {"scale": 1.0}},
+            r"in tiles \(model.learned.scale 1\).*--model.learned.scale null",
+        )
+    ],
 )
 def test_what_cannot_be_exported_is_named(settings, words, tmp_path):
     detector = load_detector(save_untrained(tmp_path / "x.safetensors", 2), "cpu", settings)
