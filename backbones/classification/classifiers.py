@@ -91,8 +91,8 @@ def open_matching_split(
     if list(source.class_names) != class_names:
         difference = _first_difference(source.class_names, class_names)
         raise UserError(
-            f"{root}, {split}: not the classes of the weights: {difference}; data.max_classes "
-            "takes the first so many"
+            f"{root}, {split}: not the classes of the weights: {difference}; of more classes "
+            "data.max_classes takes the first so many"
         )
     return source
 

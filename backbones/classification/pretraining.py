@@ -25,6 +25,7 @@ from backbones.data.loaders import (
     open_sources,
 )
 from backbones.data.sampler import derive_seed
+from backbones.data.sources import digest_of
 from backbones.networks.checkpoint import save_backbone
 from backbones.networks.inception import check_setting
 from backbones.networks.warm_start import start_backbone
@@ -163,13 +164,14 @@ def _pretrain(config: PretrainConfig, device: torch.device) -> TrainingState:
 
     precision = resolve_precision(config.precision, device)
     validation = Validation(evaluate, evaluate_raw=True, best_metric="top1", save=save)
+    told: dict[str, Any] = {"classes": list(class_names)}
+    told["validation annotations"] = digest_of(sources.val)
+    if not isinstance(sources.train, list):
+        told["annotations"] = digest_of(sources.train)
     with RunFolder(config.run, config, resume=config.resume, may_change=config.may_change) as run:
         logger.info(
             "%s: %d training and %d validation images, %d classes, %d px, %s on %s",
             *(config.model.variant, sources.num_train, len(sources.val)),
             *(len(class_names), spec.input_size, precision, device),
         )
-        return fit(
-            *(model, train_loader, loss_fn, config, run, validation),
-            data={"classes": list(class_names)},
-        )
+        return fit(model, train_loader, loss_fn, config, run, validation, told)

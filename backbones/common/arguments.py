@@ -26,6 +26,10 @@ def check_once(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
     given = Counter(word.partition("=")[0] for word in arguments if word.startswith("--"))
     for option, count in given.items():
         may_be_more = option == "--config" or _is_list_of_words(hints.get(option[2:]))
+        key = option[2:]
+        leaf = next((name for name in hints if key.startswith(f"{name}.")), None)
+        if leaf is not None and not _is_mapping(hints[leaf]):
+            raise UserError(f"{option}: there is no such key: --{leaf} takes the value itself")
         if count > 1 and not may_be_more and not option.endswith("+"):
             raise UserError(f"{option} stands {count} times: it takes one value, once")
 
@@ -61,6 +65,11 @@ def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
             raise UserError(f"{option}: expected a value after it")
         written.append("true")
     return written
+
+
+def _is_mapping(hint: Any) -> bool:
+    kinds = (get_origin(one) or one for one in (hint, *get_args(hint)))
+    return any(isinstance(kind, type) and issubclass(kind, Mapping) for kind in kinds)
 
 
 def _is_list_of_words(hint: Any) -> bool:

@@ -69,7 +69,7 @@ def parse_config(
         parser = _parser(config_class, description)
         if "--help-all" in arguments:
             arguments = ["--help"]
-        elif usual:
+        elif usual and {"-h", "--help"} & {*arguments}:
             show_only(parser, usual.split())
         values = _parse(config_class, parser, arguments)
         if "run" in values and values.get("resume") and arguments[:1] != ["--config"]:
@@ -265,6 +265,8 @@ def _parse(config_class: type, parser: ArgumentParser, arguments: list[str]) -> 
         if "unrecognized arguments" in message:
             meant = meant_keys(message, list(parser.get_defaults().keys()))
             message += f": {meant}--help-all lists all keys"
+        if keys := re.match("Unexpected config: (.*):$", message):
+            message = f"{keys[1]}: has no value"
         if "arguments are required" in message:
             needed = " and ".join(f"--{key}" for key in re.split(", ", message.split(": ")[-1]))
             message = f"this needs {needed}: --help shows how it is called"

@@ -1,5 +1,6 @@
 """Where labelled images come from: class folders and WebDataset shards."""
 
+import hashlib
 import logging
 import os
 import re
@@ -41,6 +42,8 @@ class ImageSource(Protocol):
     class_names: tuple[str, ...]
     labels: list[int]
     """Of every image."""
+    names: list[str]
+    """Of every image's file, from the split's folder on, or that of the shards."""
 
     def __len__(self) -> int: ...
 
@@ -50,6 +53,14 @@ class ImageSource(Protocol):
         Raises:
             ImageError: the file cannot be read.
         """
+
+
+def digest_of(source: ImageSource) -> str:
+    """Of the images' names and labels: another one for other data."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, label in zip(source.names, source.labels, strict=True):
+        digest.update(f"{name}\0{label}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def open_split(
@@ -118,6 +129,7 @@ class ClassFolders:
             logger.warning("%s: left out %s", root, note)
         self._files = [(file, labels[of_class[file]]) for file in files]
         self.labels = [label for _, label in self._files]
+        self.names = [str(file.relative_to(root)) for file, _ in self._files]
         there = set(self.labels)
         if empty := [name for label, name in enumerate(class_names) if label not in there]:
             logger.warning("%s: classes without an image: %s", root, ", ".join(empty))
@@ -171,6 +183,7 @@ class Shards:
             what = "nothing says which class has which label, taken as in training: 0 is"
             logger.warning("%s: not there: %s %s", path, what, class_names[0])
         self.labels = [member.label for member in self._members]
+        self.names = [os.path.basename(member.name) for member in self._members]
 
     def __len__(self) -> int:
         return len(self._members)
@@ -204,6 +217,7 @@ class FirstClasses:
             raise UserError(f"data.max_classes: the first {count} classes have no image")
         self.class_names = tuple(source.class_names[:count])
         self.labels = [source.labels[index] for index in self._indices]
+        self.names = [source.names[index] for index in self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -235,7 +235,8 @@ def _is_usable(
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     raise NonFiniteLossError(
         f"{problem} for the images {shown} (all are in log.txt): "
-        "lower optim.lr, set optim.clip_grad, or look at the images and their labels"
+        "lower optim.lr or optim.weight_decay, set optim.clip_grad, or look at the images and "
+        "their labels"
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from backbones.common import distributed
 from backbones.common.config import to_dict
 from backbones.common.device import resolve_precision
+from backbones.common.errors import UserError
 from backbones.common.launch import process_count, run_in_processes
 from backbones.data.sampler import derive_seed, training_loader
 from backbones.training.loop import fit
@@ -181,6 +182,8 @@ def _train_detector(config: DetectorConfig, device: torch.device) -> dict[str, A
         if test is not None:
             # The others wait here until the main process has written the weights.
             distributed.gather(None)
+            if not weights.exists():
+                raise UserError(f"{weights}: deleted since, so it cannot be scored on data.test")
             detector = deploy_detector(load_detector(weights, str(device)), in_use)
             scores = score_detector(detector, test, run.path, proposals, voc=data.format == "voc")
     return {"weights": weights, "val": state.best_metrics or None, "test": scores}

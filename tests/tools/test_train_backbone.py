@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,6 +77,15 @@ def test_trains_resumes_and_saves_a_usable_network(data, tmp_path, monkeypatch, 
     assert "best top-1" in capsys.readouterr().out
     assert f"resumed {folder} at step 2" in (folder / "log.txt").read_text()
     assert (folder / "last.safetensors").read_bytes() != weights
+    # And with data that have moved, where other labels are named.
+    moved = shutil.copytree(data, tmp_path / "moved")
+    (moved / "train/dark/0.png").rename(moved / "train/light/from_dark.png")
+    resumed = [f"--run={folder}", "--resume", f"--data.root={moved}"]
+    assert run(train_backbone, *resumed, monkeypatch=monkeypatch) == 0
+    log = (folder / "log.txt").read_text()
+    assert "labels of the training split are not those that the run began with" in log
+    assert "labels of the validation split" not in log
+    capsys.readouterr()
 
     # The same scores for averaged and raw weights as at the end of the training.
     report = tmp_path / "report.json"

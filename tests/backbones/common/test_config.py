@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
+import yaml
 
 from backbones.common.arguments import configurations
 from backbones.common.cli import command
@@ -126,6 +127,7 @@ def test_mistakes_are_one_line_and_exit_2(config_file, capsys, text, arguments, 
     [
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
         (["--config"], "--config: expected a YAML file"),
+        (["--optim.lr.rate", "1"], "--optim.lr.rate: there is no such key: --optim.lr takes"),
         (["--config", "smal"], "--config smal: there is no such file: name a file"),
         ([os.fsdecode(b"--data=\xfc.jpg")], "\\xfc.jpg: no UTF-8: rename it, or name its folder"),
     ],
@@ -456,6 +458,20 @@ def test_a_group_that_takes_a_value_does_not_stand_beside_the_key_that_it_sets(c
         with pytest.raises(SystemExit, match="2"):
             parse_config(Tool, arguments)
         assert words in capsys.readouterr().err
+
+
+def test_all_keys_are_printed_whatever_the_help_shows(config_file, capsys):
+    with pytest.raises(SystemExit):
+        parse_config(Train, ["--config", config_file("size: 9"), "--print_config"], usual="size")
+    assert yaml.safe_load(capsys.readouterr().out) == to_dict(Train(size=9, widths=[1, 2]))
+
+
+def test_a_key_without_a_value_is_named(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("widths:\n")
+    with pytest.raises(SystemExit):
+        parse_config(Train, ["--config", str(path)])
+    assert capsys.readouterr().err == "error: widths: has no value\n"
 
 
 def test_a_list_of_words_and_config_files_may_come_in_parts(config_file):
