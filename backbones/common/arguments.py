@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from backbones.common.errors import UserError
-from backbones.common.read_yaml import read_yaml
+from backbones.common.read_yaml import DECIMAL, read_yaml
 
 _ROOT = Path(__file__).parents[2]
+
+logger = logging.getLogger(__name__)
 
 
 def check_once(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
@@ -32,6 +35,16 @@ def check_once(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
             raise UserError(f"{option}: there is no such key: --{leaf} takes the value itself")
         if count > 1 and not may_be_more and not option.endswith("+"):
             raise UserError(f"{option} stands {count} times: it takes one value, once")
+
+
+def check_numbers(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a number that YAML, as which it will be read, takes for another."""
+    for word, following in itertools.pairwise([*arguments, ""]):
+        option, equals, value = word.partition("=")
+        value, hint = value if equals else following, hints.get(option.removeprefix("--"))
+        is_number = {int, float} & {hint, *get_args(hint)} and re.match(r"[-+]?\d[\d_:x.]*$", value)
+        if option != word.lstrip("-") and is_number and not DECIMAL.fullmatch(value):
+            raise UserError(f"{option}: expected a number in decimal digits, got {value}")
 
 
 def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
@@ -95,6 +108,40 @@ def config_files_first(arguments: Sequence[str], keys: Collection[str]) -> list[
         else:
             rest.append(argument)
     return files + rest
+
+
+def arguments_of_run(name: str, known: Collection[str], default: str, *, must: bool) -> list[str]:
+    """The arguments that stand for the configuration of the run that is to be resumed.
+
+    It is the one that is named, else the newest beside the `default` one whose keys are all among
+    those `known`. None where there is no run.
+
+    Raises:
+        UserError: there `must` be one.
+    """
+    run = Path(name)
+    what = f"{run} holds no run (it has no config.yaml)"
+    if name == default:
+        runs = [
+            path.parent
+            for path in run.parent.glob("*/config.yaml")
+            if read_yaml(path).keys() <= {*known}
+        ]
+        what = f"{run.parent}{os.sep} has no folder with the config.yaml of a run of this kind"
+        run = max(runs, key=lambda path: (path / "config.yaml").stat().st_mtime, default=run)
+    if os.path.isfile(run / "config.yaml"):
+        logger.info("resuming %s", run)
+        if absent := [key for key in sorted(known) if key not in read_yaml(run / "config.yaml")]:
+            logger.warning(
+                "%s: has no %s, of which the defaults are taken: was it cut off? A run writes all "
+                "keys",
+                *(run / "config.yaml", ", ".join(absent)),
+            )
+        # Behind it the folder's name, which may have changed since the file was written.
+        return ["--config", str(run / "config.yaml"), f"--run={run}"]
+    if not must:
+        return []
+    raise UserError(f"--resume: {what}: name the folder of one with --run")
 
 
 def configurations() -> dict[str, Path]:

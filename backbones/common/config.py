@@ -10,13 +10,18 @@ import sys
 import types
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from backbones.common.arguments import check_once, config_files_first, spell_out
+from backbones.common.arguments import (
+    arguments_of_run,
+    check_numbers,
+    check_once,
+    config_files_first,
+    spell_out,
+)
 from backbones.common.cli import exit_with_error
 from backbones.common.errors import UserError
 from backbones.common.files import atomic_write
@@ -64,6 +69,7 @@ def parse_config(
             _check_value("command line", word.partition("=")[2])
         hints = _leaf_hints(config_class)
         check_once(arguments, hints)
+        check_numbers(arguments, hints)
         arguments = _in_groups(config_class, arguments)
         arguments = config_files_first(spell_out(arguments, hints), hints.keys())
         parser = _parser(config_class, description)
@@ -73,7 +79,9 @@ def parse_config(
             show_only(parser, usual.split())
         values = _parse(config_class, parser, arguments)
         if "run" in values and values.get("resume") and arguments[:1] != ["--config"]:
-            arguments = _of_the_run(config_class, values, parser.get_default("run")) + arguments
+            keys = {key.partition(".")[0] for key in hints}
+            must, default = values["resume"] != "auto", parser.get_default("run")
+            arguments = arguments_of_run(values["run"], keys, default, must=must) + arguments
             try:
                 values = _parse(config_class, parser, arguments)
             except UserError as error:
@@ -120,39 +128,6 @@ def _in_groups(config_class: type, arguments: Sequence[str]) -> list[str]:
         given = [(key, value if implied is None else implied) for key, implied in short.items()]
         written = [f"--{name}.{key}={text}" for key, text in given] + written
     return written
-
-
-def _of_the_run(config_class: type, values: Namespace, default: str) -> list[str]:
-    """The arguments that stand for the configuration of the run that is to be resumed.
-
-    It is the one that is named, else the newest beside the default one.
-
-    Raises:
-        UserError: there is none.
-    """
-    run, known = Path(values["run"]), {field.name for field in dataclasses.fields(config_class)}
-    what = f"{run} holds no run (it has no config.yaml)"
-    if values["run"] == default:
-        runs = [
-            path.parent
-            for path in run.parent.glob("*/config.yaml")
-            if read_yaml(path).keys() <= known
-        ]
-        what = f"{run.parent}{os.sep} has no folder with the config.yaml of a run of this kind"
-        run = max(runs, key=lambda path: (path / "config.yaml").stat().st_mtime, default=run)
-    if os.path.isfile(run / "config.yaml"):
-        logger.info("resuming %s", run)
-        if absent := [key for key in sorted(known) if key not in read_yaml(run / "config.yaml")]:
-            logger.warning(
-                "%s: has no %s, of which the defaults are taken: was it cut off? A run writes all "
-                "keys",
-                *(run / "config.yaml", ", ".join(absent)),
-            )
-        # Behind it the folder's name, which may have changed since the file was written.
-        return ["--config", str(run / "config.yaml"), f"--run={run}"]
-    if values["resume"] == "auto":
-        return []
-    raise UserError(f"--resume: {what}: name the folder of one with --run")
 
 
 def load_config(config_class: type[Config], path: str | os.PathLike[str]) -> Config:

@@ -18,7 +18,8 @@ _MAX_DEPTH = 30
 MAX_VALUES = 100_000
 """More take minutes to check, and are no configuration."""
 _NUMBER = re.compile(r"[-+]?([0-9][0-9_:.]*|0[xX][0-9a-fA-F_]+)")
-_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*|[0-9]*\.[0-9]*|\.inf|\.nan)([eE][-+]?[0-9]+)?", re.I)
+DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*|[0-9]*\.[0-9]*|\.inf|\.nan)([eE][-+]?[0-9]+)?", re.I)
+"""A number as people write it."""
 _MAX_DIGITS = 40
 """Of a number, as text: more say nothing, and Python refuses to convert thousands of them."""
 
@@ -127,8 +128,8 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
 
 
 def _decimal(loader: _StrictLoader, node: yaml.ScalarNode) -> Any:
-    """A number as people write it: YAML takes 010 for 8, 1:30 for 90 and 1_0 for 10."""
-    if not _DECIMAL.fullmatch(node.value):
+    """No other number: YAML takes 010 for 8, 1:30 for 90 and 1_0 for 10."""
+    if not DECIMAL.fullmatch(node.value):
         problem = f"{node.value}: write this number in decimal digits, or in quotes if it is text"
         raise ConstructorError(None, None, problem, node.start_mark)
     if node.tag.endswith("int"):

@@ -205,6 +205,11 @@ def _class_names(value: Any, source: Path) -> dict[int, str]:
     items = dict(enumerate(value)) if isinstance(value, list) else value
     if not isinstance(items, dict) or not items:
         raise UserError(f"{source}: expected the names of the classes under the key names")
+    # Of a mapping in JSON the keys are text.
+    numbered = {int(n) if str(n).isdecimal() and str(n).isascii() else n: items[n] for n in items}
+    if len(numbered) < len(items):
+        raise UserError(f"{source}: names: a number stands twice: {', '.join(map(str, items))}")
+    items = numbered
     for number, name in items.items():
         if type(number) is not int or number < 0 or type(name) not in (str, int):
             raise UserError(

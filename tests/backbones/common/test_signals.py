@@ -9,7 +9,7 @@ import pytest
 from backbones.common.signals import ctrl_c_twice_exits
 
 
-@pytest.mark.parametrize(("wait", "code", "least"), [(1.2, 130, 1.2), (0.1, 7, 2.5)])
+@pytest.mark.parametrize(("wait", "code", "least"), [(1.8, 130, 1.8), (0.1, 7, 2.5)])
 def test_a_second_ctrl_c_ends_a_process_that_is_still_ending(wait, code, least):
     """But not one right after the first: `timeout` signals the process, and then its group."""
     ready, tell = os.pipe()

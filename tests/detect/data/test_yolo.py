@@ -244,6 +244,17 @@ def test_data_for_poses_are_boxes_with_points_behind_them(tmp_path):
         load_yolo(root, "train")
 
 
+def test_numbers_of_classes_may_be_text(root: Path) -> None:
+    """As in a file that was made of JSON."""
+    path = root / "data.yaml"
+    path.write_text(path.read_text().replace("{0: car, 2: truck}", "{'2': truck, '0': car}"))
+    train = load_yolo(root, "train")
+    assert (train.class_names, train.category_ids) == (["car", "truck"], [0, 2])
+    path.write_text(path.read_text().replace("'2'", "'00'"))
+    with pytest.raises(UserError, match="names: a number stands twice: 00, 0"):
+        load_yolo(root, "train")
+
+
 def test_the_number_of_classes_must_be_that_of_the_names(root: Path) -> None:
     with (root / "data.yaml").open("a") as file:
         file.write("nc: 3\n")
