@@ -8,6 +8,7 @@ results are written, nowhere else.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,10 +48,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """What the package exports, imported when it is asked for: the command starts before PyTorch
-    is there, which takes seconds, and so ends at once upon Ctrl-C."""
-    if name not in _HOMES:
+if not TYPE_CHECKING:  # for which every name would be there
+
+    def __getattr__(name: str) -> Any:
+        """What the package exports and its modules, imported when asked for: the command starts
+        before PyTorch is there, which takes seconds, and so ends at once upon Ctrl-C."""
+        if name in _HOMES:
+            value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+            return value
+        if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_HOMES})

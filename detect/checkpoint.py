@@ -28,7 +28,12 @@ from detect.config import ModelConfig
 from detect.deployment.exported import SUFFIXES as EXPORTED
 from detect.deployment.exported import classes_of, load_exported
 from detect.detector import Detector
-from detect.proposals import LearnedProposer
+from detect.proposals import (
+    GridProposer,
+    LearnedProposer,
+    Proposer,
+    SelectiveSearchProposer,
+)
 from detect.rcnn.model import RCNN
 from detect.starters import find_detector
 
@@ -173,20 +178,26 @@ def _check_built_from(model: RCNN, config: ModelConfig, path: str | Path) -> Non
         )
     what = f"{path}: config is not what the model was built from"
     check_fit(outline.state_dict(), model.state_dict(), what)
-    for name, ours, theirs in (
-        ("rcnn", outline.config, model.config),
-        ("learned proposer", _settings(outline), _settings(model)),
-    ):
-        if ours != theirs:
-            raise UserError(f"{what}: its {name} is {ours}, the model's is {theirs}")
+    ours, theirs = (
+        asdict(one.config) | {f"proposer's {key}": v for key, v in _settings(one.proposer).items()}
+        for one in (outline, model)
+    )
+    for key, value in ours.items():
+        if value != theirs.get(key):
+            raise UserError(f"{what}: {key} is {value}, of the model {theirs.get(key)}")
 
 
-def _settings(model: RCNN) -> dict[str, Any]:
-    """What its learned proposer has besides tensors."""
-    if not isinstance(model.proposer, LearnedProposer):
-        return {}
-    keys = ("scale", "tile_size", "anchor_sizes", "score_thresh")
-    return {key: getattr(model.proposer, key) for key in keys}
+def _settings(proposer: Proposer | None) -> dict[str, Any]:
+    """What a proposer has besides tensors."""
+    found: dict[str, Any] = {"type": type(proposer).__name__}
+    if isinstance(proposer, LearnedProposer):
+        start = {"weights": None, "freeze": "none"}
+        keys = ("scale", "tile_size", "anchor_sizes", "score_thresh")
+        found |= asdict(proposer.config) | start | {key: getattr(proposer, key) for key in keys}
+        found |= {"top_n": proposer.rpn.top_n, "top_n_train": proposer.rpn.top_n_train}
+    elif isinstance(proposer, GridProposer | SelectiveSearchProposer):
+        found |= asdict(proposer.config)
+    return found
 
 
 def _digest_of(state: Mapping[str, Tensor]) -> str:

@@ -114,7 +114,7 @@ def arguments_of_run(name: str, known: Collection[str], default: str, *, must: b
     """The arguments that stand for the configuration of the run that is to be resumed.
 
     It is the one that is named, else the newest beside the `default` one whose keys are all among
-    those `known`. None where there is no run.
+    those `known`, dotted. None where there is no run.
 
     Raises:
         UserError: there `must` be one.
@@ -125,17 +125,17 @@ def arguments_of_run(name: str, known: Collection[str], default: str, *, must: b
         runs = [
             path.parent
             for path in run.parent.glob("*/config.yaml")
-            if read_yaml(path).keys() <= {*known}
+            if read_yaml(path).keys() <= {key.partition(".")[0] for key in known}
         ]
         what = f"{run.parent}{os.sep} has no folder with the config.yaml of a run of this kind"
         run = max(runs, key=lambda path: (path / "config.yaml").stat().st_mtime, default=run)
     if os.path.isfile(run / "config.yaml"):
         logger.info("resuming %s", run)
-        if absent := [key for key in sorted(known) if key not in read_yaml(run / "config.yaml")]:
+        written = {*_dotted(read_yaml(run / "config.yaml"))}
+        if absent := sorted({*known} - written):
             logger.warning(
-                "%s: has no %s, of which the defaults are taken: was it cut off? A run writes all "
-                "keys",
-                *(run / "config.yaml", ", ".join(absent)),
+                "%s: has no %s%s, of which the defaults are taken: was it cut off?",
+                *(run / "config.yaml", ", ".join(absent[:4]), ", ..." * (len(absent) > 4)),
             )
         # Behind it the folder's name, which may have changed since the file was written.
         return ["--config", str(run / "config.yaml"), f"--run={run}"]

@@ -79,9 +79,8 @@ def parse_config(
             show_only(parser, usual.split())
         values = _parse(config_class, parser, arguments)
         if "run" in values and values.get("resume") and arguments[:1] != ["--config"]:
-            keys = {key.partition(".")[0] for key in hints}
             must, default = values["resume"] != "auto", parser.get_default("run")
-            arguments = arguments_of_run(values["run"], keys, default, must=must) + arguments
+            arguments = arguments_of_run(values["run"], hints, default, must=must) + arguments
             try:
                 values = _parse(config_class, parser, arguments)
             except UserError as error:

@@ -7,7 +7,7 @@ import re
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
@@ -42,10 +42,11 @@ class ImageSource(Protocol):
     class_names: tuple[str, ...]
     labels: list[int]
     """Of every image."""
-    names: list[str]
-    """Of every image's file, from the split's folder on, or that of the shards."""
 
     def __len__(self) -> int: ...
+
+    def names(self) -> Iterator[str]:
+        """Of every image's file, from the split's folder on, or its shard's name with its own."""
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         """The encoded image, its label, and a name for messages.
@@ -58,7 +59,7 @@ class ImageSource(Protocol):
 def digest_of(source: ImageSource) -> str:
     """Of the images' names and labels: another one for other data."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, label in zip(source.names, source.labels, strict=True):
+    for name, label in zip(source.names(), source.labels, strict=True):
         digest.update(f"{name}\0{label}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -129,13 +130,17 @@ class ClassFolders:
             logger.warning("%s: left out %s", root, note)
         self._files = [(file, labels[of_class[file]]) for file in files]
         self.labels = [label for _, label in self._files]
-        self.names = [str(file.relative_to(root)) for file, _ in self._files]
+        self._root = root
         there = set(self.labels)
         if empty := [name for label, name in enumerate(class_names) if label not in there]:
             logger.warning("%s: classes without an image: %s", root, ", ".join(empty))
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def names(self) -> Iterator[str]:
+        """As `ImageSource.names`."""
+        return (str(file.relative_to(self._root)) for file, _ in self._files)
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         """As `ImageSource.read`."""
@@ -183,10 +188,14 @@ class Shards:
             what = "nothing says which class has which label, taken as in training: 0 is"
             logger.warning("%s: not there: %s %s", path, what, class_names[0])
         self.labels = [member.label for member in self._members]
-        self.names = [os.path.basename(member.name) for member in self._members]
 
     def __len__(self) -> int:
         return len(self._members)
+
+    def names(self) -> Iterator[str]:
+        """As `ImageSource.names`."""
+        for member in self._members:
+            yield member.name.removeprefix(str(member.shard.parent))
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         """As `ImageSource.read`."""
@@ -217,10 +226,14 @@ class FirstClasses:
             raise UserError(f"data.max_classes: the first {count} classes have no image")
         self.class_names = tuple(source.class_names[:count])
         self.labels = [source.labels[index] for index in self._indices]
-        self.names = [source.names[index] for index in self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def names(self) -> Iterator[str]:
+        """As `ImageSource.names`."""
+        names = list(self._source.names())
+        return (names[index] for index in self._indices)
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         """As `ImageSource.read`."""

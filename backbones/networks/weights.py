@@ -81,7 +81,7 @@ def check_finite(where: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
                 f"{where}: tensor {name} holds NaN or infinity: take weights of an earlier "
                 "epoch, or train anew with a lower learning rate"
             )
-        if name.endswith("running_var") and len(tensor) and tensor.min() < 0:
+        if name.endswith("running_var") and tensor.numel() and tensor.float().min() < 0:
             raise UserError(f"{where}: tensor {name} holds a variance below 0: it is damaged")
 
 

@@ -86,6 +86,7 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
         ),
     )
     refuse_paths_outside(images, files, lambda number: f"{source}: images[{number}]")
+    files = [name_on_disk(images, file) for file in files]
     kept, places = one_per_file(files, source)
     place_of = {image_id: number for number, image_id in enumerate(image_ids)}
     if len(place_of) < len(image_ids):
@@ -97,7 +98,7 @@ def _load(source: str, folders: Sequence[str | os.PathLike[str]]) -> DetectionDa
                 f"{sizes[number]}, and before with {of_first}: correct one of them"
             )
     image_ids, sizes = [image_ids[k] for k in kept], [sizes[k] for k in kept]
-    files = [name_on_disk(images, files[k]) for k in kept]
+    files = [files[k] for k in kept]
     label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
 
     xywh = np.empty((len(rows), 4))

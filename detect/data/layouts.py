@@ -181,11 +181,11 @@ def _find_coco(root: Path) -> Layout | None:
 
 def _several_coco(files: Iterable[Path], root: Path, words: str) -> Layout:
     named = {path.stem.removeprefix("instances_"): path for path in files}
-    splits = {n: partial(load_coco, path, _image_folders(root, n)) for n, path in named.items()}
-    taken = [*named.items()]
-    for name in named:
-        taken += [(name, place) for place in _image_folders(root, name) if _is_split(place.name)]
-    return Layout("coco", f"COCO ({words})", splits, taken=taken)
+    places = {name: _image_folders(root, name) for name in named}
+    splits = {name: partial(load_coco, path, places[name]) for name, path in named.items()}
+    of_all = (root, root / "images")
+    taken = [(name, place) for name in named for place in places[name] if place not in of_all]
+    return Layout("coco", f"COCO ({words})", splits, taken=[*named.items(), *taken])
 
 
 def _one_coco(path: Path, root: Path) -> Layout:
@@ -267,7 +267,12 @@ def visible_entries(folder: Path) -> list[Path]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return [entry for entry in visible_entries(root) if entry.is_dir()]
+    if not os.path.isdir(root):
+        return []
+    # Of very many images, each is not asked for.
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if is_visible(entry.name) and entry.is_dir()]
+    return [root / name for name in sorted(names)]
 
 
 def _holds(folder: Path, suffixes: Iterable[str], *, deep: bool = False) -> bool:

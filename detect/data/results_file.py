@@ -3,6 +3,7 @@
 import logging
 import math
 import operator
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -58,7 +59,7 @@ def read_results(
     entries = read_json(path, what)
     if not isinstance(entries, list):
         raise UserError(f"{path}: expected a list of COCO results, got {type(entries).__name__}")
-    without_area = []
+    without_area, unknown = list[int](), list[int]()
     farthest = -math.inf
     for i, entry in enumerate(entries):
         where = f"{path}: entry {i}"
@@ -67,12 +68,12 @@ def read_results(
             score, file = _number(entry["score"]), entry.get("file_name")
             of_file = None
             if named is not None and file is not None:
-                name = PurePosixPath(str(file).replace("\\", "/")).name
+                name = file_key(str(file).replace("\\", "/"))
                 if others and name not in named:
                     continue
                 if name not in named:
-                    raise UserError(f"{where}: file_name {file!r} is not in the dataset")
-                of_file = named[name]
+                    unknown.append(i)
+                of_file = named.get(name)
             image_id = whole_number(entry["image_id"]) if of_file is None else of_file
         except UserError:
             raise
@@ -91,6 +92,12 @@ def read_results(
             continue
         farthest = max(farthest, x + w, y + h)
         yield Result(image_id, [x, y, x + w, y + h], score, entry, where)
+    if unknown:
+        logger.warning(
+            "%s: entries with a file_name that is not in the dataset, taken by image_id: %d, first "
+            "entry %d",
+            *(path, len(unknown), unknown[0]),
+        )
     if without_area:
         logger.warning(
             "%s: %s left out for a bbox without area: %d, first entry %d",
@@ -103,12 +110,17 @@ def read_results(
         )
 
 
+def file_key(path: str) -> str:
+    """A file's name without folders, in one form: a Mac writes an umlaut as two characters."""
+    return unicodedata.normalize("NFC", PurePosixPath(path).name)
+
+
 def ids_by_name(datasets: Iterable[DetectionDataset]) -> dict[str, int | None]:
-    """Ids of images by their file names without folders; None where two files have the name."""
+    """Ids of images by the `file_key` of their files; None where two have the same."""
     found: dict[str, int | None] = {}
     for dataset in datasets:
         for path, image_id in zip(dataset.paths, dataset.image_ids, strict=True):
-            name = PurePosixPath(path).name
+            name = file_key(path)
             found[name] = None if name in found else image_id
     return found
 

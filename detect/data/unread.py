@@ -3,13 +3,15 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES
 from backbones.common.listing import files_below
 from detect.data.layouts import Layout, first_of, is_coco, visible_entries
 from detect.data.splits import SPLITS, usual_split
-from detect.data.voc_files import by_name, listed_names
+from detect.data.voc_files import by_name, listed_names, without_flag
 from detect.data.yolo_labels import label_file
 
 _OF_OTHER_TASKS = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
@@ -27,14 +29,16 @@ def say_unread(root: Path, layout: Layout) -> Iterator[str]:
     above = {folder for path in taken for folder in path.parents}
     beside_folders = {path.parent for path in taken if path.is_dir()}
     places = {path.parent for path in taken if path.is_relative_to(top)} - {Path(top).parent}
-    places.add(Path(top))
+    if os.path.isdir(root) or taken:
+        places.add(Path(top))
+    is_others = os.path.isfile(root)
     found = []
     for place in sorted(places):
         for entry in visible_entries(place):
             if entry in taken or entry in above or not taken.isdisjoint(entry.parents):
                 continue
-            # Beside the file that was named are those of other datasets too.
-            if root.is_file() and place == Path(top) and not _names_split(entry.name):
+            # Beside a file that was named lie those of other datasets too.
+            if is_others and place == Path(top) and usual_split(entry.name) not in SPLITS:
                 continue
             if _is_part(entry, layout.format, place in beside_folders):
                 found.append(os.path.relpath(entry, top) + "/" * entry.is_dir())
@@ -45,15 +49,19 @@ def say_unread(root: Path, layout: Layout) -> Iterator[str]:
 
 def _say_unlisted(layout: Layout) -> Iterator[str]:
     """Annotations of VOC that no list has, where there are lists."""
-    lists = [path for _, path in layout.taken if path.parent.name == "Main"]
-    if not lists:
+    main = next((path.parent for _, path in layout.taken if path.parent.name == "Main"), None)
+    if main is None:
         return
-    pages = lists[0].parents[2] / "Annotations"
-    there = set(by_name(pages, {".xml"}))
-    listed = {entry for path in lists for entry in listed_names(path)}
-    listed |= {entry.rpartition(" ")[0].rstrip() for entry in listed}
+    pages = main.parents[1] / "Annotations"
+    there, listed = set(by_name(pages, {".xml"})), set[str]()
+    # The challenges have images that are for segmentation or actions alone.
+    for path in main.parent.glob("*/*.txt"):
+        with suppress(UserError):  # which a list that is used says itself
+            listed |= {
+                form for entry in listed_names(path) for form in (entry, without_flag(entry))
+            }
     if rest := sorted(there - listed):
-        yield f"{pages}: in no list of ImageSets/Main, not read: {len(rest)}, first {rest[0]}.xml"
+        yield f"{pages}: in no list of ImageSets, not read: {len(rest)}, first {rest[0]}.xml"
 
 
 def _is_read(name: str, layout: Layout) -> bool:
@@ -70,7 +78,8 @@ def _is_part(path: Path, format: str, beside_folders: bool) -> bool:
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     labels = [file for file in files if format == "yolo" and file.suffix.lower() == ".txt"]
     if beside_folders and (images or labels) and _names_split(path.name):
-        return True
+        # COCO's test images come without annotations.
+        return format != "coco" or usual_split(path.name) != "test"
     if format == "yolo":
         return any(map(_has_labels, images[:_SOME]))
     return any(_is_annotation(file, format) for file in files)

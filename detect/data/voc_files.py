@@ -45,7 +45,7 @@ def read_split(path: Path, known: Container[str]) -> list[str]:
     )
     names = []
     for entry in entries:
-        name = entry if entry in known or not has_flags else entry.rsplit(maxsplit=1)[0]
+        name = entry if entry in known or not has_flags else without_flag(entry)
         if name not in known:
             refuse_address(name, str(path))
             page = path.parents[2] / "Annotations" / f"{name}.xml"
@@ -60,6 +60,11 @@ def read_split(path: Path, known: Container[str]) -> list[str]:
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise UserError(f"{path}: {twice} is listed twice")
     return names
+
+
+def without_flag(entry: str) -> str:
+    """A line of a list for one class, without what says whether the image has it."""
+    return entry.rsplit(maxsplit=1)[0]
 
 
 def by_name(folder: Path, suffixes: Collection[str] | None = None) -> dict[str, list[Path]]:

@@ -105,7 +105,12 @@ def warn_of_other_names(names: Sequence[str], source: Path, folders: Iterable[Pa
     """Label tools number classes by a list of their own, which stays beside what they wrote."""
     lists = {folder / name for folder in {*folders, source.parent} for name in _NAME_LISTS}
     for path in sorted(filter(os.path.isfile, lists - {source})):
-        if (listed := [line for line in lines_of(path) if line]) != names:
+        try:
+            listed = [line for line in lines_of(path) if line]
+        except UserError as error:  # nothing is read of it but this
+            logger.warning("%s", error)
+            continue
+        if listed != names[: len(listed)]:
             logger.warning(
                 "%s: names other classes, or in another order, than %s, which is gone by: %s",
                 *(path, source.name, ", ".join(listed[:5])),

@@ -19,7 +19,7 @@ from detect.data.cleaning import is_repeated, warn_of_boxes, warn_of_reach
 from detect.data.results_file import ids_by_name, read_results
 
 SOME, SAME_CLASS = 8, 0.1
-"""Least boxes on objects, and the least share of them with the object's class, of a detector whose
+"""Least objects that are found, and the least share of them with their class, of a detector whose
 categories are the dataset's; by chance alone it would have as much with ten classes."""
 
 logger = logging.getLogger(__name__)
@@ -139,14 +139,16 @@ def _warn_of_classes(
     alike, on_objects = 0, 0
     for found, sample in zip(detections, dataset, strict=True):
         if len(found["boxes"]) and len(sample.boxes):
-            iou, owner = box_iou(found["boxes"], sample.boxes).max(dim=1)
-            labels = found["labels"][iou >= 0.5], sample.labels[owner[iou >= 0.5]]
-            alike += int((labels[0] == labels[1]).sum())
-            on_objects += len(labels[0])
+            # The best of each object: others may name all classes there are at one place.
+            fits = box_iou(found["boxes"], sample.boxes) >= 0.5
+            best = (fits * (found["scores"][:, None] - found["scores"].min() + 1)).argmax(dim=0)
+            is_found = fits.any(dim=0)
+            alike += int((found["labels"][best] == sample.labels)[is_found].sum())
+            on_objects += int(is_found.sum())
     if on_objects >= SOME and alike < SAME_CLASS * on_objects:
         logger.warning(
-            "%s: of %d boxes that lie on an object %d have its class: are the category ids those "
-            "of the dataset (%s)?",
+            "%s: of %d objects that are found %d have their class: are the category ids those of "
+            "the dataset (%s)?",
             *(path, on_objects, alike),
             ", ".join(
                 f"{key} {name}"

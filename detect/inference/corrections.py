@@ -23,7 +23,7 @@ def digest(text: bytes) -> str:
 def texts_of_lists(document: Mapping[str, Any]) -> dict[str, str]:
     """Digests of what `images.json` says that the lists beside it hold; none where it was cut short
     between these and itself."""
-    return dict(document.get("lists", {})) if document.get("last_is_whole") is True else {}
+    return dict(document.get("lists", {})) if document.get("lists_agree") is True else {}
 
 
 def check_unchanged(output: Path, texts: Iterable[Mapping[str, str]], what: str) -> None:

@@ -173,7 +173,8 @@ def with_split(
     if split is None:
         last = "test" if has_split(config.data, "test") else of_training.get("val") or "val"
         split = of_training.get("test") or last
-        logger.info("%s: scored on the split %s (--split for another)", config.data.root, split)
+        if has_split(config.data, split) or config.data.val_share:
+            logger.info("%s: scored on the split %s (--split for another)", config.data.root, split)
     config = replace(config, split=split)  # checks it against that of calibration
     return config, split
 

@@ -100,7 +100,8 @@ class Results:
             head = f'{{"files": {json.dumps(shared)}, "texts": {json.dumps(_digests(texts))}, '
             head += f'"settings": {json.dumps(settings or {})}, "images": ['
             self._end, self._failed = f', "categories": {categories}}}', list[str]()
-            self._lists, self._last_is_whole = dict[str, GrowingFile](), False
+            self._lists = dict[str, GrowingFile]()
+            self._last_is_whole, self._lists_agree = False, True
             images = GrowingList(lists / IMAGES, head, self._tail())
             self._images = stack.enter_context(images)
             self._found = stack.enter_context(GrowingList(lists / RESULTS, "[", "]"))
@@ -119,7 +120,8 @@ class Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        with self._open:
+            self._images.append("", self._tail())
 
     def add(
         self,
@@ -175,6 +177,7 @@ class Results:
             self._split.append(f"{stem}\n")
         for path, crop in zip(crops, cut_crops(image, found["boxes"]), strict=False):
             write_image(self._output / path, crop)
+        self._lists_agree = True
 
     def mark_failed(self, annotated: Sequence[str]) -> None:
         """Tell of annotated pictures and videos that a run that goes on is to try them again."""
@@ -191,16 +194,21 @@ class Results:
         self._list(entry, results)
         if _VOC_SPLIT in self.files:
             self._split.append(f"{_stem(entry)}\n")
+        self._lists_agree = True
 
     def _tail(self) -> str:
         """What `images.json` ends with; never shorter than before, see `GrowingFile`."""
         failed = f', "failed": {json.dumps(self._failed)}' if self._failed else ""
         lists = json.dumps({path: file.digest for path, file in self._lists.items()})
-        whole = f"{json.dumps(self._last_is_whole):5}"
-        return f'], "last_is_whole": {whole}, "lists": {lists}{failed}{self._end}'
+        whole, agree = (f"{json.dumps(one):5}" for one in (self._last_is_whole, self._lists_agree))
+        of_lists = f'"lists_agree": {agree}, "lists": {lists}'
+        return f'], "last_is_whole": {whole}, {of_lists}{failed}{self._end}'
 
     def _list(self, entry: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
         self._count += 1
+        # Until all is written the lists are not those that their digests here tell of.
+        self._lists_agree = not self._lists
+        self._images.append("", self._tail())
         if CSV in self.files:
             self._csv.append(csv_rows(results, entry, self._names))
         # In this order: an image that is listed has all its results, and no file can be left that

@@ -107,7 +107,7 @@ def proposals_for(
             any proposal; or two different images have the same id, and so the same proposals.
     """
     owners: dict[int, str] = {}
-    all_boxes, ends, places = [np.empty((0, 4))], [np.empty((0, 4))], list[str]()
+    reaching: list[tuple[np.ndarray, np.ndarray, str]] = []
     found: dict[int, Proposals] = {}
     for sample in (sample for dataset in datasets for sample in dataset):
         if sample.image_id not in proposals:
@@ -121,14 +121,19 @@ def proposals_for(
                 "proposals need ids that are unique across the splits"
             )
         boxes, scores = proposals[sample.image_id]
-        all_boxes.append(boxes.numpy())
-        ends.append(np.tile([sample.width, sample.height], (len(boxes), 2)))
-        places += [sample.path] * len(boxes)
+        size = sample.width, sample.height
+        far = (torch.maximum(-boxes, boxes - boxes.new_tensor([*size, *size])) > 0).any(dim=1)
+        if bool(far.any()):
+            ends = np.tile(size, (int(far.sum()), 2))
+            reaching.append((boxes[far].numpy(), ends, sample.path))
         boxes = clip_boxes_to_image(boxes, (sample.height, sample.width))
         inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         found[sample.image_id] = Proposals(boxes[inside], scores[inside])
-    warn_of_reach(
-        *(np.concatenate(all_boxes), np.concatenate(ends), "precomputed proposals"),
-        lambda number: f"of {places[number]}",
-    )
+    if reaching:
+        beyond, ends_of, paths = zip(*reaching, strict=True)
+        places = [path for path, those in zip(paths, beyond, strict=True) for _ in those]
+        warn_of_reach(
+            *(np.concatenate(beyond), np.concatenate(ends_of), "precomputed proposals"),
+            lambda number: f"of {places[number]}",
+        )
     return found

@@ -18,6 +18,7 @@ from detect.build import build_detector
 from detect.config import ModelConfig
 from detect.deployment.detector import deploy_detector
 from detect.detector import Detector
+from detect.proposals import GridConfig
 
 CONFIG = from_dict(
     ModelConfig,
@@ -118,11 +119,17 @@ def test_classes_that_are_not_the_models_are_not_saved(names, ids, trained, tmp_
     ("changes", "words"),
     [
         ({"width": 0.5}, r"backbone\..* expected \[32, 16, 3, 3\], found \[16"),
-        ({"rcnn": replace(CONFIG.rcnn, context=0.3)}, "rcnn is .*context=0.3.*, the model's is "),
+        ({"rcnn": replace(CONFIG.rcnn, context=0.3)}, "context is 0.3, of the model "),
+        ({"learned": replace(CONFIG.learned, tile_size=64)}, "tile_size is 64, of the model 96"),
         (
-            {"learned": replace(CONFIG.learned, tile_size=64)},
-            "learned proposer is .*'tile_size': 64,.* the model's is .*'tile_size': 96",
+            {"learned": replace(CONFIG.learned, nms_thresh=0.3)},
+            "nms_thresh is 0.3, of the mod",
         ),
+        (
+            {"learned": replace(CONFIG.learned, anchor_ratios=(1.5, 3.0, 6.0))},
+            r"anchor_ratios is \(1.5, 3.0, 6.0\), of the model ",
+        ),
+        ({"proposals_per_image": 9}, "top_n is 9, of the model 8"),
     ],
 )
 def test_a_configuration_that_is_not_the_models_is_not_saved(changes, words, trained, tmp_path):
@@ -130,6 +137,16 @@ def test_a_configuration_that_is_not_the_models_is_not_saved(changes, words, tra
     with pytest.raises(UserError, match=f"config is not what the model was built from: .*{words}"):
         save_detector(tmp_path / "x.safetensors", trained, other, ["a", "b"], [7, 9])
     assert not list(tmp_path.iterdir())
+
+
+def test_another_proposer_without_weights_is_not_saved(tmp_path):
+    model = build_detector(ModelConfig(proposer="grid"), 1)
+    for other, words in (
+        (ModelConfig(proposer="grid", grid=GridConfig(step=0.9)), "proposer's step is 0.9, of"),
+        (ModelConfig(proposer="precomputed", precomputed="x.json"), "proposer's type is NoneType"),
+    ):
+        with pytest.raises(UserError, match=words):
+            save_detector(tmp_path / "x.safetensors", model, other, ["a"], [1])
 
 
 def test_what_could_not_be_read_again_is_not_saved(trained, tmp_path):

@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import detect
 from backbones import __version__
+from detect.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +56,27 @@ def test_every_export_is_there_and_comes_when_asked_for():
     assert (done.returncode, done.stdout.strip()) == (0, __version__)
 
 
+def test_modules_are_there_and_other_names_are_not():
+    assert detect.rcnn.model.RCNN is detect.RCNN
+    assert {"RCNN", "load_detector", "__version__"} <= {*dir(detect)}
+    assert not hasattr(detect, "no_such_thing")
+
+
+def test_the_command_leaves_the_handlers_of_its_caller(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lowres-rcnn", "--version"])
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    thread = threading.Thread(target=main)
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().out == 2 * f"lowres-rcnn {__version__}\n"
+
+
 def test_ctrl_c_at_the_start_is_a_word():
     """While PyTorch is imported; a program that ignores it, as one in the background, goes on."""
     for prepare, code, words in (
@@ -68,7 +92,7 @@ def test_ctrl_c_at_the_start_is_a_word():
             preexec_fn=prepare,
         ) as process:
             maps = Path(f"/proc/{process.pid}/maps")
-            while "torch" not in maps.read_text():
+            while process.poll() is None and "torch" not in maps.read_text():
                 time.sleep(0.01)
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=60)

@@ -103,8 +103,15 @@ def test_images_are_told_by_the_file_that_a_result_names(digits, results, tmp_pa
         ]
         path.write_text(json.dumps(changed))
         assert evaluate_coco(dataset, load_results(path, dataset)) == expected
+    assert not caplog.messages
     path.write_text(json.dumps([entries[0] | {"file_name": "of_another.png"}]))
-    with pytest.raises(UserError, match=r"entry 0: file_name 'of_another\.png' is not in the data"):
+    load_results(path, dataset)
+    words = (
+        "entries with a file_name that is not in the dataset, taken by image_id: 1, first entry 0"
+    )
+    assert words in caplog.text
+    path.write_text(json.dumps([entries[0] | {"file_name": "of_another.png", "image_id": "x"}]))
+    with pytest.raises(UserError, match="entry 0 must have a whole number as image_id"):
         load_results(path, dataset)
 
 
@@ -120,7 +127,7 @@ def test_categories_that_count_from_elsewhere_are_asked_about(digits, results, t
     (tmp_path / "shifted.json").write_text(json.dumps(shifted))
     load_results(tmp_path / "shifted.json", dataset)
     assert len(caplog.messages) == 1
-    assert "boxes that lie on an object 0 have its class: are the category ids" in caplog.text
+    assert "objects that are found 0 have their class: are the category ids" in caplog.text
 
 
 def made(root: Path, objects: int, names: tuple[str, ...] = ("cell", "dog")) -> list[str]:

@@ -1,5 +1,6 @@
 """What people have changed in the folder of `infer`, or taken from its inputs, is not lost."""
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -8,10 +9,11 @@ import pytest
 import torch
 from helpers.untrained_detector import save_untrained
 
-from backbones.common.errors import UserError
+from backbones.common.errors import DiskError, UserError
 from backbones.common.images import write_image
 from detect.checkpoint import load_detector
 from detect.inference.annotate import check_output, infer
+from detect.inference.outputs import GrowingList
 from detect.media.sources import Source
 from detect.media.video import slideshow
 
@@ -125,3 +127,39 @@ def test_nothing_is_left_of_frames_that_a_video_no_longer_has(detector, tmp_path
     assert infer(detector, source, output, **LABELLED, resume=True).images == 2
     assert len(list((output / "yolo/labels/clip.mp4").iterdir())) == 2
     infer(detector, source, output, **LABELLED, overwrite=True)
+
+
+@pytest.mark.parametrize("way", ["kill", "full disk"])
+def test_a_stop_between_two_lists_is_nobodys_change(way, detector, tmp_path, three, monkeypatch):
+    output, add = tmp_path / "out", GrowingList.add
+
+    def stop(self, entries, tail=None):
+        if tail is None and (output / "results.csv").read_text().count("b.jpg"):
+            if way == "kill":
+                os._exit(9)
+            raise DiskError("full")
+        add(self, entries, tail)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(GrowingList, "add", stop)
+        try:
+            infer(detector, Source(three, []), output, **LABELLED)
+        finally:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (9 if way == "kill" else 7)
+    report = infer(detector, Source(three, []), output, **LABELLED, resume=True)
+    assert report.images == 3
+
+
+def test_a_corrected_list_is_kept_where_the_last_input_is_not_whole(detector, tmp_path, three):
+    """As Ctrl-C leaves it in a video."""
+    output = tmp_path / "out"
+    infer(detector, Source(three[:2], []), output, **LABELLED)
+    images = output / "images.json"
+    images.write_text(
+        images.read_text().replace('"last_is_whole": true ', '"last_is_whole": false')
+    )
+    (output / "results.csv").open("a").write("corrected\n")
+    with pytest.raises(UserError, match=changed_words(output / "results.csv")):
+        infer(detector, Source(three, []), output, **LABELLED, resume=True)

@@ -13,7 +13,14 @@ from PIL import Image
 
 from backbones.common.errors import UserError
 from detect.data import DetectionDataset
-from detect.data.open import DatasetConfig, build_dataset, build_datasets, resolve_data, split_names
+from detect.data.open import (
+    DatasetConfig,
+    build_dataset,
+    build_datasets,
+    keep_out_of_data,
+    resolve_data,
+    split_names,
+)
 from detect.media.sources import find_inputs
 
 BOX = [5.0, 4.0, 15.0, 16.0]
@@ -375,13 +382,66 @@ def test_what_looks_like_more_data_is_named_where_it_is_not_read(make, names, tm
     ]
 
 
+def coco_2017(root: Path) -> None:
+    coco_challenge(root)
+    picture(root / "test2017/d.png")
+
+
+def voc_2012(root: Path) -> None:
+    voc_challenge(root)
+    for name in ("d", "e"):
+        xml(root / f"Annotations/{name}.xml")
+    write(root / "ImageSets/Action/jumping_train.txt", "d\t1\n")
+    write(root / "ImageSets/Segmentation/all.txt", "e\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (coco_2017, "."),
+        (coco_2017, "annotations/instances_train2017.json"),
+        (coco_label_studio, "result.json"),
+        (coco_at_the_root, "train.json"),
+        (voc_2012, "."),
+        (yolo_ultralytics, "cups.yaml"),
+    ],
+)
+def test_of_ordinary_data_nothing_is_said(make, name, tmp_path, caplog):
+    make(tmp_path)
+    # Of another dataset, beside the file that is named.
+    picture(tmp_path / "my_train_set/images/a.png")
+    write(tmp_path / "my_train_set/labels/a.txt", YOLO_ROW)
+    resolve_data(DatasetConfig(root=str(tmp_path / name)))
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert [line for line in said if "my_train_set" not in line or name != "."] == []
+
+
+def test_a_list_that_is_no_text_and_not_used_ends_nothing(tmp_path, caplog):
+    voc_challenge(tmp_path)
+    (tmp_path / "ImageSets/Main/old.txt").write_bytes(b"\xff\xfe")
+    yolo_ultralytics(tmp_path / "yolo")
+    (tmp_path / "yolo/labels/train/classes.txt").write_bytes(b"B\xe4r\n")
+    resolve_data(DatasetConfig(root=str(tmp_path)))
+    for root in (tmp_path, tmp_path / "yolo"):
+        assert len(build_dataset(DatasetConfig(root=str(root)), "train")) == 2
+    assert "classes.txt: cannot read this text file" in caplog.text
+
+
+def test_a_root_that_is_called_like_a_split_takes_runs(tmp_path):
+    coco_challenge(tmp_path / "train")
+    config = DatasetConfig(root=str(tmp_path / "train"))
+    keep_out_of_data(str(tmp_path / "train/runs/mine"), config)
+    with pytest.raises(UserError, match="all of whose pictures are images"):
+        keep_out_of_data(str(tmp_path / "train/train2017/run"), config)
+
+
 def test_annotations_of_voc_in_no_list_are_counted(tmp_path, caplog):
     voc_challenge(tmp_path)
     for name in ("d", "deep/e"):
         xml(tmp_path / f"Annotations/{name}.xml")
     resolve_data(DatasetConfig(root=str(tmp_path)))
     pages = tmp_path / "Annotations"
-    assert f"{pages}: in no list of ImageSets/Main, not read: 2, first d.xml" in caplog.text
+    assert f"{pages}: in no list of ImageSets, not read: 2, first d.xml" in caplog.text
 
 
 def test_annotations_without_the_name_of_an_image_are_an_error(tmp_path):
