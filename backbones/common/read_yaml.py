@@ -24,8 +24,11 @@ _MAX_DIGITS = 40
 """Of a number, as text: more say nothing, and Python refuses to convert thousands of them."""
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike[str], *, is_foreign: bool = False) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Dates in it are text.
+
+    So are numbers that are not written in decimal digits in a file of other programs, `is_foreign`,
+    which may have any keys; elsewhere these are an error.
 
     Raises:
         UserError: the file is missing, empty, not YAML, no mapping, of more than a megabyte, has a
@@ -43,7 +46,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path}: more than {MAX_BYTES} bytes: is this a config file?")
     try:
         check_plain(text)
-        values = yaml.load(text, Loader=_StrictLoader)
+        values = yaml.load(text, Loader=_ForeignLoader if is_foreign else _StrictLoader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {error.problem or 'not valid YAML'}") from error
@@ -114,6 +117,10 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error; PyYAML would take the last."""
 
 
+class _ForeignLoader(_StrictLoader):
+    """The same of a file whose keys others chose."""
+
+
 def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
@@ -130,6 +137,8 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
 def _decimal(loader: _StrictLoader, node: yaml.ScalarNode) -> Any:
     """No other number: YAML takes 010 for 8, 1:30 for 90 and 1_0 for 10."""
     if not DECIMAL.fullmatch(node.value):
+        if isinstance(loader, _ForeignLoader):
+            return node.value
         problem = f"{node.value}: write this number in decimal digits, or in quotes if it is text"
         raise ConstructorError(None, None, problem, node.start_mark)
     if node.tag.endswith("int"):
@@ -137,11 +146,12 @@ def _decimal(loader: _StrictLoader, node: yaml.ScalarNode) -> Any:
     return loader.construct_yaml_float(node)
 
 
-for _kind in ("int", "float"):
-    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _decimal)
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
-# What looks like a date is text, and not an error where there is no such day.
-_StrictLoader.yaml_implicit_resolvers = {
-    letter: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
-    for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+for _loader in (_StrictLoader, _ForeignLoader):
+    for _kind in ("int", "float"):
+        _loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _decimal)
+    _loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
+    # What looks like a date is text, and not an error where there is no such day.
+    _loader.yaml_implicit_resolvers = {
+        letter: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+        for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }

@@ -129,7 +129,7 @@ def read_document(source: Path) -> dict[str, Any]:
         UserError: it cannot be read, or names a split twice or by nothing.
     """
     if source.suffix in (".yaml", ".yml"):
-        return _with_usual_splits(read_yaml(source), source)
+        return _with_usual_splits(read_yaml(source, is_foreign=True), source)
     names = "\n".join(lines_of(source)).rstrip().split("\n")
     if "" in names[:-1]:
         raise UserError(

@@ -358,6 +358,17 @@ def test_a_resumed_run_may_be_the_default_one_or_have_another_configuration(
     assert parse_config(Run, ["--resume", "--config", config_file("size: 9")]).size == 9
 
 
+def test_a_configuration_that_was_cut_off_is_named(tmp_path, caplog):
+    path = tmp_path / "config.yaml"
+    save_config(path, Run(str(tmp_path), size=7))
+    arguments = ["--run", str(tmp_path), "--resume"]
+    parse_config(Run, arguments)
+    assert "cut off" not in caplog.text
+    path.write_text(path.read_text().partition("size")[0])
+    parse_config(Run, arguments)
+    assert f"{path}: has no resume, size, of which the defaults are taken: was it" in caplog.text
+
+
 def test_resume_alone_takes_the_newest_run_of_its_kind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for age, name in enumerate(("newest", "here", "older")):

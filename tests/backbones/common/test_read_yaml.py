@@ -149,6 +149,7 @@ def test_numbers_are_decimal(number, tmp_path):
     path.write_text(f"first: 1\nepochs: {number}\n")
     with pytest.raises(UserError, match=rf"line 2: {number}: write this number in decimal"):
         read_yaml(path)
+    assert read_yaml(path, is_foreign=True) == {"first": 1, "epochs": number}
     path.write_text("a: 10\nb: -0.5\nc: 1.0e-3\nd: '010'\ne: 0\nf: .5\n")
     assert list(read_yaml(path).values()) == [10, -0.5, 0.001, "010", 0, 0.5]
 

@@ -212,6 +212,7 @@ def test_an_exception_ends_in_the_log_and_frees_the_handler(tmp_path):
             b"step,epoch,name,value\n10,0.5,loss/class,0.1\n20,\x00\x00\x00,loss/class,1\n",
         ),
         ("curves.csv", b"step,epoch,name,value\n10,half,loss/class,0.1\n20,1,loss/class,1\n"),
+        ("curves.csv", b"10,0.5,loss/class,0.1\n20,1,loss/class,1\n"),
         ("curves.csv", b"\xff\xfe"),
         ("tensorboard", b"a file"),
     ],

@@ -233,12 +233,12 @@ def test_boxes_read_as_written(tmp_path_factory, corners) -> None:
 
 def test_data_for_poses_are_boxes_with_points_behind_them(tmp_path):
     root = tmp_path / "poses"
-    write(root / "data.yaml", "train: images\nnames: [car, 10]\nkpt_shape: [2, 2]\n")
+    write(root / "data.yaml", "train: images\nnames: [car, 010]\ntime: 12:30\nkpt_shape: [2, 2]\n")
     picture(root / "images/a.png", 100, 50)
     write(root / "labels/a.txt", "0 0.5 0.5 0.2 0.4 0.9 0.9 0.1 0.1\n")
     dataset = load_yolo(root, "train")
     torch.testing.assert_close(next(iter(dataset)).boxes, torch.tensor([[40.0, 15.0, 60.0, 35.0]]))
-    assert dataset.class_names == ["car", "10"]
+    assert dataset.class_names == ["car", "010"]
     write(root / "labels/a.txt", "0 0.5 0.5 0.2 0.4 0.9 0.9\n")
     with pytest.raises(UserError, match="and 4 values of points, as kpt_shape says, got 7"):
         load_yolo(root, "train")

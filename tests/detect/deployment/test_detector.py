@@ -13,11 +13,16 @@ from torchvision.ops import box_iou
 
 from backbones import UserError
 from backbones.common.config import from_dict
+from backbones.common.images import write_image
 from backbones.deployment.onednn import can_fuse
 from backbones.deployment.openvino import OpenVINONetwork
 from detect.build import build_detector
 from detect.config import ModelConfig
-from detect.deployment.detector import CALIBRATION_IMAGES, deploy_detector
+from detect.deployment.detector import (
+    CALIBRATION_IMAGES,
+    calibration_crops,
+    deploy_detector,
+)
 from detect.deployment.proposer import deploy_proposer
 from detect.detector import Detector
 from detect.proposals import Proposals
@@ -192,6 +197,16 @@ def test_int8_is_calibrated_on_the_first_images(detector):
     assert 1e-4 < (exact - quantized).abs().max() < 0.2
     assert set(deployed(np.zeros((64, 64, 3), np.uint8)).keys()) == {"boxes", "labels", "scores"}
     assert not deployed.model.eval().training
+
+
+def test_crops_for_int8_from_a_folder(detector, tmp_path):
+    given = list(images((90, 120), (64, 70)))
+    for number, image in enumerate(given):
+        write_image(tmp_path / f"{number}.png", image)
+    found, expected = (calibration_crops(detector, one) for one in (str(tmp_path), given))
+    assert [batch.tolist() for batch in found] == [batch.tolist() for batch in expected]
+    with pytest.raises(UserError, match="expected a list of images or a folder, got 'a.jpg'"):
+        calibration_crops(detector, "a.jpg")
 
 
 def test_int8_without_images(detector):

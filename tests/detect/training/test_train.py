@@ -373,6 +373,22 @@ def test_results_are_not_lost_with_the_checkpoints(digits, tmp_path, caplog):
         assert f"{name}.earlier: its run has no checkpoint to go on from" in caplog.text
 
 
+def test_weights_that_were_deleted_are_not_scored(digits, tmp_path):
+    config = tiny(digits, tmp_path / "run", epochs=1)
+    weights = train_detector(config)["weights"]
+    weights.unlink()
+    scored = replace(config, resume=True, data=replace(config.data, test="val"))
+    (tmp_path / "run/config.yaml").unlink()
+    for checkpoint in (tmp_path / "run/checkpoints").iterdir():
+        content = torch.load(checkpoint)
+        content["config"]["data"]["test"] = "val"
+        torch.save(content, checkpoint)
+    with pytest.raises(
+        UserError, match=r"last\.safetensors: deleted since, so it cannot be scored"
+    ):
+        train_detector(scored)
+
+
 def test_changes_of_either_split_are_named_when_a_run_is_resumed(digits, tmp_path, caplog):
     root = shutil.copytree(digits, tmp_path / "data")
     config = tiny(root, tmp_path / "run", epochs=1)
