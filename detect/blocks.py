@@ -192,7 +192,8 @@ def _of_image(found: Found, block: Block, image: Parts, scale: float) -> Found:
     inner = torch.tensor([x1 > 0, y1 > 0, x2 < image.width, y2 < image.height])
     counts &= ~(((boxes - ends).abs() <= slack / 2) & inner).any(dim=1)
     at_seam = ((centres - low).abs() <= slack).any(dim=1) | ((centres - high).abs() <= slack).any(1)
-    in_two_sizes = longer >= 1.5 * MARGIN / scale
+    # With slack: smaller, an object is found to some pixels of this size.
+    in_two_sizes = longer >= (1.5 * MARGIN - SLACK * SHRINK) / scale
     several = at_seam | in_two_sizes
     return {key: found[key][counts] for key in ("labels", "scores")} | {
         "boxes": boxes[counts],

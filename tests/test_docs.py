@@ -59,7 +59,7 @@ def test_every_command_is_parsed(page, package, name, arguments, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "parse_config", parse)
     # Runs that are resumed are not there.
-    monkeypatch.setattr(config, "_of_the_run", lambda *_: [])
+    monkeypatch.setattr(config, "arguments_of_run", lambda *_, **__: [])
     monkeypatch.setattr(sys, "argv", [name, *shlex.split(arguments)])
     with pytest.raises(ParsedError):
         module.main()

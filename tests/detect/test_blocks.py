@@ -73,6 +73,12 @@ def test_an_object_anywhere_across_a_seam_is_found_once(data):
     assert_found_once(Canvas(height, width, [(x, y, x + side, y + side)]), 1.0)
 
 
+@pytest.mark.parametrize("side", range(366, 396, 3))
+def test_an_object_about_as_large_as_a_smaller_image_takes_is_found_once(side):
+    """There its box is rounded to four pixels, and may be the larger."""
+    assert_found_once(Canvas(2200, 2200, [(0, 1, side, 1 + side)]), 1.0)
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
 def test_objects_of_all_sizes_are_found_once(scale):
     """From 10 pixels that the proposer sees to most of the image."""

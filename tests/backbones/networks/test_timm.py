@@ -17,6 +17,11 @@ from backbones.networks.finetuning import layer_scales
 from detect.rcnn.config import RCNNConfig
 from detect.rcnn.model import RCNN
 
+needs_intermediates = pytest.mark.skipif(
+    not hasattr(timm.models.inception_v3.InceptionV3, "forward_intermediates"),
+    reason="timm's own network has none before 1.0.31",
+)
+
 NAME = "inception_v3_79_naive"
 """The variant that is timm's `inception_v3`, which it fits with all weights."""
 
@@ -90,6 +95,7 @@ def test_poolings_that_do_not_fit():
     assert model.get_classifier().in_features == model.head_hidden_size == 1024
 
 
+@needs_intermediates
 @pytest.mark.parametrize(
     ("indices", "stop_early"), [(None, False), (2, False), ([0, -2], True), ([1], True)]
 )
@@ -111,6 +117,7 @@ def test_intermediates_and_what_is_left_without_the_rest(both, x, indices, stop_
         both[0].forward_intermediates(x, output_fmt="NLC")
 
 
+@needs_intermediates
 @pytest.mark.parametrize("feature_cls", ["hook", "getter"])
 @torch.inference_mode()
 def test_features_only(both, x, theirs, feature_cls):
