@@ -18,7 +18,7 @@ from detect.rcnn.config import RCNNConfig
 from detect.rcnn.model import RCNN
 
 needs_intermediates = pytest.mark.skipif(
-    not hasattr(timm.models.inception_v3.InceptionV3, "forward_intermediates"),
+    not hasattr(timm.models.InceptionV3, "forward_intermediates"),
     reason="timm's own network has none before 1.0.31",
 )
 

@@ -205,7 +205,7 @@ def test_crops_for_int8_from_a_folder(detector, tmp_path):
         write_image(tmp_path / f"{number}.png", image)
     found, expected = (calibration_crops(detector, one) for one in (str(tmp_path), given))
     assert [batch.tolist() for batch in found] == [batch.tolist() for batch in expected]
-    with pytest.raises(UserError, match="expected a list of images or a folder, got 'a.jpg'"):
+    with pytest.raises(UserError, match=r"expected a list of images or a folder, got 'a\.jpg'"):
         calibration_crops(detector, "a.jpg")
 
 
