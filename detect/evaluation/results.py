@@ -97,7 +97,11 @@ def load_results(path: str | Path, dataset: DetectionDataset) -> list[dict[str, 
                     f"{result.where}: image_id {result.image_id} is not in the dataset "
                     "(tools.infer numbers its images by itself: score a detector by --weights)"
                 )
-            if type(category_id) is not int or category_id not in label_of:
+            if type(category_id) is not int:
+                raise UserError(
+                    f"{result.where}: expected a whole number as category_id, got {category_id!r}"
+                )
+            if category_id not in label_of:
                 known = ", ".join(map(str, dataset.category_ids[:20]))
                 raise UserError(
                     f"{result.where}: category_id {category_id!r} is not in the dataset: {known} "

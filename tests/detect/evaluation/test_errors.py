@@ -239,7 +239,8 @@ def test_results_as_others_write_them(tmp_path, caplog):
         ({"bbox": [0, 0, float("inf"), 5]}, "entry 0 must have finite numbers"),
         ({"image_id": 5}, "entry 0: image_id 5 is not in the dataset"),
         ({"category_id": 4}, "entry 0: category_id 4 is not in the dataset: 3, 17, 90"),
-        ({"category_id": None}, "category_id None is not in the dataset"),
+        ({"category_id": None}, "expected a whole number as category_id, got None"),
+        ({"category_id": "3"}, "expected a whole number as category_id, got '3'"),
         ({"bbox": [0, 0, 0.5, 0.5]}, "expected boxes in pixels, .*are these fractions"),
     ],
 )
@@ -254,7 +255,9 @@ def test_wrong_results_are_named(change, message, tmp_path):
 def test_truth_is_no_category(tmp_path):
     entry = {"image_id": 100, "category_id": True, "bbox": [0, 0, 5, 5], "score": 0.5}
     (tmp_path / "r.json").write_text(json.dumps([entry]))
-    with pytest.raises(UserError, match="entry 0: category_id True is not in the dataset: 1, 17"):
+    with pytest.raises(
+        UserError, match="entry 0: expected a whole number as category_id, got True"
+    ):
         load_results(tmp_path / "r.json", make_dataset([[]], category_ids=[1, 17]))
 
 
