@@ -108,11 +108,12 @@ def _find_voc(root: Path, class_names: Sequence[str] | None) -> Layout | None:
         return None
     load = partial(load_voc_pairs, class_names=class_names)
     lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
-    # Label Studio has the second.
+    # Label Studio has the second, FiftyOne the last.
     for pages, images in (
         ("Annotations", "JPEGImages"),
         ("Annotations", "images"),
         ("annotations", "images"),
+        ("labels", "data"),
     ):
         if not os.path.isdir(root / images) or not _holds(root / pages, {".xml"}, deep=True):
             continue
@@ -183,7 +184,7 @@ def _several_coco(files: Iterable[Path], root: Path, words: str) -> Layout:
     named = {path.stem.removeprefix("instances_"): path for path in files}
     places = {name: _image_folders(root, name) for name in named}
     splits = {name: partial(load_coco, path, places[name]) for name, path in named.items()}
-    of_all = (root, root / "images")
+    of_all = _above(root)
     taken = [(name, place) for name in named for place in places[name] if place not in of_all]
     return Layout("coco", f"COCO ({words})", splits, taken=[*named.items(), *taken])
 
@@ -197,10 +198,15 @@ def _one_coco(path: Path, root: Path) -> Layout:
 
 def _image_folders(root: Path, split: str) -> list[Path]:
     """Where the images of a split may be; `file_name` often begins with `images/`."""
-    above = (root, root / "images")
+    above = _above(root)
     places = [place / split for place in above]
     places += [part for place in above for part in _folders(place) if _same_split(part.name, split)]
     return [place for place in [*places, *reversed(above)] if os.path.isdir(place)]
+
+
+def _above(root: Path) -> tuple[Path, Path, Path]:
+    """Folders of images, and of their folders by split; FiftyOne has `data`."""
+    return root, root / "data", root / "images"
 
 
 def _same_split(name: str, split: str) -> bool:

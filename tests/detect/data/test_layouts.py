@@ -132,6 +132,18 @@ def coco_two_files(root: Path) -> None:
     picture(root / "images/a.png", shade=5)
 
 
+def coco_fiftyone(root: Path) -> None:
+    write(root / "labels.json", coco("a.png", "b.png"))
+    for name in "ab":
+        picture(root / f"data/{name}.png")
+
+
+def voc_fiftyone(root: Path) -> None:
+    for name in "ab":
+        picture(root / f"data/{name}.png")
+        xml(root / f"labels/{name}.xml")
+
+
 def coco_at_the_root(root: Path) -> None:
     coco_two_files(root)
     for split in ("train", "val"):
@@ -233,6 +245,8 @@ def yolo_label_img(root: Path) -> None:
         (voc_label_studio, "voc", {"train": 2}, ["cup"]),
         (coco_challenge, "coco", {"train": 2, "val": 1}, ["mug", "cup"]),
         (coco_two_files, "coco", {"train": 2, "val": 1}, ["mug", "cup"]),
+        (coco_fiftyone, "coco", {"train": 2}, ["mug", "cup"]),
+        (voc_fiftyone, "voc", {"train": 2}, ["cup"]),
         (coco_at_the_root, "coco", {"train": 2, "val": 1}, ["mug", "cup"]),
         (coco_roboflow, "coco", {"train": 2, "val": 1}, ["cup"]),
         (coco_label_studio, "coco", {"train": 2}, ["mug", "cup"]),
