@@ -56,7 +56,11 @@ if not TYPE_CHECKING:  # for which every name would be there
         if name in _HOMES:
             value = globals()[name] = getattr(import_module(_HOMES[name]), name)
             return value
-        if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        if (
+            name.isidentifier()
+            and not name.startswith("_")
+            and find_spec(f"{__name__}.{name}") is not None
+        ):
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

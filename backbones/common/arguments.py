@@ -42,9 +42,15 @@ def check_numbers(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
     for word, following in itertools.pairwise([*arguments, ""]):
         option, equals, value = word.partition("=")
         value, hint = value if equals else following, hints.get(option.removeprefix("--"))
-        is_number = {int, float} & {hint, *get_args(hint)} and re.match(r"[-+]?\d[\d_:x.]*$", value)
-        if option != word.lstrip("-") and is_number and not DECIMAL.fullmatch(value):
-            raise UserError(f"{option}: expected a number in decimal digits, got {value}")
+        if option == word.lstrip("-") or not {int, float} & _types_in(hint):
+            continue
+        for one in re.split(r"[\[\]{}, ]+", value):
+            if re.match(r"[-+]?\d[\d_:x.]*$", one) and not DECIMAL.fullmatch(one):
+                raise UserError(f"{option}: expected a number in decimal digits, got {one}")
+
+
+def _types_in(hint: Any) -> set[Any]:
+    return {hint}.union(*map(_types_in, get_args(hint)))
 
 
 def spell_out(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:

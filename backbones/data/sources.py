@@ -195,7 +195,7 @@ class Shards:
     def names(self) -> Iterator[str]:
         """As `ImageSource.names`."""
         for member in self._members:
-            yield member.name.removeprefix(str(member.shard.parent))
+            yield member.shard.name + member.name.removeprefix(str(member.shard))
 
     def read(self, index: int) -> tuple[bytes, int, str]:
         """As `ImageSource.read`."""

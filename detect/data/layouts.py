@@ -201,12 +201,14 @@ def _image_folders(root: Path, split: str) -> list[Path]:
     above = _above(root)
     places = [place / split for place in above]
     places += [part for place in above for part in _folders(place) if _same_split(part.name, split)]
-    return [place for place in [*places, *reversed(above)] if os.path.isdir(place)]
+    # What holds as many files stands first: what was made for it, and then what FiftyOne has.
+    whole = (root / "images", root, root / "data")
+    return [place for place in [*places, *whole] if os.path.isdir(place)]
 
 
 def _above(root: Path) -> tuple[Path, Path, Path]:
     """Folders of images, and of their folders by split; FiftyOne has `data`."""
-    return root, root / "data", root / "images"
+    return root, root / "images", root / "data"
 
 
 def _same_split(name: str, split: str) -> bool:

@@ -92,6 +92,8 @@ def read_results(
             continue
         farthest = max(farthest, x + w, y + h)
         yield Result(image_id, [x, y, x + w, y + h], score, entry, where)
+    if unknown and len(unknown) == len(entries):
+        raise UserError(f"{path}: no file_name of its entries is in the dataset: is it of another?")
     if unknown:
         logger.warning(
             "%s: entries with a file_name that is not in the dataset, taken by image_id: %d, first "

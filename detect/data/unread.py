@@ -57,9 +57,8 @@ def _say_unlisted(layout: Layout) -> Iterator[str]:
     # The challenges have images that are for segmentation or actions alone.
     for path in main.parent.glob("*/*.txt"):
         with suppress(UserError):  # which a list that is used says itself
-            listed |= {
-                form for entry in listed_names(path) for form in (entry, without_flag(entry))
-            }
+            for entry in listed_names(path):  # with a flag, or for the parts of an object two
+                listed |= {entry, without_flag(entry), without_flag(without_flag(entry))}
     if rest := sorted(there - listed):
         yield f"{pages}: in no list of ImageSets, not read: {len(rest)}, first {rest[0]}.xml"
 
@@ -77,9 +76,10 @@ def _is_part(path: Path, format: str, beside_folders: bool) -> bool:
     files = list(files_below(path))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     labels = [file for file in files if format == "yolo" and file.suffix.lower() == ".txt"]
-    if beside_folders and (images or labels) and _names_split(path.name):
-        # COCO's test images come without annotations.
-        return format != "coco" or usual_split(path.name) != "test"
+    # COCO's test images come without annotations.
+    is_test = format == "coco" and usual_split(path.name) == "test"
+    if beside_folders and (images or labels) and _names_split(path.name) and not is_test:
+        return True
     if format == "yolo":
         return any(map(_has_labels, images[:_SOME]))
     return any(_is_annotation(file, format) for file in files)

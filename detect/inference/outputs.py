@@ -251,7 +251,7 @@ class GrowingFile:
         try:
             with write_errors(self._path):
                 self._write(data + new)
-        except UserError:
+        except BaseException:  # a program's own signals too
             # There is room for what was there before.
             self._write(self._tail)
             os.truncate(self._file, self._end + len(self._tail))

@@ -104,12 +104,13 @@ def test_images_are_told_by_the_file_that_a_result_names(digits, results, tmp_pa
         path.write_text(json.dumps(changed))
         assert evaluate_coco(dataset, load_results(path, dataset)) == expected
     assert not caplog.messages
-    path.write_text(json.dumps([entries[0] | {"file_name": "of_another.png"}]))
+    other = entries[0] | {"file_name": "of_another.png"}
+    path.write_text(json.dumps([*entries, other]))
     load_results(path, dataset)
-    words = (
-        "entries with a file_name that is not in the dataset, taken by image_id: 1, first entry 0"
-    )
-    assert words in caplog.text
+    assert "with a file_name that is not in the dataset, taken by image_id: 1, first" in caplog.text
+    path.write_text(json.dumps([other]))
+    with pytest.raises(UserError, match="no file_name of its entries is in the dataset"):
+        load_results(path, dataset)
     path.write_text(json.dumps([entries[0] | {"file_name": "of_another.png", "image_id": "x"}]))
     with pytest.raises(UserError, match="entry 0 must have a whole number as image_id"):
         load_results(path, dataset)
