@@ -49,11 +49,12 @@ def read_results(
         what: it holds, for messages: `proposals`, `results`.
         named: as from `ids_by_name`, for entries with a `file_name`: programs such as Ultralytics
             number images in a way of their own.
-        others: entries of files that `named` has not are left out, and no error.
+        others: entries of files that `named` has not are left out; else they count by `image_id`,
+            which a warning says.
 
     Raises:
-        UserError: missing file, not JSON, not a list of results, or none beyond the first pixel of
-            its image; the message names file and entry.
+        UserError: missing file, not JSON, not a list of results, none beyond the first pixel of
+            its image, or all of files that `named` has not; the message names file and entry.
     """
     path = Path(path)
     entries = read_json(path, what)
@@ -75,8 +76,6 @@ def read_results(
                     unknown.append(i)
                 of_file = named.get(name)
             image_id = whole_number(entry["image_id"]) if of_file is None else of_file
-        except UserError:
-            raise
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(
                 f"{where} must have a whole number as image_id, bbox [x, y, w, h] and a number as "
