@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backbones.common.errors import UserError
-from backbones.data.sources import FirstClasses, ImageSource, one_form, open_split
+from backbones.common.listing import one_form
+from backbones.data.sources import FirstClasses, ImageSource, open_split
 from backbones.networks.checkpoint import load_backbone
 from backbones.networks.inception import InceptionV3
 from backbones.networks.weights import load_metadata

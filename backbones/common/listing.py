@@ -2,6 +2,7 @@
 
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -57,6 +58,11 @@ def files_in(folder: Path, suffixes: Collection[str], where: str | Path) -> list
 def is_visible(name: str) -> bool:
     """Whether a file or folder is not hidden, as those are whose names begin with a dot."""
     return not name.startswith(".")
+
+
+def one_form(name: str) -> str:
+    """A name as it is compared: a Mac writes an umlaut as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def with_suffix(

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import tarfile
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import IO, NamedTuple, Protocol
 
 from backbones.common.errors import ImageError, UserError
 from backbones.common.images import IMAGE_SUFFIXES
-from backbones.common.listing import is_visible, visible_files, with_suffix
+from backbones.common.listing import is_visible, one_form, visible_files, with_suffix
 from backbones.common.read_json import parse_json
 from backbones.common.regular_files import read_file
 from backbones.data.tar import (
@@ -29,11 +28,6 @@ from backbones.data.tar import (
 logger = logging.getLogger(__name__)
 
 _ARCHIVE = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4|z))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-
-
-def one_form(class_name: str) -> str:
-    """A class's name as it is compared: a Mac writes an umlaut as two characters, others as one."""
-    return unicodedata.normalize("NFC", class_name)
 
 
 class ImageSource(Protocol):

@@ -3,12 +3,12 @@
 import logging
 import math
 import operator
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from backbones.common.errors import UserError
+from backbones.common.listing import one_form
 from backbones.common.read_json import read_json
 from detect.data.sample import DetectionDataset
 
@@ -112,8 +112,8 @@ def read_results(
 
 
 def file_key(path: str) -> str:
-    """A file's name without folders, in one form: a Mac writes an umlaut as two characters."""
-    return unicodedata.normalize("NFC", PurePosixPath(path).name)
+    """A file's name without folders, in one form."""
+    return one_form(PurePosixPath(path).name)
 
 
 def ids_by_name(datasets: Iterable[DetectionDataset]) -> dict[str, int | None]:

@@ -2,14 +2,13 @@
 
 import logging
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from backbones.common.errors import UserError
 from backbones.common.images import IMAGE_SUFFIXES
-from backbones.common.listing import visible_files
+from backbones.common.listing import one_form, visible_files
 from backbones.common.regular_files import read_file
 from detect.data.paths import refuse_address
 
@@ -30,7 +29,7 @@ def listed_names(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot read this split; there are: {there}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected text in UTF-8, save it as such: {error}") from error
-    return [_composed(line.strip()) for line in lines if line.strip()]
+    return [one_form(line.strip()) for line in lines if line.strip()]
 
 
 def read_split(path: Path, known: Container[str]) -> list[str]:
@@ -72,13 +71,8 @@ def by_name(folder: Path, suffixes: Collection[str] | None = None) -> dict[str, 
     found = defaultdict(list)
     for path in visible_files(folder):
         if suffixes is None or path.suffix.lower() in suffixes:
-            found[_composed(path.relative_to(folder).with_suffix("").as_posix())].append(path)
+            found[one_form(path.relative_to(folder).with_suffix("").as_posix())].append(path)
     return dict(found)
-
-
-def _composed(name: str) -> str:
-    """A Mac writes an umlaut in file names as two characters, others as one."""
-    return unicodedata.normalize("NFC", name)
 
 
 def find_pages(folder: Path) -> dict[str, Path]:
@@ -128,8 +122,8 @@ def _image_of(name: str, files: Sequence[Path], file_name: str, folder: Path) ->
     annotation names."""
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if len(images) > 1:
-        meant = _composed(PurePosixPath(file_name).name)
-        images = [path for path in images if _composed(path.name) == meant]
+        meant = one_form(PurePosixPath(file_name).name)
+        images = [path for path in images if one_form(path.name) == meant]
     if len(images) == 1:
         return images[0]
     there = ", ".join(sorted(path.name for path in files))
